@@ -1,0 +1,136 @@
+"""Every size and switch of the mask tokenizer, flat, typed and validated.
+
+Does not know what the sizes mean to the parts: each part reads its own fields. Defaults are those of the released
+weights (`large`), except `latent_layout`, where tokenizers made here use the causal one.
+"""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig
+
+LATENT_LAYOUTS = ("transpose", "legacy_reshape")
+GROUP_NORM_GROUPS = 32  # of the MaskGIT-VQGAN pixel decoder; a field, because channels must be a multiple of it
+
+
+class MaskTokenizerConfig(PretrainedConfig):
+    """Configuration of a `MaskTokenizer` (arXiv 2503.13026, section 3.1).
+
+    Args:
+        image_size: side of the square s in pixels.
+        patch_size: side of an encoder patch; equals the pixel decoder's total upsampling, 2 ** (levels - 1).
+        encoder_width, encoder_layers, encoder_heads: the encoder's transformer.
+        decoder_width, decoder_layers, decoder_heads: the de-tokenizer's transformer.
+        mlp_ratio: hidden width of a block's feed-forward layer, in multiples of the width.
+        num_mask_tokens: k, the codes of a mask.
+        codebook_size: v, the number of codes.
+        code_width: d, numbers in a code's codebook row.
+        latent_layout: how (k, width) latents become (width, k) before the 1x1 convolution: `transpose` keeps each
+            code causal, `legacy_reshape` mixes tokens as the released weights (and TiTok before them) do.
+        normalize_codebook: feed L2-normalised codebook rows to the decoder (the released decoder takes them as
+            they are).
+        pixel_hidden_width, pixel_input_channels: the two 1x1 convolutions between transformer and pixel decoder.
+        pixel_channels, pixel_channel_multipliers, pixel_res_blocks, pixel_groups: the pixel decoder; multipliers
+            run from the last (full resolution) level to the first.
+        output_channels: channels of the last convolution; their mean is the mask's logit before shift and scale.
+        output_shift, output_scale: probability = sigmoid((mean - shift) * scale).
+        codebook_ready: False until a fresh codebook was placed among the encoder's outputs by training.
+        initializer_range: standard deviation of freshly drawn weights.
+
+    Raises:
+        ValueError: a field is out of range or two fields do not fit each other.
+    """
+
+    model_type = "himtok_mask_tokenizer"
+
+    def __init__(
+        self,
+        image_size: int = 256,
+        patch_size: int = 16,
+        encoder_width: int = 1024,
+        encoder_layers: int = 24,
+        encoder_heads: int = 16,
+        decoder_width: int = 1024,
+        decoder_layers: int = 24,
+        decoder_heads: int = 16,
+        mlp_ratio: int = 4,
+        num_mask_tokens: int = 32,
+        codebook_size: int = 1024,
+        code_width: int = 12,
+        latent_layout: str = "transpose",
+        normalize_codebook: bool = False,
+        pixel_hidden_width: int | None = None,
+        pixel_input_channels: int = 1024,
+        pixel_channels: int = 128,
+        pixel_channel_multipliers: list[int] | tuple[int, ...] = (1, 1, 2, 2, 4),
+        pixel_res_blocks: int = 2,
+        pixel_groups: int = GROUP_NORM_GROUPS,
+        output_channels: int = 3,
+        output_shift: float = 0.5,
+        output_scale: float = 5.0,
+        codebook_ready: bool = False,
+        initializer_range: float = 0.02,
+        **kwargs,
+    ):
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.encoder_width = encoder_width
+        self.encoder_layers = encoder_layers
+        self.encoder_heads = encoder_heads
+        self.decoder_width = decoder_width
+        self.decoder_layers = decoder_layers
+        self.decoder_heads = decoder_heads
+        self.mlp_ratio = mlp_ratio
+        self.num_mask_tokens = num_mask_tokens
+        self.codebook_size = codebook_size
+        self.code_width = code_width
+        self.latent_layout = latent_layout
+        self.normalize_codebook = normalize_codebook
+        self.pixel_hidden_width = 2 * decoder_width if pixel_hidden_width is None else pixel_hidden_width
+        self.pixel_input_channels = pixel_input_channels
+        self.pixel_channels = pixel_channels
+        self.pixel_channel_multipliers = list(pixel_channel_multipliers)
+        self.pixel_res_blocks = pixel_res_blocks
+        self.pixel_groups = pixel_groups
+        self.output_channels = output_channels
+        self.output_shift = output_shift
+        self.output_scale = output_scale
+        self.codebook_ready = codebook_ready
+        self.initializer_range = initializer_range
+        self._check()
+        super().__init__(**kwargs)
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the square."""
+        return self.image_size // self.patch_size
+
+    def _check(self) -> None:
+        positive = (
+            "image_size patch_size encoder_width encoder_layers encoder_heads decoder_width decoder_layers "
+            "decoder_heads mlp_ratio num_mask_tokens codebook_size code_width pixel_hidden_width "
+            "pixel_input_channels pixel_channels pixel_res_blocks pixel_groups output_channels"
+        ).split()
+        for name in positive:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected a positive integer")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size={self.image_size}: expected a multiple of patch_size={self.patch_size}")
+        for part in ("encoder", "decoder"):
+            width, heads = getattr(self, f"{part}_width"), getattr(self, f"{part}_heads")
+            if width % heads:
+                raise ValueError(f"{part}_width={width}: expected a multiple of {part}_heads={heads}")
+        if self.latent_layout not in LATENT_LAYOUTS:
+            raise ValueError(f"latent_layout={self.latent_layout!r}: expected one of {LATENT_LAYOUTS}")
+        upsampling = 2 ** (len(self.pixel_channel_multipliers) - 1)
+        if upsampling != self.patch_size:
+            raise ValueError(
+                f"pixel_channel_multipliers={self.pixel_channel_multipliers}: {len(self.pixel_channel_multipliers)} "
+                f"levels upsample {upsampling} times, expected patch_size={self.patch_size} times"
+            )
+        for multiplier in self.pixel_channel_multipliers:
+            if (self.pixel_channels * multiplier) % self.pixel_groups:
+                raise ValueError(
+                    f"pixel_channels={self.pixel_channels}: {multiplier} times it is no multiple of "
+                    f"pixel_groups={self.pixel_groups}"
+                )

@@ -1,0 +1,176 @@
+"""Released weights (`himtok.pth`) to a `MaskTokenizer`, and finding a mask tokenizer in a folder or on a hub.
+
+Sizes are read off the tensors' shapes; what does not fit is refused by name. Pickles are read with
+`weights_only=True`, so a file cannot run code. Does not know the chat model around released weights.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .configuration import MaskTokenizerConfig
+from .modeling import MaskTokenizer
+
+RELEASED_FILE = "himtok.pth"
+SIDECAR_FOLDER = "mask_tokenizer"
+HEAD_WIDTH = 64  # of the released transformers
+IGNORED_PREFIXES = ("sam.",)  # the authors' optional refiner rides along in some files
+IGNORED_KEYS = ("encoder.attn_mask",)  # a stored constant, derived here
+
+
+def load_released(path: str | os.PathLike) -> MaskTokenizer:
+    """Read a released weights file into a float32 `MaskTokenizer` in evaluation mode.
+
+    Raises:
+        ValueError: not a file of tensors, or keys or shapes that are not a mask tokenizer's, all named.
+    """
+    state = strip_wrappers(_read_weights(Path(path)), path)
+    config = config_from_shapes({key: tuple(value.shape) for key, value in state.items()}, path)
+    with torch.device("meta"):
+        model = MaskTokenizer(config)
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    missing = sorted(expected.keys() - state.keys())
+    unknown = sorted(state.keys() - expected.keys())
+    misshaped = sorted(
+        f"{key} {tuple(state[key].shape)} instead of {expected[key]}"
+        for key in expected.keys() & state.keys()
+        if tuple(state[key].shape) != expected[key]
+    )
+    if missing or unknown or misshaped:
+        raise ValueError(f"{path}: missing keys {missing}; unknown keys {unknown}; wrong shapes {misshaped}")
+    model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    return model.eval()
+
+
+def _read_weights(path: Path) -> Mapping:
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a weights file such as {RELEASED_FILE}, found none")
+    try:
+        # weights_only refuses every pickle that would call anything but tensor constructors.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path}: not a weights file of plain tensors ({reason[0]})") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path}: holds a {type(state).__name__}, expected a dictionary of tensors")
+    return state
+
+
+def strip_wrappers(state: Mapping, source: object = "state dict") -> dict[str, Tensor]:
+    """Undo the `{"model": ...}` wrapper and `module.` prefixes; drop what is no part of the tokenizer.
+
+    Raises:
+        ValueError: a value is no tensor.
+    """
+    if isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    plain = {str(key).removeprefix("module."): value for key, value in state.items()}
+    kept = {k: v for k, v in plain.items() if not k.startswith(IGNORED_PREFIXES) and k not in IGNORED_KEYS}
+    strange = sorted(key for key, value in kept.items() if not isinstance(value, Tensor))
+    if strange:
+        raise ValueError(f"{source}: entries that are no tensors: {strange}")
+    return kept
+
+
+def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: object = "state dict") -> MaskTokenizerConfig:
+    """Read every size off the shapes of a released state dict.
+
+    Raises:
+        ValueError: a key that a size is read from is absent or has the wrong number of dimensions, or the sizes
+            contradict each other.
+    """
+
+    def shape(key: str, ndim: int) -> tuple[int, ...]:
+        if key not in shapes:
+            raise ValueError(f"{source}: no key {key!r}, so this is no HiMTok mask tokenizer")
+        if len(shapes[key]) != ndim:
+            raise ValueError(f"{source}: {key} has shape {shapes[key]}, expected {ndim} dimensions")
+        return shapes[key]
+
+    def layers(prefix: str) -> int:
+        numbers = {key[len(prefix) :].split(".")[0] for key in shapes if key.startswith(prefix)}
+        return sum(number.isdigit() for number in numbers)
+
+    encoder_width, _, patch_size, _ = shape("encoder.patch_embed.weight", 4)
+    num_patches = shape("encoder.positional_embedding", 2)[0] - 1
+    grid_size = round(max(num_patches, 0) ** 0.5)
+    if grid_size**2 != num_patches or not num_patches:
+        raise ValueError(f"{source}: encoder.positional_embedding holds {num_patches} patches, expected a square number")
+    decoder_width = shape("decoder.positional_embedding", 2)[1]
+    codebook_size, code_width = shape("quantize.embedding.weight", 2)
+    levels = layers("pixel_decoder.up.")
+    widths = [shape(f"pixel_decoder.up.{i}.block.0.conv2.weight", 4)[0] for i in range(levels)]
+    if not widths or any(width % widths[0] for width in widths):
+        raise ValueError(f"{source}: pixel decoder levels of {widths} channels, expected multiples of the first")
+    return MaskTokenizerConfig(
+        image_size=grid_size * patch_size,
+        patch_size=patch_size,
+        encoder_width=encoder_width,
+        encoder_layers=layers("encoder.transformer."),
+        encoder_heads=max(encoder_width // HEAD_WIDTH, 1),
+        decoder_width=decoder_width,
+        decoder_layers=layers("decoder.transformer."),
+        decoder_heads=max(decoder_width // HEAD_WIDTH, 1),
+        mlp_ratio=shape("encoder.transformer.0.mlp.c_fc.weight", 2)[0] // encoder_width,
+        num_mask_tokens=shape("latent_tokens", 2)[0],
+        codebook_size=codebook_size,
+        code_width=code_width,
+        latent_layout="legacy_reshape",
+        pixel_hidden_width=shape("decoder.ffn.0.weight", 4)[0],
+        pixel_input_channels=shape("decoder.ffn.2.weight", 4)[0],
+        pixel_channels=widths[0],
+        pixel_channel_multipliers=[width // widths[0] for width in widths],
+        pixel_res_blocks=layers("pixel_decoder.up.0.block."),
+        output_channels=shape("pixel_decoder.conv_out.weight", 4)[0],
+        codebook_ready=True,
+    )
+
+
+def find_mask_tokenizer(name: str | os.PathLike, hub_options: Mapping | None = None) -> Path:
+    """The folder to load with `save_pretrained` layout, or the released weights file, that `name` stands for.
+
+    A folder may be a mask tokenizer itself, hold one in `mask_tokenizer/`, or hold a `himtok.pth`. Anything else is
+    taken as a hub id and downloaded.
+
+    Raises:
+        ValueError: nothing found, with everything that was looked for.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if str(name) == "default":
+        from ..resources import default_mask_tokenizer
+
+        return default_mask_tokenizer()
+    if not path.exists():
+        path = _download(str(name), hub_options or {})
+    for folder in (path, path / SIDECAR_FOLDER):
+        config = folder / "config.json"
+        if config.is_file() and f'"{MaskTokenizerConfig.model_type}"' in config.read_text(encoding="utf-8"):
+            return folder
+        if (folder / RELEASED_FILE).is_file():
+            return folder / RELEASED_FILE
+    raise ValueError(
+        f"mask tokenizer {str(name)!r}: {path} holds neither a mask tokenizer's config.json, nor {SIDECAR_FOLDER}/, "
+        f"nor {RELEASED_FILE}"
+    )
+
+
+def _download(hub_id: str, options: Mapping) -> Path:
+    from huggingface_hub import snapshot_download
+
+    allowed = {key: options[key] for key in ("revision", "cache_dir", "token", "local_files_only") if key in options}
+    files = ["config.json", "*.safetensors", RELEASED_FILE, f"{SIDECAR_FOLDER}/*"]
+    try:
+        # A whole checkpoint may sit beside the tokenizer: its shards are not wanted.
+        return Path(snapshot_download(hub_id, allow_patterns=files, ignore_patterns=["model-0*"], **allowed))
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"mask tokenizer {hub_id!r}: no such folder, and it cannot be had from the hub ({reason[0]})"
+        ) from error

@@ -1,0 +1,179 @@
+"""`MaskTokenizer`: encoder, quantizer and de-tokenizer put together as a transformers model.
+
+Contract: squares (b, s, s) in [0, 1] <-> codes (b, k). Does not know text, images or how squares are made
+(`masks.py`); the training objective stands in `objective.py`.
+
+Shapes throughout: b batch, k mask tokens, n <= k given tokens, d code width, v codebook size, s square side.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .configuration import MaskTokenizerConfig
+from .decoder import MaskDecoder
+from .encoder import MaskEncoder
+from .pixel_decoder import PixelDecoder
+from .quantizer import Quantizer
+from .transformer import SelfAttention
+
+
+class MaskTokenizer(PreTrainedModel):
+    """Hierarchical mask tokenizer of HiMTok (arXiv 2503.13026, section 3.1; built on TiTok, arXiv 2406.07550)."""
+
+    config_class = MaskTokenizerConfig
+    config: MaskTokenizerConfig
+    base_model_prefix = ""
+    main_input_name = "squares"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["Block", "Level"]
+    _keep_in_fp32_modules_strict = ["quantize"]
+
+    def __init__(self, config: MaskTokenizerConfig):
+        super().__init__(config)
+        self.latent_tokens = nn.Parameter(torch.empty(config.num_mask_tokens, config.encoder_width))
+        self.encoder = MaskEncoder(config)
+        self.quantize = Quantizer(config)
+        self.decoder = MaskDecoder(config)
+        self.pixel_decoder = PixelDecoder(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # transformers' wrappers in `init` respect weights that were already loaded; only what is fresh is drawn.
+        from transformers import initialization as init
+
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            fan_in_init = isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
+            if module is self.quantize.embedding_proj:
+                init.eye_(module.weight)
+            elif fan_in_init:
+                init.kaiming_normal_(module.weight, nonlinearity="relu")
+            else:
+                init.trunc_normal_(module.weight, std=max(std, module.weight[0].numel() ** -0.5))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, SelfAttention):
+            init.trunc_normal_(module.in_proj_weight, std=max(std, module.in_proj_weight.shape[1] ** -0.5))
+            init.zeros_(module.in_proj_bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        own = ("class_embedding", "mask_token", "positional_embedding", "latent_token_positional_embedding")
+        for name in (*own, "latent_tokens"):
+            if name in module._parameters:
+                init.normal_(module._parameters[name], std=module._parameters[name].shape[-1] ** -0.5)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> MaskTokenizer:
+        """Load a mask tokenizer.
+
+        Args:
+            pretrained_model_name_or_path: `save_pretrained` folder or hub id; a folder, file or hub id that holds
+                only released weights (`himtok.pth`), which are converted on the fly; or "default".
+
+        Raises:
+            ValueError: nothing there that could be a mask tokenizer, or weights that do not fit.
+        """
+        from .conversion import find_mask_tokenizer, load_released
+
+        found = find_mask_tokenizer(pretrained_model_name_or_path, kwargs)
+        if found.suffix in (".pth", ".pt", ".bin"):
+            model = load_released(found)
+            dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+            return (model if dtype in (None, "auto") else model.to(dtype)).eval()
+        loaded, report = super().from_pretrained(os.fspath(found), *args, output_loading_info=True, **kwargs)
+        wrong = {name: sorted(keys, key=str) for name, keys in report.items() if keys}
+        if wrong:
+            raise ValueError(f"mask tokenizer {os.fspath(pretrained_model_name_or_path)!r} does not fit: {wrong}")
+        return loaded
+
+    def encode(self, squares: Tensor) -> Tensor:
+        """Squares to codes, without gradient.
+
+        Args:
+            squares: (b, s, s) float in [0, 1], see `masks.to_square`.
+
+        Returns:
+            (b, k) int64 in [0, v).
+
+        Raises:
+            ValueError: wrong shape or dtype.
+        """
+        with torch.no_grad():
+            return self.quantize.nearest_codes(self.encode_latents(squares))
+
+    def encode_latents(self, squares: Tensor) -> Tensor:
+        """(b, s, s) squares -> (b, k, d) latents before quantization, in the model's dtype, with gradient."""
+        side = self.config.image_size
+        if squares.ndim != 3 or squares.shape[1:] != (side, side):
+            raise ValueError(f"squares of shape {tuple(squares.shape)}: expected (b, {side}, {side})")
+        if not squares.is_floating_point():
+            raise ValueError(f"squares of dtype {squares.dtype}: expected a float dtype with values in [0, 1]")
+        return self.encoder(squares.to(self.latent_tokens.dtype), self.latent_tokens)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes to mask probabilities.
+
+        Args:
+            codes: (b, n) int64 in [0, v), any 1 <= n <= k; a prefix gives a coarser mask.
+
+        Returns:
+            (b, s, s) float32 in [0, 1].
+
+        Raises:
+            ValueError: wrong shape, dtype or a code out of range.
+        """
+        self._check_length("codes", codes, ndim=2)
+        if codes.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"codes of dtype {codes.dtype}: expected int64")
+        # Reading the values waits for the device and would break a compiled graph, so the check stays outside it.
+        if not torch.compiler.is_compiling() and codes.numel():
+            low, high = codes.aminmax()
+            if low < 0 or high >= self.config.codebook_size:
+                raise ValueError(
+                    f"codes from {int(low)} to {int(high)}: expected 0 to {self.config.codebook_size - 1}"
+                )
+        return self.decode_rows(self.quantize.rows(codes))
+
+    def decode_probabilities(self, probabilities: Tensor) -> Tensor:
+        """Soft decoding: the expected codebook row of every position is decoded.
+
+        Args:
+            probabilities: (b, n, v) float; rows sum to 1, or are all zero for positions that are to be ignored
+                (not the same as leaving them out: a zero row still passes the decoder's embedding bias).
+
+        Returns:
+            (b, s, s) float32 in [0, 1], differentiable.
+
+        Raises:
+            ValueError: wrong shape.
+        """
+        self._check_length("probabilities", probabilities, ndim=3)
+        if probabilities.shape[2] != self.config.codebook_size:
+            raise ValueError(
+                f"probabilities over {probabilities.shape[2]} codes: expected {self.config.codebook_size}"
+            )
+        return self.decode_rows(self.quantize.expected_rows(probabilities))
+
+    def decode_rows(self, rows: Tensor) -> Tensor:
+        """(b, n, d) codebook rows -> (b, s, s) float32 probabilities in [0, 1]."""
+        logits = self.pixel_decoder(self.decoder(rows)).float()
+        return torch.sigmoid((logits - self.config.output_shift) * self.config.output_scale)
+
+    def forward(self, squares: Tensor) -> Tensor:
+        """Reconstruction at full length: (b, s, s) -> (b, s, s) float32 in [0, 1]."""
+        return self.decode_rows(self.quantize.rows(self.encode(squares)))
+
+    def _check_length(self, name: str, value: Tensor, ndim: int) -> None:
+        limit = self.config.num_mask_tokens
+        if value.ndim != ndim or not 1 <= value.shape[1] <= limit:
+            raise ValueError(f"{name} of shape {tuple(value.shape)}: expected {ndim} dimensions with 1 to {limit} tokens")

@@ -1,0 +1,57 @@
+"""Latents to codes and codes to codebook rows. Always computed in float32, whatever the model's dtype.
+
+Does not know how a codebook is trained (`objective.py`) nor what codes are used for.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .configuration import MaskTokenizerConfig
+
+
+class Quantizer(nn.Module):
+    """Codebook of v rows, stored as an embedding times a bias-free projection."""
+
+    def __init__(self, config: MaskTokenizerConfig):
+        super().__init__()
+        self.normalize_codebook = config.normalize_codebook
+        self.embedding = nn.Embedding(config.codebook_size, config.code_width)
+        self.embedding_proj = nn.Linear(config.code_width, config.code_width, bias=False)
+
+    def codebook(self) -> Tensor:
+        """(v, d) float32, not normalised."""
+        with torch.autocast(self.embedding.weight.device.type, enabled=False):
+            return F.linear(self.embedding.weight.float(), self.embedding_proj.weight.float())
+
+    def nearest_codes(self, latents: Tensor) -> Tensor:
+        """(b, k, d) latents -> (b, k) int64, nearest row after L2-normalising both sides."""
+        with torch.autocast(latents.device.type, enabled=False):
+            directions = F.normalize(latents.float(), dim=-1)
+            # Between unit vectors the nearest is the one with the largest inner product.
+            return (directions @ F.normalize(self.codebook(), dim=-1).T).argmax(dim=-1)
+
+    def rows(self, codes: Tensor) -> Tensor:
+        """(b, n) int64 codes -> (b, n, d) float32, the rows that the decoder reads."""
+        return F.embedding(codes, self._decoder_codebook())
+
+    def expected_rows(self, probabilities: Tensor) -> Tensor:
+        """(b, n, v) probabilities -> (b, n, d) float32, their mean codebook row; an all-zero row stays zero."""
+        with torch.autocast(probabilities.device.type, enabled=False):
+            return probabilities.float() @ self._decoder_codebook()
+
+    def _decoder_codebook(self) -> Tensor:
+        codebook = self.codebook()
+        return F.normalize(codebook, dim=-1) if self.normalize_codebook else codebook
+
+    @torch.no_grad()
+    def place_codebook(self, rows: Tensor, codes: Tensor | None = None) -> None:
+        """Overwrite rows so that `codebook()[codes] == rows` ((m, d) float32); all rows when `codes` is None."""
+        projection = self.embedding_proj.weight.double()
+        weights = torch.linalg.solve(projection, rows.double().T).T.to(self.embedding.weight.dtype)
+        if codes is None:
+            self.embedding.weight.copy_(weights)
+        else:
+            self.embedding.weight[codes] = weights

@@ -1,0 +1,116 @@
+"""Loss terms between predicted and true squares, and the blurred targets of short prefixes.
+
+Shared by stage 1 (`objective.py`) and stage 2 (`hierarchical_loss.py`). Formulas and constants are those of HiMTok
+(arXiv 2503.13026, section 3.3). Does not know where predictions come from; nothing here copies to the host.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PROBABILITY_CLAMP = 1e-6
+DICE_EPS = 1e-6
+DICE_WEIGHT = 0.25  # of the Dice term beside BCE
+# sigma(n) = 100 / (n + 2) - 2 pixels, stated for 32 tokens and squares of 256.
+SIGMA_NUMERATOR, SIGMA_OFFSET, SIGMA_SHIFT = 100.0, 2.0, 2.0
+REFERENCE_TOKENS, REFERENCE_SIDE = 32, 256
+SUPPORT_SIGMAS = 3  # the kernel reaches ceil(3 sigma) pixels to either side
+LEVEL_OFFSET = 9.0  # prefix lengths are drawn with p(n) proportional to 1 / (n + 9)
+
+
+def mask_bce(probabilities: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of probabilities, mean over pixels.
+
+    Args:
+        probabilities: (..., s, s) float in [0, 1]; clamped to [1e-6, 1 - 1e-6].
+        target: the same shape, float in [0, 1].
+        weights: (...,) float, one per square: the result is then the weighted *sum* of each square's mean.
+
+    Returns:
+        () float32.
+    """
+    p = probabilities.float().clamp(PROBABILITY_CLAMP, 1 - PROBABILITY_CLAMP)
+    t = target.float()
+    loss = -(t * p.log() + (1 - t) * (1 - p).log())
+    return loss.mean() if weights is None else (loss.mean(dim=(-2, -1)) * weights).sum()
+
+
+def mask_dice(probabilities: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Dice loss, 1 - (2 I + eps) / (A + B + eps).
+
+    Without `weights` the sums run over the whole batch, as in the reference. That is no sum of per-mask terms, so
+    a batch and its halves disagree; with `weights` (...,) every mask gets a Dice of its own and the result is their
+    weighted sum, which accumulated or distributed batches need in order to agree with one big batch.
+
+    Returns:
+        () float32.
+    """
+    p, t = probabilities.float(), target.float()
+    dims = None if weights is None else (-2, -1)
+    intersection = (p * t).sum(dim=dims)
+    total = p.sum(dim=dims) + t.sum(dim=dims)
+    dice = 1 - (2 * intersection + DICE_EPS) / (total + DICE_EPS)
+    return dice if weights is None else (dice * weights).sum()
+
+
+def coarse_sigma(
+    num_tokens: int | Tensor, num_mask_tokens: int = REFERENCE_TOKENS, image_size: int = REFERENCE_SIDE
+) -> float | Tensor:
+    """Blur in pixels for a prefix of `num_tokens`.
+
+    The formula is stated for 32 tokens on squares of 256; other tokenizers scale it: the same share of the tokens is
+    blurred over the same share of the square.
+    """
+    share = num_tokens * (REFERENCE_TOKENS / num_mask_tokens)
+    return (SIGMA_NUMERATOR / (share + SIGMA_OFFSET) - SIGMA_SHIFT) * (image_size / REFERENCE_SIDE)
+
+
+def coarse_target(target: Tensor, num_tokens: int | Tensor | None = None, sigma: float | Tensor | None = None) -> Tensor:
+    """Blurred target of a prefix, divided by its own maximum.
+
+    Args:
+        target: (..., s, s) float in [0, 1].
+        num_tokens: prefix length n; the blur is then `coarse_sigma(n)`.
+        sigma: blur in pixels instead of `num_tokens`; () or the leading shape of `target`, one per square. A sigma
+            that is not positive leaves the square as it is.
+
+    Returns:
+        Shape of `target`, float32; a square without foreground stays zero.
+    """
+    if (num_tokens is None) == (sigma is None):
+        raise ValueError("coarse_target: give either num_tokens or sigma")
+    if sigma is None:
+        sigma = coarse_sigma(num_tokens)
+    t = target.float()
+    sigma = torch.as_tensor(sigma, dtype=torch.float32, device=t.device)
+    with torch.autocast(t.device.type, enabled=False):
+        # The matrices are symmetric, so no transpose.
+        blurred = _blur_matrix(sigma, t.shape[-2]) @ t @ _blur_matrix(sigma, t.shape[-1])
+    return blurred / blurred.amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _blur_matrix(sigma: Tensor, side: int) -> Tensor:
+    """(..., s, s) matrix that blurs a column: the separable Gaussian with zero padding is two small products,
+    which unlike a convolution allow a sigma of its own for every square of a batch."""
+    distance = torch.arange(side, device=sigma.device, dtype=torch.float32)
+    distance = (distance[:, None] - distance[None, :]).abs()
+    sigma = sigma[..., None, None]
+    safe = sigma.clamp(min=1e-3)
+    kernel = torch.exp(-0.5 * (distance / safe) ** 2) * (distance <= torch.ceil(SUPPORT_SIGMAS * safe))
+    return torch.where(sigma > 0, kernel, (distance == 0).float())
+
+
+def draw_levels(count: int, num_mask_tokens: int, generator: torch.Generator | None = None) -> Tensor:
+    """(count,) int64 on the CPU: distinct prefix lengths in 1 ... k - 1, p(n) proportional to 1 / (n + 9).
+
+    Drawn on the CPU so that no step waits for the device; every process may pass its own generator.
+
+    Raises:
+        ValueError: fewer than `count` lengths exist.
+    """
+    if not 1 <= count <= num_mask_tokens - 1:
+        raise ValueError(f"num_coarse_levels={count}: expected 1 to {num_mask_tokens - 1} for {num_mask_tokens} tokens")
+    lengths = torch.arange(1, num_mask_tokens)
+    drawn = torch.multinomial(1 / (lengths + LEVEL_OFFSET), count, replacement=False, generator=generator)
+    return lengths[drawn]

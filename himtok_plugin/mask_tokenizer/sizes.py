@@ -1,0 +1,55 @@
+"""The named sizes of the mask tokenizer, and the builder that draws one with fresh weights.
+
+The only place where a size has a name. `large` is the layout of the released `himtok.pth`; `small` and `base` are
+TiTok's sizes around the same codebook and pixel decoder; `tiny` learns on a CPU in minutes.
+"""
+
+from __future__ import annotations
+
+from .configuration import MaskTokenizerConfig
+from .modeling import MaskTokenizer
+
+
+def _titok(width: int, layers: int) -> dict:
+    """Fields of a TiTok-shaped size; heads are 64 wide in all of them (arXiv 2406.07550, table 1)."""
+    return {
+        f"{part}_{field}": value
+        for part in ("encoder", "decoder")
+        for field, value in (("width", width), ("layers", layers), ("heads", width // 64))
+    }
+
+
+SIZES: dict[str, dict] = {
+    "tiny": {
+        **_titok(width=128, layers=4),
+        "image_size": 64,
+        "patch_size": 8,
+        "num_mask_tokens": 8,
+        "codebook_size": 256,
+        "code_width": 12,
+        "pixel_input_channels": 128,
+        "pixel_channels": 32,
+        "pixel_channel_multipliers": [1, 1, 2, 2],
+        "pixel_res_blocks": 1,
+        "pixel_groups": 8,
+        "output_channels": 1,
+    },
+    "small": _titok(width=512, layers=8),
+    "base": _titok(width=768, layers=12),
+    "large": _titok(width=1024, layers=24),
+}
+
+
+def build_mask_tokenizer(size: str, **overrides) -> MaskTokenizer:
+    """A mask tokenizer of a named size with fresh weights; `overrides` are fields of `MaskTokenizerConfig`.
+
+    Raises:
+        ValueError: `size` has no entry in `SIZES`, or an override is no field or does not fit.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size={size!r}: expected one of {sorted(SIZES)}")
+    known = MaskTokenizerConfig().to_dict()
+    for name in overrides:
+        if name not in known:
+            raise ValueError(f"{name}={overrides[name]!r}: no field of MaskTokenizerConfig")
+    return MaskTokenizer(MaskTokenizerConfig(**{**SIZES[size], **overrides}))

@@ -1,0 +1,57 @@
+"""The pre-norm transformer block that encoder and decoder share.
+
+Does not know what its tokens are. Parameter names follow the released weights (`ln_1`, `attn.in_proj_weight`, ...).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one projection for queries, keys and values (arXiv 1706.03762)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """(b, n, width) -> (b, n, width); `allowed` (n, n) bool: True where query row may see key column."""
+        batch, length, width = x.shape
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with the exact (erf) GELU between them."""
+
+    def __init__(self, width: int, hidden_width: int):
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden_width)
+        self.c_proj = nn.Linear(hidden_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x)))
+
+
+class Block(GradientCheckpointingLayer):
+    """Pre-norm attention, then pre-norm feed-forward, each added to its input."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = SelfAttention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = FeedForward(width, mlp_ratio * width)
+
+    def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), allowed)
+        return x + self.mlp(self.ln_2(x))
