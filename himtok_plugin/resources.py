@@ -1,0 +1,34 @@
+"""Where the files that ship beside the code are found, in a source tree and in an installed package alike.
+
+Contract: `config_path("stage1_tiny")` is the YAML that `swift sft` can be started with. The configs' one place is
+`swift_configs/` at the top of the repository; setup.py installs that folder as `himtok_plugin/swift_configs/`.
+Does not know: what a config says.
+"""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+# The source tree first: a `himtok_plugin/swift_configs` beside it could only be a stale build product.
+_CONFIG_FOLDERS = (_PACKAGE.parent / "swift_configs", _PACKAGE / "swift_configs")
+
+
+def config_folder() -> Path:
+    """The folder of the shipped ms-swift configs."""
+    in_source_tree, installed = _CONFIG_FOLDERS
+    # In site-packages, a neighbour called swift_configs would be somebody else's: only a repository has our setup.py.
+    if in_source_tree.is_dir() and (_PACKAGE.parent / "setup.py").is_file():
+        return in_source_tree
+    return installed
+
+
+def config_names() -> list[str]:
+    """Names of the shipped configs, sorted, without `.yaml`."""
+    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+
+
+def config_path(name: str) -> Path:
+    """Path of a shipped config, named with or without `.yaml`."""
+    stem = name.removesuffix(".yaml")
+    if stem not in config_names():
+        raise ValueError(f"config: got {name!r}, expected one of {config_names()} (in {config_folder()})")
+    return config_folder() / f"{stem}.yaml"

@@ -1,0 +1,192 @@
+"""The plugin's options as fields of ms-swift's argument classes.
+
+Contract: `HimTokArguments` lists every option, with type, default, meaning and valid range. `extend_template_arguments`
+makes them fields of ms-swift's `TemplateArguments`, hence of `SftArguments`, `InferArguments` and all others: parsed,
+shown by `--help`, saved in `args.json`. `extend_base_arguments` keeps the plugin's own path out of `args.json`, because
+a checkpoint outlives the environment in which it was trained. Both are called by startup.py and are idempotent.
+Does not know: what the options are used for; ms-swift is not imported but handed in, half imported, module by module.
+
+These two are patches, for want of a hook in ms-swift 4.6: they can go when it has an option group for plugins.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from himtok_plugin import startup
+
+# A prefix must leave out at least one of the 32 tokens (Numerics: n = 1…31).
+MAX_COARSE_LEVELS = 31
+
+
+def _option(default: Any, meaning: str) -> Any:
+    metadata = {"help": meaning}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class HimTokArguments:
+    """Options of `--plugin himtok`. A mix-in for ms-swift's `TemplateArguments`, so every field has a default."""
+
+    plugin: list[str] = _option([], "Installed plugins to use, by name: entry points of the group swift.plugins.")
+    mask_tokenizer: str | None = _option(
+        None, "Folder or hub id of the mask tokenizer. None: the folder mask_tokenizer/ beside the checkpoint."
+    )
+
+    # Stage 2
+    mask_loss_weight: float = _option(0.0, "Weight of BCE + Dice on the full predicted mask, >= 0. Stage 2 uses 1.0.")
+    hierarchical_loss_weight: float = _option(0.0, "Weight of the same loss on coarse levels, >= 0. Stage 2 uses 1.0.")
+    mask_dice_weight: float = _option(0.25, "Weight of Dice beside BCE in every mask loss, >= 0.")
+    num_coarse_levels: int = _option(3, f"Coarse levels drawn per step, 1 to {MAX_COARSE_LEVELS}.")
+    train_detokenizer: bool | None = _option(
+        None, "Whether the de-tokenizer is trained with the LMM. None: exactly when a mask loss weight is above 0."
+    )
+
+    # Inference
+    mask_decoding: Literal["soft", "hard"] = _option(
+        "soft", "Masks from the code probabilities recorded while generating (soft) or from the codes alone (hard)."
+    )
+    num_mask_tokens: int | None = _option(
+        None, "At most so many tokens per generated mask, >= 1. None: as many as the mask tokenizer has."
+    )
+    constrained_decoding: bool = _option(True, "Whether generation keeps to the grammar of mask text.")
+    mask_threshold: float = _option(0.5, "Mask probability from which a pixel belongs to the mask, between 0 and 1.")
+    mask_dir: str | None = _option(None, "Folder into which inference writes masks and overlays as PNG. None: nowhere.")
+
+    # Stage 1
+    commitment_weight: float = _option(0.25, "Weight of the pull of latents towards their codes, >= 0.")
+    codebook_weight: float = _option(1.0, "Weight of the pull of codes towards their latents, >= 0.")
+    entropy_weight: float = _option(0.0, "Weight of the term that favours even use of the codes, >= 0.")
+    prefix_loss_weight: float = _option(1.0, "Weight of the reconstruction from random prefixes, >= 0.")
+    continuous_warmup_steps: int = _option(0, "Steps without quantization before the k-means start of the codes, >= 0.")
+    dead_code_steps: int = _option(100, "A code unused for so many steps is revived, >= 0. 0: never.")
+
+    def __post_init__(self):
+        if isinstance(self.plugin, str):
+            self.plugin = [self.plugin]
+        for name in (
+            "mask_loss_weight",
+            "hierarchical_loss_weight",
+            "mask_dice_weight",
+            "commitment_weight",
+            "codebook_weight",
+            "entropy_weight",
+            "prefix_loss_weight",
+        ):
+            value = getattr(self, name)
+            _expect(_is_number(value) and value >= 0, name, value, "a finite number >= 0")
+        for name in ("continuous_warmup_steps", "dead_code_steps"):
+            value = getattr(self, name)
+            _expect(_is_integer(value) and value >= 0, name, value, "an integer >= 0")
+        levels = self.num_coarse_levels
+        _expect(
+            _is_integer(levels) and 1 <= levels <= MAX_COARSE_LEVELS,
+            "num_coarse_levels",
+            levels,
+            f"an integer from 1 to {MAX_COARSE_LEVELS}",
+        )
+        limit = self.num_mask_tokens
+        _expect(
+            limit is None or (_is_integer(limit) and limit >= 1), "num_mask_tokens", limit, "an integer >= 1 or None"
+        )
+        threshold = self.mask_threshold
+        _expect(
+            _is_number(threshold) and 0 < threshold < 1,
+            "mask_threshold",
+            threshold,
+            "a number between 0 and 1, both excluded",
+        )
+        _expect(self.mask_decoding in ("soft", "hard"), "mask_decoding", self.mask_decoding, "'soft' or 'hard'")
+
+
+def _expect(valid: bool, name: str, value: Any, expected: str) -> None:
+    if not valid:
+        raise ValueError(f"{name}: got {value!r}, expected {expected}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def extend_template_arguments(module: ModuleType) -> None:
+    """Replace `TemplateArguments` in ms-swift's module `template_args` by one that has our fields as well.
+
+    Done before any other module of ms-swift sees the class. `BaseArguments` calls `TemplateArguments.__post_init__` by
+    name, which is how our validation runs.
+    """
+    native = module.TemplateArguments
+    if issubclass(native, HimTokArguments):
+        return
+    taken = {f.name for f in fields(HimTokArguments)} & {f.name for f in fields(native)}
+    if taken:
+        raise RuntimeError(f"this version of ms-swift has fields of its own with our names: {sorted(taken)}")
+
+    @dataclass
+    class TemplateArguments(HimTokArguments, native):
+        __doc__ = native.__doc__
+
+        def __post_init__(self):
+            native.__post_init__(self)
+            HimTokArguments.__post_init__(self)
+
+    # Pickled by name, as when ms-swift hands arguments to a spawned process.
+    TemplateArguments.__module__ = native.__module__
+    TemplateArguments.__qualname__ = native.__qualname__
+    module.TemplateArguments = TemplateArguments
+
+
+def extend_base_arguments(module: ModuleType) -> None:
+    """Make ms-swift's `BaseArguments` import the active plugins from where they are now, and save no path to them."""
+    base = module.BaseArguments
+    if getattr(base, "_himtok_extended", False):
+        return
+    load_args_from_ckpt, import_plugins, save_args = (
+        base.load_args_from_ckpt,
+        base._import_external_plugins,
+        base.save_args,
+    )
+
+    def load_args_from_ckpt_without_active_plugins(self) -> None:
+        # ms-swift takes `external_plugins` from a checkpoint only if none are given. Ours should not count as given:
+        # the user's other plugins are needed to load the checkpoint.
+        if getattr(self, "external_plugins", None):
+            self.external_plugins = other_plugin_files(self.external_plugins)
+        load_args_from_ckpt(self)
+
+    def import_active_plugins(self) -> None:
+        files = startup.active_plugins()
+        self.external_plugins = [*files.values(), *other_plugin_files(self.external_plugins)]
+        self.plugin = list(files)
+        import_plugins(self)
+
+    def save_args_without_active_plugins(self, output_dir=None) -> None:
+        files = self.external_plugins
+        self.external_plugins = other_plugin_files(files)
+        try:
+            save_args(self, output_dir)
+        finally:
+            self.external_plugins = files
+
+    base.load_args_from_ckpt = load_args_from_ckpt_without_active_plugins
+    base._import_external_plugins = import_active_plugins
+    base.save_args = save_args_without_active_plugins
+    base._himtok_extended = True
+
+
+def other_plugin_files(files: list[str] | str | None) -> list[str]:
+    """`files` without those of the active plugins, wherever they lie.
+
+    A checkpoint may have been trained in another environment, with the native `--external_plugins`: a path that ends
+    like an active plugin's (`himtok_plugin/plugin/himtok.py`) is that plugin, even if the file is gone.
+    """
+    files = [files] if isinstance(files, str) else files or []
+    endings = {Path(active).parts[-3:] for active in startup.active_plugins().values()}
+    return [file for file in files if Path(file).parts[-3:] not in endings]

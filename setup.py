@@ -1,0 +1,132 @@
+"""Packaging of himtok_plugin: metadata, the `--plugin` start-up hook and the shipped training configs.
+
+Contract: `pip install .`, `pip install -e .` and a wheel installed elsewhere all put `himtok_plugin_startup.pth` into
+site-packages (listed in RECORD, so that uninstalling removes it), and the installed package finds its YAML configs.
+Does not know: what the hook does (himtok_plugin/startup.py) or what the configs say. Tool settings are in
+pyproject.toml.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import Command, find_namespace_packages, setup
+from setuptools.command.build import build
+
+ROOT = Path(__file__).parent
+STARTUP_HOOK = "himtok_plugin_startup.pth"
+
+
+def read_version() -> str:
+    """The package's `__version__`, read as text: building must not need the package's dependencies."""
+    text = (ROOT / "himtok_plugin" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise ValueError('himtok_plugin/__init__.py: expected a line `__version__ = "X.Y.Z"`')
+    return match.group(1)
+
+
+def read_readme() -> str:
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.is_file() else ""
+
+
+class BuildStartupHook(Command):
+    """A step of `build` that puts the `.pth` file where site-packages' modules come from.
+
+    `data_files` would not do: they go below the prefix, where Python reads no `.pth`, and editable wheels ignore them.
+    Implements setuptools' SubCommand protocol (setuptools.command.build), which sets `editable_mode`.
+    """
+
+    user_options: list = []
+
+    def initialize_options(self):
+        self.build_lib = None
+        self.editable_mode = False
+
+    def finalize_options(self):
+        self.set_undefined_options("build", ("build_lib", "build_lib"))
+
+    def run(self):
+        # Of build_lib an editable wheel takes nothing; its contents are what lies in the folder named as install_lib.
+        folder = self.get_finalized_command("install").install_lib if self.editable_mode else self.build_lib
+        self.mkpath(folder)
+        self.copy_file(str(ROOT / STARTUP_HOOK), folder)
+
+    def get_source_files(self):
+        return [STARTUP_HOOK]
+
+    def get_outputs(self):
+        return [str(Path(self.build_lib, STARTUP_HOOK))]
+
+    def get_output_mapping(self):
+        return {}
+
+
+class BuildWithStartupHook(build):
+    sub_commands = [*build.sub_commands, ("build_startup_hook", None)]
+
+
+# Lower bounds are what the code needs, upper bounds the next major version. Tried together, on Python 3.11:
+# ms-swift 4.6.0, torch 2.15, torchvision 0.29, transformers 5.19, peft 0.20, datasets 4.8, accelerate 1.15.
+INSTALL_REQUIRES = [
+    # Minor version pinned: swift_integration/ overrides methods that ms-swift does not promise to keep.
+    "ms-swift>=4.6,<4.7",
+    "torch>=2.4,<3",
+    "torchvision>=0.19,<1",
+    "transformers>=5.0,<6",
+    "peft>=0.15,<1",  # trainable_token_indices
+    "datasets>=4.0,<5",
+    "accelerate>=1.0,<2",
+    "safetensors>=0.4.3,<1",
+    "pillow>=10,<14",
+    "numpy>=1.26,<3",
+    "scipy>=1.11,<2",
+    "pycocotools>=2.0.7,<3",
+    "rich>=13,<16",
+    "typer>=0.12,<1",
+    "tqdm>=4.66,<5",
+]
+
+EXTRAS_REQUIRE = {
+    "dev": [
+        "pytest>=8,<10",
+        "pytest-timeout>=2.3,<3",
+        "hypothesis>=6.100,<7",
+        "ruff>=0.6,<1",
+        "scikit-image>=0.24,<1",  # reference values of the metrics
+        "tensorboard>=2.16,<3",
+        "build>=1.2,<2",
+        "setuptools>=70.1",  # tests/test_packaging.py builds wheels without build isolation
+    ],
+    "eval": ["evalscope>=1.0,<2"],
+    "deepspeed": ["deepspeed>=0.16,<1"],
+    # The refiners are models of transformers, already required; the name is kept so that it may grow.
+    "refine": [],
+}
+
+setup(
+    name="himtok_plugin",
+    version=read_version(),
+    description="HiMTok mask tokens for ms-swift: train, run and serve any large multimodal model that segments.",
+    long_description=read_readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.14",
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    # Namespace packages, because plugin/ has no __init__.py (see himtok_plugin/plugin/himtok.py). swift_configs/ stays
+    # at the top of the repository, its one place, and is installed inside the package (himtok_plugin/resources.py).
+    packages=[*find_namespace_packages(include=["himtok_plugin", "himtok_plugin.*"]), "himtok_plugin.swift_configs"],
+    package_dir={"himtok_plugin.swift_configs": "swift_configs"},
+    package_data={"": ["*.yaml", "*.json", "*.txt", "*.safetensors"]},
+    cmdclass={"build": BuildWithStartupHook, "build_startup_hook": BuildStartupHook},
+    entry_points={
+        "console_scripts": ["himtok = himtok_plugin.cli:main"],
+        "swift.plugins": ["himtok = himtok_plugin.plugin.himtok"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
