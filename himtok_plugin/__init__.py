@@ -1,0 +1,39 @@
+"""himtok_plugin: segmentation masks as words for any multimodal LMM that ms-swift knows.
+
+Purpose: the package's public names, so that a user writes `from himtok_plugin import MaskTokenizer, Masks`.
+Contract: names resolve on first use (PEP 562). Importing the package imports neither torch nor swift nor numpy,
+because the start-up hook and the command line import it in processes that may never need them.
+This module does not know what any of the names do.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> submodule that defines it
+_PUBLIC = {
+    "MaskTokenizer": "mask_tokenizer",
+    "MaskTokenizerConfig": "mask_tokenizer",
+    "Masks": "masks",
+    "load_mask": "masks",
+    "codes_to_text": "mask_text",
+    "text_to_codes": "mask_text",
+    "HierarchicalMaskLoss": "hierarchical_loss",
+    "SegmentationMetrics": "metrics",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the submodule that defines `name` and keep the value, so that this runs once per name."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,144 @@
+"""COCO annotations: run-length encodings and polygons to bool (h, w), and masks to run-length encodings.
+
+Purpose: the part of `masks.py` that knows COCO's formats.
+Contract: every input is checked before any native code sees it; what does not describe a mask of its stated size is a
+ValueError that names field, value and what was expected. Compressed runs are decoded here, not by pycocotools, which
+writes past its buffers or returns noise where counts and size disagree.
+This module does not know images, files or the model's square.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco
+
+MAX_PIXELS = 1 << 28  # a few bytes of RLE can claim any size; PIL refuses images of about this size as well
+POLYGON_TOLERANCE = 0.5  # pixels; conventions differ in whether coordinates name pixel corners or centres
+
+# The compressed form writes each run in characters of 6 bits above "0": 5 bits of the number, lowest first, and one
+# that says whether more follow; the highest bit of the last 5 is the sign (pycocotools, common/maskApi.c).
+_FIRST_CHARACTER = 48
+_DATA_BITS = 5
+_MORE = 0x20
+_SIGN = 0x10
+_MAX_GROUP = 8  # characters of one run; 40 bits are more than MAX_PIXELS can need
+
+
+def rle_to_mask(counts: str | bytes | Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """Decode a COCO run-length encoding; the inverse of `mask_to_rle`.
+
+    Args:
+        counts: runs of background and foreground in turn, column by column; compressed, or a list of integers.
+        size: [h, w]; the runs must add up to h · w.
+    Returns:
+        bool (h, w).
+    """
+    h, w = check_size(size)
+    if isinstance(counts, str | bytes):
+        runs = _decompress(counts)
+    elif isinstance(counts, Sequence | np.ndarray) and all(is_integer(run) for run in counts):
+        runs = [int(run) for run in counts]
+    else:
+        raise ValueError(f"counts is {short(counts)}: expected a compressed string or a list of integers")
+    total = sum(runs)
+    if min(runs, default=0) < 0 or total != h * w:
+        raise ValueError(f"counts {short(counts)} has runs from {min(runs, default=0)} adding up to {total}: "
+                         f"expected none below 0 and h * w = {h} * {w} = {h * w}")
+    foreground = np.arange(len(runs)) % 2 == 1
+    return np.repeat(foreground, runs).reshape(w, h).T
+
+
+def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
+    """Encode a bool mask (h, w): {"size": [h, w], "counts": compressed str}, ready for JSON."""
+    counts = coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+    return {"size": list(mask.shape), "counts": counts.decode("ascii")}
+
+
+def polygons_to_mask(polygons: Sequence[Sequence[float]], size: Sequence[int]) -> np.ndarray:
+    """Union of polygons, filled by COCO's rule; no polygon gives an empty mask.
+
+    Args:
+        polygons: [[x1, y1, x2, y2, …], …] in pixels, at least three points each, with 0 <= x <= w and 0 <= y <= h
+            (half a pixel beyond is taken as the border).
+        size: [h, w].
+    Returns:
+        bool (h, w).
+    """
+    h, w = check_size(size)
+    if not isinstance(polygons, Sequence | np.ndarray) or isinstance(polygons, str | bytes):
+        raise ValueError(f"polygons is {short(polygons)}: expected a list of lists [x1, y1, x2, y2, ...]")
+    mask = np.zeros((h, w), dtype=bool)
+    for i, polygon in enumerate(polygons):
+        points = _check_polygon(polygon, f"polygons[{i}]", h, w)
+        mask |= rle_to_mask(coco.frPyObjects([points.ravel().tolist()], h, w)[0]["counts"], size)
+    return mask
+
+
+def check_size(size: Sequence[int], name: str = "size") -> tuple[int, int]:
+    """(h, w) as integers; ValueError if it is not two positive integers of at most MAX_PIXELS pixels."""
+    values = list(size) if isinstance(size, Sequence | np.ndarray) and not isinstance(size, str | bytes) else []
+    if len(values) != 2 or not all(is_integer(value) and value > 0 for value in values):
+        raise ValueError(f"{name} is {short(size)}: expected two positive integers (h, w)")
+    h, w = int(values[0]), int(values[1])
+    if h * w > MAX_PIXELS:
+        raise ValueError(f"{name} is {h} x {w} pixels: expected at most {MAX_PIXELS} in all")
+    return h, w
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, of Python or NumPy; bool is none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def short(value: Any) -> str:
+    """`repr` of a value on one line of bounded length, for error messages."""
+    return " ".join(_REPR.repr(value).split())
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 120
+
+
+def _decompress(counts: str | bytes) -> list[int]:
+    """Runs of a compressed string; those from the fourth on are stored as differences to the run two before."""
+    try:
+        raw = counts.encode("ascii") if isinstance(counts, str) else counts
+    except UnicodeEncodeError as error:
+        raise ValueError(f"counts is {short(counts)}: expected the characters of a compressed RLE") from error
+    sextets = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - _FIRST_CHARACTER
+    ends = np.flatnonzero((sextets & _MORE) == 0)
+    if not ends.size or sextets.min() < 0 or sextets.max() >= 2 * _MORE or ends[-1] != len(sextets) - 1:
+        raise ValueError(f"counts is {short(counts)}: expected a compressed RLE, '0' to 'o', not cut off")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > _MAX_GROUP:
+        raise ValueError(f"counts {short(counts)} has a run of {lengths.max()} characters: "
+                         f"expected at most {_MAX_GROUP}")
+    position = np.arange(len(sextets)) - np.repeat(starts, lengths)
+    values = np.add.reduceat((sextets & (_MORE - 1)) << (_DATA_BITS * position), starts)
+    values -= np.where(sextets[ends] & _SIGN, np.int64(1) << (_DATA_BITS * lengths), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values.tolist()
+
+
+def _check_polygon(polygon: Any, name: str, h: int, w: int) -> np.ndarray:
+    """One polygon as float64 (points, 2) within the image."""
+    try:
+        flat = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {short(polygon)}: expected numbers [x1, y1, x2, y2, ...]") from error
+    if flat.ndim != 1 or flat.size % 2 or flat.size < 6:
+        raise ValueError(f"{name} is {short(polygon)}, of shape {flat.shape}: expected x, y of at least three points, "
+                         "an even number of coordinates")
+    points = flat.reshape(-1, 2)
+    border = np.array([w, h], dtype=np.float64)
+    inside = (points >= -POLYGON_TOLERANCE) & (points <= border + POLYGON_TOLERANCE)  # false for NaN as well
+    if not inside.all():
+        x, y = points[np.flatnonzero(~inside.all(axis=1))[0]].tolist()
+        raise ValueError(f"{name} has the point ({x:g}, {y:g}): expected 0 <= x <= {w} and 0 <= y <= {h}")
+    return np.clip(points, 0, border)

@@ -1,0 +1,152 @@
+"""mask_text.py: legal masks round-trip, malformed ones are marked, and no text whatever crashes."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from himtok_plugin.mask_text import (
+    MaskSpan,
+    answer_regex,
+    codes_to_text,
+    count_placeholders,
+    find_placeholders,
+    mask_regex,
+    mask_token,
+    mask_tokens,
+    reference_placeholder_to_mask,
+    replace_placeholders,
+    text_to_codes,
+)
+
+START, END = "<|mt_start|>", "<|mt_end|>"
+PIECES = [START, END, "<|mt_", "|>", "<", "|", "m", "<|mt_0|>", "<|mt_7|>", "<|mt_99|>", " ", "\n", "foreign", "<mask>"]
+texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=30).map("".join)
+
+
+def found(text, **kwargs):
+    return [(span.codes, span.complete) for span in text_to_codes(text, **kwargs)]
+
+
+def test_text_of_codes_as_in_the_contract():
+    assert codes_to_text([7, 3]) == "<|mt_start|><|mt_7|><|mt_3|><|mt_end|>"
+    assert codes_to_text(np.array([7, 3])) == codes_to_text((7, 3))
+
+
+def test_vocabulary_is_start_end_codes():
+    assert mask_tokens(2) == [START, END, "<|mt_0|>", "<|mt_1|>"]
+
+
+@pytest.mark.parametrize("codes", [[], [0] * 33, [-1], [16], [1.0], ["1"], [True], [None], 5, None, np.array([0.5])])
+def test_illegal_codes_are_refused(codes):
+    with pytest.raises(ValueError, match="codes"):
+        codes_to_text(codes, codebook_size=16)
+
+
+@given(st.lists(st.lists(st.integers(0, 1023), min_size=1, max_size=32), max_size=4), st.text(alphabet="ab <|é語\n"))
+def test_legal_masks_round_trip(masks, between):
+    text = between.join(["", *map(codes_to_text, masks), ""])
+    spans = text_to_codes(text, codebook_size=1024)
+    assert [span.codes for span in spans] == masks
+    assert all(span.complete and text[span.start : span.end] == codes_to_text(span.codes) for span in spans)
+
+
+@given(texts)
+def test_no_text_crashes_and_spans_are_ordered_and_legal(text):
+    position = 0
+    for span in text_to_codes(text, codebook_size=50, max_tokens=4):
+        assert position <= span.start < span.end <= len(text)
+        assert len(span.codes) <= 4 and all(0 <= code < 50 for code in span.codes)
+        if span.complete:
+            assert re.sub(r"\s", "", text[span.start : span.end]) == codes_to_text(span.codes)
+        position = span.end
+
+
+@given(texts)
+def test_answer_regex_accepts_exactly_the_texts_without_stray_tokens(text):
+    legal = "<|mt_" not in re.sub(mask_regex(50, 4), "\0", text)
+    assert bool(re.fullmatch(answer_regex(50, 4), text)) == legal
+    if legal:
+        assert all(span.complete for span in text_to_codes(text, 50, 4))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("no mask", []),
+        (f"{START}<|mt_1|><|mt_2|>", [([1, 2], False)]),
+        (f"{START}<|mt_1|> and so on", [([1], False)]),
+        (f"{START}<|mt_1|>{START}<|mt_2|>{END}", [([1], False), ([2], True)]),
+        ("a <|mt_1|><|mt_2|> b", [([1, 2], False)]),
+        ("<|mt_1|> b <|mt_2|>", [([1], False), ([2], False)]),
+        (f"<|mt_1|>{END}", [([1], False)]),
+        (f"<|mt_1|>{START}<|mt_2|>{END}", [([1], False), ([2], True)]),
+        (f"a {END}", [([], False)]),
+        (f"{START}<|mt_1|>{END}{END}", [([1], True), ([], False)]),
+        (START + END, [([], False)]),
+        (START, [([], False)]),
+        (f"{START}<|mt_1|>x<|mt_2|>{END}", [([1, 2], False)]),
+        (f"{START}<|mt_1|> \n<|mt_2|> {END}", [([1, 2], True)]),
+        (f"{START}<|mt_1|><|mt_16|><|mt_2|>{END}", [([1, 2], False)]),
+        (f"{START}<|mt_01|>{END}", [([], False)]),
+        (f"{START}<|mt_١|>{END}", [([], False)]),
+        (f"{START}<|mt_-1|>{END}", [([], False)]),
+        (f"{START}<|mt_{'9' * 5000}|><|mt_3|>{END}", [([3], False)]),
+        (START + "<|mt_1|>" * 33 + END, [([1] * 32, False)]),
+    ],
+)
+def test_malformed_masks_are_marked_never_guessed(text, expected):
+    assert found(text, codebook_size=16) == expected
+
+
+def test_a_huge_code_is_dropped_without_a_codebook_size_too():
+    assert found(f"{START}<|mt_{'9' * 5000}|>{END}") == [([], False)]
+
+
+def test_offsets_cover_the_mask_and_leave_the_text_around_it():
+    whole, cut = f"{START}<|mt_1|> {END}", f"{START}<|mt_2|>"
+    text = f"é {whole}. Cut: {cut} so"
+    second = text.index(cut)
+    assert text_to_codes(text) == [
+        MaskSpan([1], 2, 2 + len(whole), True),
+        MaskSpan([2], second, second + len(cut), False),
+    ]
+
+
+def test_long_hostile_texts_are_read_in_linear_time():
+    assert len(text_to_codes(START * 20000)) == 20000
+    assert text_to_codes("<|mt_1111" * 20000) == []
+
+
+def test_placeholders_are_found_counted_and_replaced_in_order():
+    assert find_placeholders("a<mask>b<mask>") == [(1, 7), (8, 14)]
+    assert count_placeholders("a<mask>b<mask>") == 2
+    assert replace_placeholders("a<mask>b<mask>", ["<mask>", "y"]) == "a<mask>by"
+    with pytest.raises(ValueError, match="2 <mask> placeholders.*1 masks"):
+        replace_placeholders("a<mask>b<mask>", ["x"])
+
+
+def test_the_references_placeholder_becomes_ours_and_other_masks_stay():
+    reference, other = codes_to_text([0] * 32), codes_to_text([0, 0])
+    assert reference_placeholder_to_mask(f"At {reference}, {other}, {reference}.") == f"At <mask>, {other}, <mask>."
+
+
+@pytest.mark.parametrize("size", [1, 2, 9, 10, 11, 100, 101, 256, 1000, 1024, 4096])
+def test_mask_regex_accepts_exactly_the_codes_of_the_codebook(size):
+    pattern = re.compile(mask_regex(size, 2))
+    for code in {0, 1, size - 1, size, size + 1, size // 2, 10 * size, 99, 100, 101, 1023, 1024}:
+        assert bool(pattern.fullmatch(START + mask_token(code) + END)) == (code < size)
+    assert not pattern.fullmatch(START + END)
+    assert pattern.fullmatch(codes_to_text([0, 0])) and not pattern.fullmatch(codes_to_text([0, 0, 0]))
+    assert not pattern.fullmatch(f"{START}<|mt_00|>{END}")
+
+
+def test_answer_regex_bounds_the_number_of_masks():
+    mask = codes_to_text([1])
+    pattern = answer_regex(16, min_masks=1, max_masks=2)
+    assert [bool(re.fullmatch(pattern, f"a <|mt{mask}" * n + "<|")) for n in range(4)] == [False, True, True, False]
+    with pytest.raises(ValueError, match="min_masks"):
+        answer_regex(16, min_masks=2, max_masks=1)
+    assert "(?=" not in pattern and "(?!" not in pattern and "(?<" not in pattern
