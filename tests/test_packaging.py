@@ -1,0 +1,127 @@
+"""Every way to install gives a working `--plugin`: the start-up hook, the plugin file, the configs.
+
+Wheels are built from a copy of the tree by the build backend itself, installed without dependencies into environments
+of their own, and tried with a script that lies where ms-swift's commands do. Nothing here needs torch or ms-swift.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from himtok_plugin.startup import ACTIVE_PLUGINS_VARIABLE
+
+ROOT = Path(__file__).parent.parent
+HOOK = "himtok_plugin_startup.pth"
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed")
+
+
+def run(command: list, **options) -> subprocess.CompletedProcess:
+    environment = {name: os.environ[name] for name in os.environ if name not in ("PYTHONPATH", ACTIVE_PLUGINS_VARIABLE)}
+    done = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120, **options
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """A copy, because building writes into the tree."""
+    copy = tmp_path_factory.mktemp("source") / "himtok"
+    copy.mkdir()
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", HOOK):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, copy)
+    for name in ("himtok_plugin", "swift_configs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "swift_configs" / "of_the_test.yaml").write_text("model: m\n")
+    return copy
+
+
+def build(source: Path, hook: str, folder: Path) -> Path:
+    code = f"import sys; from setuptools import build_meta; build_meta.{hook}(sys.argv[1])"
+    run([sys.executable, "-c", code, folder], cwd=source)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module", params=["build_wheel", "build_editable"])
+def installed(request, source, tmp_path_factory):
+    """(python of an environment with the wheel installed, its site-packages, the command line of pip for it)"""
+    folder = tmp_path_factory.mktemp(request.param)
+    wheel = build(source, request.param, folder)
+    # Without pip: the one of this environment installs into it, which is faster.
+    venv.create(folder / "env", with_pip=False, symlinks=os.name != "nt")
+    python = folder / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    run([*pip, "install", "--no-deps", "--no-index", wheel])
+    site_packages = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).stdout.strip()
+    return python, Path(site_packages), pip
+
+
+def test_wheel_has_the_hook_the_plugin_and_the_configs(source, tmp_path):
+    with zipfile.ZipFile(build(source, "build_wheel", tmp_path)) as wheel:
+        names = set(wheel.namelist())
+        entry_points = next(wheel.read(name).decode() for name in names if name.endswith("/entry_points.txt"))
+        metadata = next(wheel.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+    configs = {f"himtok_plugin/swift_configs/{path.name}" for path in (source / "swift_configs").glob("*.yaml")}
+    assert {HOOK, "himtok_plugin/plugin/himtok.py", *configs} <= names
+    assert not [name for name in names if name.startswith(("tests", "swift_configs", "examples"))]
+    # ms-swift puts the plugin's folder first on sys.path: anything beside the file could shadow a package.
+    assert [name for name in names if name.startswith("himtok_plugin/plugin/")] == ["himtok_plugin/plugin/himtok.py"]
+    assert "himtok = himtok_plugin.cli:main" in entry_points
+    assert "[swift.plugins]\nhimtok = himtok_plugin.plugin.himtok" in entry_points
+    for extra in ("dev", "eval", "refine", "deepspeed"):
+        assert f"Provides-Extra: {extra}" in metadata
+
+
+def test_hook_sorts_after_the_files_that_make_editable_packages_importable():
+    assert HOOK > "__editable__.himtok_plugin-0.1.0.pth"
+
+
+def test_swift_command_gets_the_rewritten_arguments(installed, tmp_path):
+    python, _, _ = installed
+    script = tmp_path / "swift" / "cli" / "sft.py"
+    script.parent.mkdir(parents=True)
+    script.write_text("import json, sys; print(json.dumps([sys.argv[1:], sorted(sys.modules)]))")
+    argv, modules = json.loads(run([python, script, "--plugin", "himtok", "--model", "m"]).stdout)
+    assert argv[:-1] == ["--plugin", "himtok", "--model", "m", "--external_plugins"]
+    assert Path(argv[-1]).parts[-3:] == ("himtok_plugin", "plugin", "himtok.py") and Path(argv[-1]).is_file()
+    assert "himtok_plugin.startup" in modules
+
+
+def test_other_processes_do_not_import_the_package(installed):
+    python, _, _ = installed
+    assert run([python, "-c", "import sys; print('himtok_plugin' in sys.modules)"]).stdout == "False\n"
+
+
+def test_shipped_configs_are_found(installed):
+    python, _, _ = installed
+    code = "from himtok_plugin.resources import config_path; print(config_path('of_the_test').read_text())"
+    assert run([python, "-c", code], cwd=python.parent).stdout.startswith("model: m\n")
+
+
+def test_unknown_config_is_refused_with_the_known_ones(installed):
+    python, _, _ = installed
+    code = (
+        "from himtok_plugin.resources import config_path\n"
+        "try: config_path('../setup')\n"
+        "except ValueError as error: print(error)"
+    )
+    message = run([python, "-c", code], cwd=python.parent).stdout
+    assert message.startswith("config: got '../setup', expected one of [") and "of_the_test" in message
+
+
+def test_uninstalling_removes_the_hook(installed):  # last: the environment is empty afterwards
+    python, site_packages, pip = installed
+    assert (site_packages / HOOK).is_file()
+    run([*pip, "uninstall", "--yes", "himtok_plugin"])
+    assert list(site_packages.glob("*himtok*")) == []

@@ -1,0 +1,214 @@
+"""`--plugin NAME` becomes ms-swift's own flag, in `swift` processes and nowhere else.
+
+Everything that touches the process (argv, finders, environment) runs in a child, with the repository on PYTHONPATH, so
+that the outcome does not depend on how or whether the package is installed here.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from himtok_plugin import startup
+
+ROOT = Path(__file__).parent.parent
+PLUGIN_FILE = str(ROOT / "himtok_plugin" / "plugin" / "himtok.py")
+SCRIPT = "/env/swift/cli/sft.py"
+
+
+def run_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    clean = {name: value for name, value in os.environ.items() if name != startup.ACTIVE_PLUGINS_VARIABLE}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**clean, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def argv_after_run(*argv: str, runs: int = 1) -> list[str]:
+    code = (
+        "import json, sys; from himtok_plugin import startup; sys.argv = sys.argv[1:]\n"
+        f"for _ in range({runs}): startup.run()\n"
+        "assert 'torch' not in sys.modules and 'swift' not in sys.modules\n"
+        "print(json.dumps(sys.argv))"
+    )
+    child = run_python(code, *argv)
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout)
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("/env/lib/python3.11/site-packages/swift/cli/sft.py", True),
+        ("swift/cli/infer.py", True),
+        ("C:\\env\\swift\\cli\\rlhf.py", True),
+        ("/env/bin/swift", False),
+        ("/home/me/myswift/cli/sft.py", False),
+        ("/env/swift/cli/_megatron/sft.py", False),
+        ("-c", False),
+        ("", False),
+    ],
+)
+def test_only_the_scripts_behind_swift_are_swift_commands(script, expected):
+    assert startup.is_swift_command(script) is expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--plugin", "himtok"], ["himtok"]),
+        (["--plugin=himtok"], ["himtok"]),
+        (["--model", "m", "--plugin", "a", "b", "a", "--seed", "1"], ["a", "b"]),
+        (["--plugin", "a", "--plugin", "b"], ["b"]),
+        (["--model", "plugin"], []),
+        (["--plugin"], []),
+    ],
+)
+def test_plugin_names_are_read_as_argparse_reads_a_list_flag(arguments, expected):
+    assert startup.requested_plugins(arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--x", "1"], ["--x", "1", "--external_plugins", "F"]),
+        (["--external_plugins", "a.py", "b.py", "--x", "1"], ["--x", "1", "--external_plugins", "F", "a.py", "b.py"]),
+        (["--external_plugins=a.py", "--x"], ["--x", "--external_plugins", "F", "a.py"]),
+        (["--external-plugins", "a.py"], ["--external_plugins", "F", "a.py"]),
+        (["--external_plugins", "a.py", "F"], ["--external_plugins", "F", "a.py"]),
+    ],
+)
+def test_external_plugins_are_merged_with_those_given(arguments, expected):
+    once = startup.with_external_plugins(arguments, ["F"])
+    assert once == expected
+    assert startup.with_external_plugins(once, ["F"]) == once
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_swift_command_gets_the_native_flag_and_keeps_plugin(runs):
+    given = [SCRIPT, "--plugin", "himtok", "--model", "m"]
+    assert argv_after_run(*given, runs=runs) == [*given, "--external_plugins", PLUGIN_FILE]
+
+
+def test_swift_command_without_plugin_is_left_alone():
+    assert argv_after_run(SCRIPT, "--model", "m", "--help") == [SCRIPT, "--model", "m", "--help"]
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_help_is_held_back_until_the_argument_classes_exist(runs):
+    argv = argv_after_run(SCRIPT, "--plugin", "himtok", "--help", runs=runs)
+    assert argv == [SCRIPT, "--plugin", "himtok", "--external_plugins", PLUGIN_FILE]
+
+
+def test_other_commands_are_left_alone():
+    argv = ["/env/bin/other", "--plugin", "himtok"]
+    assert argv_after_run(*argv) == argv
+
+
+def test_unknown_plugin_is_one_line_and_exit_status_2():
+    code = f"import sys; from himtok_plugin import startup; sys.argv = [{SCRIPT!r}, '--plugin', 'nope']; startup.run()"
+    child = run_python(code)
+    assert child.returncode == 2
+    assert child.stdout == ""
+    assert child.stderr.count("\n") == 1
+    assert "'nope'" in child.stderr and "himtok" in child.stderr
+
+
+def test_resolving_reports_an_unknown_plugin():
+    with pytest.raises(ValueError, match="'nope'.*himtok"):
+        startup.resolve_plugins(["nope"])
+
+
+def test_missing_argv_does_no_harm():
+    code = "import sys; from himtok_plugin import startup; {}; startup.run(); print('fine')"
+    for change in ("del sys.argv", "sys.argv = []", "sys.argv = ['']"):
+        assert run_python(code.format(change)).stdout == "fine\n"
+
+
+def hook_line() -> str:
+    lines = (ROOT / "himtok_plugin_startup.pth").read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if line.startswith("import "))
+
+
+def test_process_that_is_not_swift_does_not_import_the_package():
+    code = f"exec({hook_line()!r}); import sys; print([name for name in sys.modules if 'himtok_plugin' in name])"
+    # An editable install brings a finder module of setuptools, __editable___himtok_plugin_..._finder.
+    modules = run_python(code).stdout
+    assert "'himtok_plugin" not in modules
+
+
+@pytest.mark.parametrize("change", ["del sys.argv", "sys.argv = []", "sys.argv = ['/env/swift/cli/sft.py']"])
+def test_hook_line_survives_a_missing_package_and_a_missing_argv(change):
+    child = run_python(
+        f"import sys; sys.modules['himtok_plugin'] = None; {change}; exec({hook_line()!r}); print('fine')"
+    )
+    assert (child.stdout, child.stderr) == ("fine\n", "")
+
+
+def test_spawned_processes_know_the_plugins(tmp_path):
+    script = tmp_path / "swift" / "cli" / "sft.py"
+    script.parent.mkdir(parents=True)
+    script.write_text(
+        "import json, multiprocessing, sys\n"
+        f"exec({hook_line()!r})\n"  # what site does at every start, wherever the package is installed
+        "def child():\n"
+        "    from himtok_plugin import startup\n"
+        "    finders = [f for f in sys.meta_path if isinstance(f, startup._AfterImport)]\n"
+        "    print(json.dumps([sys.argv[1:], startup.active_plugins(), len(finders)]))\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=child)\n"
+        "    process.start(); process.join(); sys.exit(process.exitcode)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script), "--plugin", "himtok"]
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert child.returncode == 0, child.stderr
+    argv, plugins, finders = json.loads(child.stdout)
+    assert argv == ["--plugin", "himtok", "--external_plugins", PLUGIN_FILE]
+    assert plugins == {"himtok": PLUGIN_FILE}
+    assert finders == 1
+
+
+def test_nested_swift_command_without_plugin_has_none():
+    code = (
+        "import os, sys; from himtok_plugin import startup\n"
+        f"sys.argv = [{SCRIPT!r}, '--model', 'm']; startup.run()\n"
+        f"print(startup.active_plugins(), {startup.ACTIVE_PLUGINS_VARIABLE!r} in os.environ)"
+    )
+    child = run_python(code, **{startup.ACTIVE_PLUGINS_VARIABLE: f"himtok={PLUGIN_FILE}"})
+    # An installed hook has already prepared this child, which is a plain `python -c`; the command's own flags win.
+    assert child.stdout.endswith("False\n")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("swift") is None, reason="ms-swift is not installed")
+@pytest.mark.parametrize("value", ["himtok", "[himtok]"])
+def test_plugin_key_of_a_yaml_reaches_the_command(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("SWIFT_CONFIG_FILE", "restored after the test")
+    from swift.cli.main import parse_yaml_args
+
+    config = tmp_path / "stage.yaml"
+    config.write_text(f"model: m\nplugin: {value}\nexternal_plugins: [other.py]\nmask_loss_weight: 1.0\n")
+    argv = [str(config), "--seed", "1"]
+    parse_yaml_args(argv)
+    assert argv_after_run(SCRIPT, *argv)[1:] == [
+        *["--model", "m", "--plugin", "himtok", "--mask_loss_weight", "1.0", "--seed", "1"],
+        *["--external_plugins", PLUGIN_FILE, "other.py"],
+    ]
+
+
+def test_activate_after_the_argument_classes_is_refused():
+    code = (
+        "import sys, types; name = 'swift.arguments.base_args.template_args'\n"
+        "sys.modules[name] = types.ModuleType(name)\n"
+        "from himtok_plugin import startup\n"
+        "startup.activate()"
+    )
+    child = run_python(code)
+    assert "RuntimeError: activate('himtok') must come before" in child.stderr
