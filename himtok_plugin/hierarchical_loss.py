@@ -1,11 +1,12 @@
 """Stage 2: LMM logits at mask positions -> code probabilities -> masks -> coarse-to-fine loss.
 
-Works on logits that are shifted already: row i predicts label i. Which positions hold mask tokens is read off the
-labels, never off the layout of the batch, so packed and trimmed sequences need nothing special. Only the code columns
-of those rows are copied. Source: arXiv 2503.13026, section 3.3. Does not know of text, tokenizers and trainers.
+Works on the code columns of the logit rows that predict mask tokens, gathered by the caller; nothing as wide as the
+vocabulary is copied here. Source: arXiv 2503.13026, section 3.3. Does not know of text, tokenizers and trainers.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from .mask_tokenizer.reconstruction_loss import (
     mask_dice,
 )
 
-__all__ = ["HierarchicalMaskLoss", "coarse_target", "code_probabilities", "mask_bce", "mask_dice", "mask_positions"]
+__all__ = ["HierarchicalMaskLoss", "MaskLosses", "coarse_target", "code_probabilities", "mask_bce", "mask_dice"]
 
 LOGIT_SCALE = 2.0  # probabilities are softmax(2 x logits), in training as in inference
 NUM_LEVELS = 3  # coarse levels drawn in a step
@@ -39,18 +40,14 @@ def code_probabilities(logits: Tensor, scale: float = LOGIT_SCALE) -> Tensor:
     return (logits.float() * scale).softmax(dim=-1)
 
 
-def mask_positions(labels: Tensor, first_code_id: int, codebook_size: int) -> Tensor:
-    """Flat positions of the mask tokens' codes.
+@dataclass(frozen=True)
+class MaskLosses:
+    """Unweighted loss terms, () float32 each: BCE and Dice of the full prediction, and the hierarchical loss, which is
+    BCE + dice_weight * Dice summed over coarse levels."""
 
-    Args:
-        labels: (...) int64; anything outside [first_code_id, first_code_id + codebook_size) is no code.
-
-    Returns:
-        (m,) int64 positions in `labels.flatten()`, in order. Its length is data, so this waits for the device: once
-        a step, for the whole batch.
-    """
-    flat = labels.flatten()
-    return ((flat >= first_code_id) & (flat < first_code_id + codebook_size)).nonzero().flatten()
+    bce: Tensor
+    dice: Tensor
+    hierarchical: Tensor
 
 
 class HierarchicalMaskLoss(nn.Module):
@@ -75,8 +72,8 @@ class HierarchicalMaskLoss(nn.Module):
         levels: Tensor | None = None,
         full: bool = True,
         hierarchical: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Both losses of a batch of masks.
+    ) -> MaskLosses:
+        """Losses of a batch of masks.
 
         Args:
             mask_tokenizer: decodes; gradient flows into its de-tokenizer where that is trainable.
@@ -86,15 +83,24 @@ class HierarchicalMaskLoss(nn.Module):
                 over accumulated and distributed batches. None: means over the batch, as in the reference.
             levels: (l,) int64 prefix lengths instead of drawn ones.
             full, hierarchical: False skips a term, which is then a zero.
-
-        Returns:
-            mask loss, hierarchical loss (summed over levels): () float32 each.
         """
-        zero = probabilities.new_zeros(())
+        bce = dice = coarse = probabilities.new_zeros(())
+        if full:
+            prediction = mask_tokenizer.decode_probabilities(probabilities)
+            bce, dice = mask_bce(prediction, target, weights), mask_dice(prediction, target, weights)
+        if hierarchical and probabilities.shape[1] > 1:
+            coarse = self._coarse(mask_tokenizer, probabilities, target, weights, levels)
+        return MaskLosses(bce, dice, coarse)
+
+    def _coarse(
+        self,
+        mask_tokenizer: MaskTokenizer,
+        probabilities: Tensor,
+        target: Tensor,
+        weights: Tensor | None,
+        levels: Tensor | None,
+    ) -> Tensor:
         k = probabilities.shape[1]
-        mask_loss = self._term(mask_tokenizer.decode_probabilities(probabilities), target, weights) if full else zero
-        if not hierarchical or k < 2:
-            return mask_loss, zero
         if levels is None:
             levels = draw_levels(min(self.num_levels, k - 1), k)
         count, batch = len(levels), len(target)
@@ -106,8 +112,9 @@ class HierarchicalMaskLoss(nn.Module):
         sigma = coarse_sigma(levels.float(), config.num_mask_tokens, config.image_size).to(target.device)
         coarse = coarse_target(target.expand(count, *target.shape), sigma=sigma[:, None].expand(count, batch))
         prediction = mask_tokenizer.decode_probabilities(prefixes).unflatten(0, (count, batch))
-        losses = [self._term(p, t, weights) for p, t in zip(prediction, coarse, strict=True)]
-        return mask_loss, torch.stack(losses).sum()
-
-    def _term(self, prediction: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-        return mask_bce(prediction, target, weights) + self.dice_weight * mask_dice(prediction, target, weights)
+        return torch.stack(
+            [
+                mask_bce(p, t, weights) + self.dice_weight * mask_dice(p, t, weights)
+                for p, t in zip(prediction, coarse, strict=True)
+            ]
+        ).sum()

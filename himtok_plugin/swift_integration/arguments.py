@@ -19,6 +19,7 @@ from himtok_plugin import startup
 
 # A prefix must leave out at least one of the 32 tokens (Numerics: n = 1…31).
 MAX_COARSE_LEVELS = 31
+_current: list[Any] = []  # at most one, see `current_arguments`
 
 
 def _option(default: Any, meaning: str) -> Any:
@@ -101,6 +102,27 @@ class HimTokArguments:
             "a number between 0 and 1, both excluded",
         )
         _expect(self.mask_decoding in ("soft", "hard"), "mask_decoding", self.mask_decoding, "'soft' or 'hard'")
+        _current[:] = [self]
+
+    @property
+    def trains_on_masks(self) -> bool:
+        """Whether a mask loss is part of the training loss (stage 2)."""
+        return self.mask_loss_weight > 0 or self.hierarchical_loss_weight > 0
+
+    @property
+    def detokenizer_is_trained(self) -> bool:
+        return self.trains_on_masks if self.train_detokenizer is None else self.train_detokenizer
+
+    @property
+    def adapter_folders(self) -> list[str]:
+        """Folders of the adapters that are loaded on top of the model."""
+        return list(getattr(self, "adapters", None) or [])
+
+    def options(self) -> "HimTokArguments":
+        """These options alone, without ms-swift's: small, and picklable where ms-swift is not imported."""
+        own = object.__new__(HimTokArguments)
+        own.__dict__.update({f.name: getattr(self, f.name) for f in fields(HimTokArguments)})
+        return own
 
 
 def _expect(valid: bool, name: str, value: Any, expected: str) -> None:
@@ -190,3 +212,11 @@ def other_plugin_files(files: list[str] | str | None) -> list[str]:
     files = [files] if isinstance(files, str) else files or []
     endings = {Path(active).parts[-3:] for active in startup.active_plugins().values()}
     return [file for file in files if Path(file).parts[-3:] not in endings]
+
+
+def current_arguments() -> Any | None:
+    """The argument object of this process whose options were validated last; None before there is one.
+
+    ms-swift's model loaders are not given the arguments.
+    """
+    return _current[-1] if _current else None

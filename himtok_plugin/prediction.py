@@ -1,0 +1,141 @@
+"""The one way from an answer to masks: text, with or without recorded code probabilities -> masks at the image's size.
+
+Every engine and the command line go through `MaskPredictor`. Masks of a whole batch are decoded together. An answer
+without a mask gives an empty list; a malformed mask is marked, never guessed. Does not know how the answer came about.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .mask_text import text_to_codes
+from .mask_tokenizer.modeling import MaskTokenizer
+from .masks import from_square, to_rle
+
+Decoding = Literal["soft", "hard"]
+MAX_BATCH = 64  # masks decoded at once: bounds memory, far above where the speed levels off
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to be turned into masks.
+
+    Attributes:
+        text: what the LMM wrote.
+        size: (h, w) of the image that the masks belong to.
+        probabilities: for every code in the text, in order, its (v,) probabilities: (codes, v) float32; None when the
+            engine did not record them.
+    """
+
+    text: str
+    size: tuple[int, int]
+    probabilities: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PredictedMask:
+    """One mask of an answer.
+
+    Attributes:
+        mask: bool (h, w).
+        codes: the codes as written.
+        score: mean probability of the codes in [0, 1], None when no probabilities were recorded.
+        complete: False if the mask text is cut or malformed; the mask is then that of the codes that are there.
+        start, end: character span in the answer's text.
+    """
+
+    mask: np.ndarray
+    codes: list[int]
+    score: float | None
+    complete: bool
+    start: int
+    end: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: {"size": [h, w], "counts": RLE, "codes": [...], "score": p, "complete": bool}."""
+        return {**to_rle(self.mask), "codes": self.codes, "score": self.score, "complete": self.complete}
+
+
+class MaskPredictor:
+    """Turns answers into masks with a mask tokenizer.
+
+    Args:
+        mask_tokenizer: decodes, on the device and in the dtype it has.
+        decoding: `soft` decodes recorded probabilities where there are any, `hard` the codes alone.
+        threshold: mask probability from which a pixel belongs to the mask, in (0, 1).
+    """
+
+    def __init__(self, mask_tokenizer: MaskTokenizer, decoding: Decoding = "soft", threshold: float = 0.5):
+        if decoding not in ("soft", "hard"):
+            raise ValueError(f"decoding={decoding!r}: expected 'soft' or 'hard'")
+        self.mask_tokenizer = mask_tokenizer
+        self.decoding = decoding
+        self.threshold = threshold
+
+    @torch.inference_mode()
+    def __call__(self, answers: list[Answer]) -> list[list[PredictedMask]]:
+        """Masks of each answer, in order of appearance; spans without a single code yield none.
+
+        Raises:
+            ValueError: probabilities that do not belong to the text.
+        """
+        config = self.mask_tokenizer.config
+        found = []  # (answer, span, probabilities of its codes or None)
+        for index, answer in enumerate(answers):
+            taken = 0
+            spans = text_to_codes(answer.text, config.codebook_size, config.num_mask_tokens)
+            total = sum(len(span.codes) for span in spans)
+            if answer.probabilities is not None and len(answer.probabilities) != total:
+                raise ValueError(f"probabilities of {len(answer.probabilities)} codes for a text with {total}")
+            for span in spans:
+                own = None if answer.probabilities is None else answer.probabilities[taken : taken + len(span.codes)]
+                taken += len(span.codes)
+                if span.codes:
+                    found.append((index, span, own))
+        squares = self._decode([(span.codes, own) for _, span, own in found])
+        results: list[list[PredictedMask]] = [[] for _ in answers]
+        for (index, span, own), square in zip(found, squares, strict=True):
+            results[index].append(
+                PredictedMask(
+                    mask=from_square(square, answers[index].size, self.threshold),
+                    codes=list(span.codes),
+                    score=_score(span.codes, own),
+                    complete=span.complete,
+                    start=span.start,
+                    end=span.end,
+                )
+            )
+        return results
+
+    def _decode(self, masks: list[tuple[list[int], Tensor | None]]) -> list[np.ndarray]:
+        """float32 (s, s) of each; masks of the same length and kind share a batch."""
+        groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
+        for i, (codes, own) in enumerate(masks):
+            groups[len(codes), own is not None and self.decoding == "soft"].append(i)
+        squares: list[np.ndarray] = [None] * len(masks)
+        device = self.mask_tokenizer.device
+        for (_, soft), members in groups.items():
+            for begin in range(0, len(members), MAX_BATCH):
+                batch = members[begin : begin + MAX_BATCH]
+                if soft:
+                    decoded = self.mask_tokenizer.decode_probabilities(
+                        torch.stack([masks[i][1] for i in batch]).to(device)
+                    )
+                else:
+                    decoded = self.mask_tokenizer.decode(torch.tensor([masks[i][0] for i in batch], device=device))
+                for i, square in zip(batch, decoded.cpu().numpy(), strict=True):
+                    squares[i] = square
+        return squares
+
+
+def _score(codes: list[int], probabilities: Tensor | None) -> float | None:
+    if probabilities is None:
+        return None
+    chosen = probabilities.gather(1, torch.tensor(codes, device=probabilities.device)[:, None])
+    return float(chosen.mean())

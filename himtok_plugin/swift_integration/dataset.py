@@ -1,0 +1,110 @@
+"""Mask columns of a dataset row on their way through ms-swift's preprocessing.
+
+Contract: a row's `masks`, `mask_codes` and, for error messages, its number travel as one JSON string in the column
+`masks`, because Arrow cannot hold a column of mixed types (paths, RLE, polygons) and ms-swift keeps known columns only.
+`pack_mask_column` makes that string before ms-swift's own preprocessing, `MaskColumn.parse` reads it in the template.
+The reference's rows (`mask`, placeholder tokens) and rows that hold masks only are brought into ms-swift's form here.
+Does not know tokens and models.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ..mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
+
+ROW_NUMBER = "himtok_row"
+PACKED = "himtok_masks"  # key that tells a packed column from a path
+MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
+TEXT_KEYS = ("content", "value")
+
+
+@dataclass(frozen=True)
+class MaskColumn:
+    """The masks of one row.
+
+    Attributes:
+        masks: one source per `<mask>`, as `masks.load_mask` takes them.
+        codes: codes made offline, one list per mask (None where there are none), or None for the whole row.
+        row: number of the row in its file, counted from 0; None when unknown.
+    """
+
+    masks: list[Any]
+    codes: list[list[int] | None] | None
+    row: int | None
+
+    @classmethod
+    def parse(cls, value: Any, codes: Any = None) -> MaskColumn:
+        """Read the packed column, or plain `masks` (and `mask_codes`) of a row that never passed a dataset."""
+        if isinstance(value, str):
+            try:
+                payload = json.loads(value)
+            except json.JSONDecodeError:
+                payload = [value]  # a single path
+            if isinstance(payload, dict) and PACKED in payload:
+                return cls(payload[PACKED], payload["codes"], payload["row"])
+            value = payload
+        return cls(_as_list(value, "masks"), None if codes is None else _as_list(codes, "mask_codes"), None)
+
+    def to_json(self) -> str:
+        return json.dumps({PACKED: self.masks, "codes": self.codes, "row": self.row}, ensure_ascii=False)
+
+    @property
+    def name(self) -> str:
+        """How error messages call the row."""
+        return "row" if self.row is None else f"row {self.row}"
+
+
+def pack_mask_column(row: dict[str, Any]) -> dict[str, Any]:
+    """Bring a raw row into ms-swift's form; rows without masks pass unchanged.
+
+    Raises:
+        ValueError: `masks` or `mask_codes` is no list.
+    """
+    number = row.pop(ROW_NUMBER, None)
+    if isinstance(row.get("masks"), str) and row["masks"].startswith(f'{{"{PACKED}":'):
+        return row  # ms-swift preprocesses in several passes
+    masks, codes = row.pop("masks", None), row.pop("mask_codes", None)
+    if masks is None and row.get("mask") is not None:
+        masks = row["mask"]
+    row.pop("mask", None)
+    if masks is None:
+        if codes is None:
+            return row
+        masks = []
+    name = "row" if number is None else f"row {number}"
+    masks = [_without_nulls(mask) for mask in _as_list(masks, f"{name}: masks")]
+    codes = None if codes is None else _as_list(codes, f"{name}: mask_codes")
+    conversation = next((key for key in MESSAGE_COLUMNS if row.get(key)), None)
+    if conversation is not None:
+        row[conversation] = _with_mask_placeholders(row[conversation])
+    elif not any(row.get(key) for key in ("query", "response", "instruction", "prompt")):
+        # A row for stage 1: ms-swift drops rows that say nothing.
+        row["messages"] = [{"role": "user", "content": MASK_PLACEHOLDER * len(masks)}]
+    row["masks"] = MaskColumn(masks, codes, number).to_json()
+    return row
+
+
+def _with_mask_placeholders(messages: Any) -> Any:
+    if not isinstance(messages, list):
+        return messages
+    for message in messages:
+        for key in TEXT_KEYS:
+            if isinstance(message, dict) and isinstance(message.get(key), str):
+                message[key] = reference_placeholder_to_mask(message[key])
+    return messages
+
+
+def _as_list(value: Any, name: str) -> list[Any]:
+    if isinstance(value, (str, dict)):
+        return [value]
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{name}: got {value!r:.80}, expected a list")
+    return list(value)
+
+
+def _without_nulls(mask: Any) -> Any:
+    """Arrow gives every struct of a column the keys of all of them."""
+    return {key: value for key, value in mask.items() if value is not None} if isinstance(mask, dict) else mask

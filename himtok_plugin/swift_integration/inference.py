@@ -1,0 +1,104 @@
+"""Masks in the results of ms-swift's inference pipeline.
+
+Contract: `attach_masks` puts masks at the responses of ms-swift's own engine, from the code probabilities that it has
+just recorded; `write_masks` puts them into a result row (and as pictures into `--mask_dir`), from the response or, for
+any other engine, from its text. All masks come from `prediction.py`. Does not know how rows are read and written.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..mask_text import text_to_codes
+from ..prediction import Answer, PredictedMask
+from ..visualization import overlay
+from .dataset import MaskColumn
+from .mask_runtime import MaskRuntime
+from .template import image_size
+
+RESPONSE_ATTRIBUTE = "himtok_masks"
+
+
+def runtime_of(template) -> MaskRuntime | None:
+    """The run's masks; None for a model that has none (the mask tokenizer itself, a text-only one)."""
+    return getattr(template.tokenizer, "himtok", None)
+
+
+def attach_masks(runtime: MaskRuntime, template_inputs: list, responses: list) -> None:
+    """Give every choice of every response its masks, all decoded together.
+
+    Args:
+        template_inputs: ms-swift's inputs of each request, images among them.
+        responses: ms-swift's responses in the same order; several choices stand behind each other in the batch.
+    """
+    choices, answers = [], []
+    for inputs, response in zip(template_inputs, responses, strict=True):
+        for choice in response.choices:
+            sequence = len(choices)
+            choices.append(choice)
+            if not inputs.images:
+                answers.append(None)
+                continue
+            text = choice.message.content
+            probabilities = runtime.generation.probabilities(sequence, _count_codes(runtime, text))
+            answers.append(Answer(text, image_size(inputs.images[0]), probabilities))
+    predicted = iter(runtime.predict([answer for answer in answers if answer is not None]))
+    for choice, answer in zip(choices, answers, strict=True):
+        setattr(choice.message, RESPONSE_ATTRIBUTE, next(predicted) if answer is not None else [])
+
+
+def masks_of_text(runtime: MaskRuntime, text: str, row: dict[str, Any]) -> list[PredictedMask]:
+    """Masks of one answer that came as text; code probabilities are used if the last generation was this answer."""
+    images = row.get("images") or []
+    if not images:
+        return []
+    probabilities = runtime.generation.probabilities(0, _count_codes(runtime, text))
+    return runtime.predict([Answer(text, image_size(images[0]), probabilities)])[0]
+
+
+def _count_codes(runtime: MaskRuntime, text: str) -> int:
+    return sum(len(span.codes) for span in text_to_codes(text, runtime.codebook_size, runtime.num_mask_tokens))
+
+
+def write_masks(row: dict[str, Any], masks: list[PredictedMask]) -> None:
+    """Put predicted masks into a result row; the row's own masks, the truth, move to `target_masks`."""
+    truth = row.pop("masks", None)
+    if truth is not None:
+        row["target_masks"] = MaskColumn.parse(truth).masks
+    row["masks"] = [mask.to_dict() for mask in masks]
+
+
+class MaskPictures:
+    """Writes masks and overlays of answers into a folder, numbered in order of appearance."""
+
+    def __init__(self, folder: str, rank: int = -1):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.prefix = f"rank{rank}_" if rank > 0 else ""
+        self._number = 0
+
+    def write(self, row: dict[str, Any], masks: list[PredictedMask]) -> list[str]:
+        """PNG per mask (0 or 255) and one overlay; returns their paths, none for an answer without a mask."""
+        number, self._number = self._number, self._number + 1
+        paths = []
+        for i, mask in enumerate(masks):
+            path = self.folder / f"{self.prefix}{number:05d}_mask{i}.png"
+            Image.fromarray(mask.mask).save(path)
+            paths.append(os.fspath(path))
+        if masks:
+            path = self.folder / f"{self.prefix}{number:05d}_overlay.png"
+            overlay(_load_image(row["images"][0]), [mask.mask for mask in masks]).save(path)
+            paths.append(os.fspath(path))
+        return paths
+
+
+def _load_image(image: Any) -> Image.Image:
+    from swift.template.vision_utils import load_image
+
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    return load_image(image)

@@ -1,0 +1,122 @@
+"""What one run knows of its masks: settings, vocabulary, mask tokenizer; kept at the text tokenizer as `.himtok`.
+
+The text tokenizer is what ms-swift hands to every template, engine and worker, so this is how they all find the same
+mask tokenizer. Pickles small: a loaded mask tokenizer stays behind and is loaded again where it is needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..generation import CodeProbabilityRecorder, MaskGrammar
+from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
+from ..prediction import Answer, MaskPredictor, PredictedMask
+from ..vocabulary import MaskVocabulary
+
+if TYPE_CHECKING:
+    from .arguments import HimTokArguments
+
+
+class MaskRuntime:
+    """Settings, vocabulary and mask tokenizer of a run.
+
+    Args:
+        settings: the plugin's options.
+        source: folder or weights file of the mask tokenizer.
+        config: its configuration.
+        vocabulary: where its codes stand in the text tokenizer.
+    """
+
+    def __init__(
+        self, settings: HimTokArguments, source: Path, config: MaskTokenizerConfig, vocabulary: MaskVocabulary
+    ):
+        self.settings = settings
+        self.source = source
+        self.vocabulary = vocabulary
+        self.num_mask_tokens = config.num_mask_tokens
+        self.codebook_size = config.codebook_size
+        self.image_size = config.image_size
+        limit = settings.num_mask_tokens
+        if limit is not None and limit > config.num_mask_tokens:
+            raise ValueError(f"num_mask_tokens={limit}: expected at most {config.num_mask_tokens}, as the tokenizer has")
+        self.generated_mask_tokens = limit or config.num_mask_tokens
+        self.generation = MaskGeneration(self)
+        self._mask_tokenizer: MaskTokenizer | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mask_tokenizer": None}
+
+    def __deepcopy__(self, memo) -> MaskRuntime:
+        return self  # ms-swift copies text tokenizers; all copies belong to the same run
+
+    def attach(self, mask_tokenizer: MaskTokenizer) -> None:
+        """Use the mask tokenizer that sits in the model, so that training it is seen here."""
+        self._mask_tokenizer = mask_tokenizer
+
+    def mask_tokenizer(self) -> MaskTokenizer:
+        """The mask tokenizer, loaded when first asked for."""
+        if self._mask_tokenizer is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self._mask_tokenizer = MaskTokenizer.from_pretrained(self.source).to(device).eval()
+        return self._mask_tokenizer
+
+    def predict(self, answers: list[Answer]) -> list[list[PredictedMask]]:
+        """Masks of a batch of answers by this run's settings."""
+        tokenizer = self.mask_tokenizer()
+        training = tokenizer.training
+        predictor = MaskPredictor(tokenizer.eval(), self.settings.mask_decoding, self.settings.mask_threshold)
+        try:
+            return predictor(answers)
+        finally:
+            tokenizer.train(training)
+
+
+class MaskGeneration:
+    """One call of `generate`: its logits processors before, its code probabilities after."""
+
+    def __init__(self, runtime: MaskRuntime):
+        self.runtime = runtime
+        self._recorder: CodeProbabilityRecorder | None = None
+        self._ids: torch.Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_recorder": None, "_ids": None}
+
+    def prepare(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Add the logits processors to the arguments of `generate`."""
+        from transformers import LogitsProcessorList
+
+        runtime = self.runtime
+        processors = LogitsProcessorList(generate_kwargs.get("logits_processor") or [])
+        self._recorder = self._ids = None
+        config = generate_kwargs.get("generation_config")
+        if getattr(config, "num_beams", 1) in (None, 1):  # beams change places, so rows would not be sequences
+            self._recorder = CodeProbabilityRecorder(runtime.vocabulary, runtime.num_mask_tokens)
+            processors.append(self._recorder)
+        if runtime.settings.constrained_decoding:
+            processors.append(MaskGrammar(runtime.vocabulary, runtime.generated_mask_tokens))
+        generate_kwargs["logits_processor"] = processors
+        return generate_kwargs
+
+    def finished(self, ids: torch.Tensor) -> None:
+        """Take note of the generated ids (b, n), prompt removed."""
+        self._ids = ids
+
+    def probabilities(self, sequence: int, num_codes: int) -> torch.Tensor | None:
+        """(codes, v) float32 of the last call's answer, None where they were not recorded.
+
+        Args:
+            sequence: row of the batch.
+            num_codes: codes found in the answer's text; a different number of code tokens means that the text was
+                changed on its way, and then probabilities cannot be matched to it.
+        """
+        if self._recorder is None or self._ids is None or not num_codes:
+            return None
+        vocabulary = self.runtime.vocabulary
+        ids = self._ids[sequence]
+        is_code = (ids >= vocabulary.first_code_id) & (ids < vocabulary.first_code_id + vocabulary.codebook_size)
+        steps = is_code.nonzero().flatten().tolist()
+        return self._recorder.probabilities(sequence, steps) if len(steps) == num_codes else None

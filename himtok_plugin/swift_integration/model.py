@@ -1,0 +1,115 @@
+"""Models: mask tokens in the vocabulary of any base, and the mask tokenizer inside the model while it trains.
+
+Contract: `extend_loaded_model` runs at the end of ms-swift's model loading. It finds the mask tokenizer, extends text
+tokenizer and embeddings where mask tokens are missing, leaves a `MaskRuntime` at the text tokenizer and, with a model,
+attaches the mask tokenizer as its submodule `mask_tokenizer`, excluded from the LMM's files. Does not know trainers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from swift.utils import HfConfigFactory, get_logger
+from torch import nn
+
+from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
+from ..mask_tokenizer.conversion import SIDECAR_FOLDER, find_mask_tokenizer, load_released
+from ..vocabulary import MaskVocabulary, extend_embeddings, extend_tokenizer
+from .arguments import current_arguments
+from .mask_runtime import MaskRuntime
+
+logger = get_logger()
+ATTRIBUTE = "mask_tokenizer"
+
+
+def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> None:
+    """Bring masks to a model that ms-swift has loaded.
+
+    Args:
+        loader: ms-swift's model loader.
+        model: the LMM, None when only its processor was asked for.
+        processor: its processor or text tokenizer.
+        config: its configuration.
+
+    Raises:
+        ValueError: no mask tokenizer to be found, or one that does not fit the text tokenizer's mask tokens.
+    """
+    settings = current_arguments()
+    if settings is None or not loader.model_meta.is_multimodal or loader.return_dummy_model:
+        return
+    tokenizer = loader._get_tokenizer(processor)
+    source = find_source(settings.mask_tokenizer, loader.model_info.model_dir, settings.adapter_folders)
+    tokenizer_config, mask_tokenizer = _load(source, with_weights=model is not None)
+    added = extend_tokenizer(tokenizer, tokenizer_config.codebook_size)
+    vocabulary = MaskVocabulary.of(tokenizer, tokenizer_config.codebook_size)
+    runtime = MaskRuntime(settings.options(), source, tokenizer_config, vocabulary)
+    tokenizer.himtok = runtime
+    if model is None:
+        return
+    if added:
+        _extend_model(loader, model, config, added, len(tokenizer))
+        logger.info(f"Added {len(added)} mask tokens to the vocabulary.")
+    attach(model, mask_tokenizer)
+    runtime.attach(mask_tokenizer)
+
+
+def find_source(asked: str | None, model_dir: str, adapters: list[str]) -> Path:
+    """Where the mask tokenizer lies: the one asked for, else beside the adapter, else beside the model.
+
+    Raises:
+        ValueError: nowhere.
+    """
+    if asked:
+        return find_mask_tokenizer(asked)
+    for folder in (*adapters, model_dir):
+        if (Path(folder) / SIDECAR_FOLDER).is_dir() or (Path(folder) / "himtok.pth").is_file():
+            return find_mask_tokenizer(folder)
+    raise ValueError(
+        f"mask_tokenizer: none given, and {model_dir} has no folder {SIDECAR_FOLDER}/: expected --mask_tokenizer DIR"
+    )
+
+
+def _load(source: Path, with_weights: bool) -> tuple[MaskTokenizerConfig, MaskTokenizer | None]:
+    if source.is_file():  # released weights know their sizes only from the tensors
+        model = load_released(source)
+        return model.config, model
+    if not with_weights:
+        return MaskTokenizerConfig.from_pretrained(source), None
+    model = MaskTokenizer.from_pretrained(source)
+    return model.config, model
+
+
+def _extend_model(loader, model: nn.Module, config, added: list[int], vocabulary_size: int) -> None:
+    from swift.model.patcher import get_lm_head_model
+
+    # Where a family's LMM does not hold the embeddings itself, ms-swift knows which part does.
+    owner = get_lm_head_model(model, loader.model_meta)
+    extend_embeddings(owner, added, vocabulary_size)
+    HfConfigFactory.set_config_attr(config, "vocab_size", owner.get_input_embeddings().weight.shape[0])
+
+
+def attach(model: nn.Module, mask_tokenizer: MaskTokenizer) -> None:
+    """Make the mask tokenizer a submodule: optimizers and sharding must know it, the LMM's files must not."""
+    device = next(model.parameters()).device
+    mask_tokenizer.requires_grad_(False)
+    model.add_module(ATTRIBUTE, mask_tokenizer.to(device))
+    names = {f"{ATTRIBUTE}.{name}" for name in mask_tokenizer.state_dict()}
+    model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or ()) | names
+
+
+def attached_mask_tokenizer(model: nn.Module) -> MaskTokenizer:
+    """The mask tokenizer inside a model, however the model is wrapped."""
+    for name, module in model.named_modules():
+        if isinstance(module, MaskTokenizer) and name.rpartition(".")[2] == ATTRIBUTE:
+            return module
+    raise RuntimeError("the model has no mask tokenizer: was it loaded with --plugin himtok?")
+
+
+def is_mask_tokenizer_folder(folder: str | os.PathLike) -> bool:
+    """Whether a folder's config.json is that of a mask tokenizer."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        return False
+    return json.loads(path.read_text(encoding="utf-8")).get("model_type") == MaskTokenizerConfig.model_type

@@ -1,0 +1,238 @@
+"""Changes to ms-swift where it has no hook, each with what, why, and when it can go. Written against 4.6.
+
+`apply` is idempotent. Everything else that this package does goes through ms-swift's registries and subclasses.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+
+from .dataset import ROW_NUMBER, pack_mask_column
+
+_MARK = "_himtok_patched"
+
+
+def apply() -> None:
+    """Apply all patches, once per process."""
+    from swift.template import Template
+
+    if getattr(Template, _MARK, False):
+        return
+    _keep_mask_columns()
+    _compose_templates()
+    _extend_models()
+    _choose_trainers()
+    _attach_masks_to_responses()
+    _write_masks_to_results()
+    setattr(Template, _MARK, True)
+
+
+def _keep_mask_columns() -> None:
+    """What: rows pass `pack_mask_column` before ms-swift's preprocessing, and `masks` survives it.
+    Why: `standard_keys` decides which columns survive, but nothing lets a plugin see a raw row of any dataset.
+    Goes when: preprocessors can be registered to run before the automatic one.
+    """
+    from datasets import IterableDataset
+    from swift.dataset import AutoPreprocessor, RowPreprocessor
+
+    if "masks" not in RowPreprocessor.standard_keys:
+        RowPreprocessor.standard_keys.append("masks")
+    # ms-swift's caches are named after the input alone: rows cached without masks must not be taken for ours.
+    RowPreprocessor.cache_format_version += "_himtok1"
+    prepare, batched, choose = (
+        RowPreprocessor.prepare_dataset,
+        RowPreprocessor.batched_preprocess,
+        AutoPreprocessor._get_preprocessor,
+    )
+
+    def has_masks(features) -> bool:
+        return any(name in features for name in ("masks", "mask", "mask_codes"))
+
+    @wraps(prepare)
+    def prepare_dataset(self, dataset):
+        dataset = prepare(self, dataset)
+        features = self.get_features_dataset(dataset).features
+        if not has_masks(features) or ROW_NUMBER in features:
+            return dataset
+        if isinstance(dataset, IterableDataset):
+            # Streaming renames the known columns afterwards, so the number has to look like one of the dataset's own.
+            return dataset.map(lambda row, number: {**row, ROW_NUMBER: number}, with_indices=True)
+        return dataset.add_column(ROW_NUMBER, list(range(len(dataset))))
+
+    @wraps(batched)
+    def batched_preprocess(self, batched_row, **kwargs):
+        batched_row = dict(batched_row)
+        self._remove_prefix_keys(batched_row, "__@")
+        if has_masks(batched_row):
+            rows = [pack_mask_column(row) for row in self.batched_to_rows(batched_row)]
+            batched_row = self.rows_to_batched(rows)
+        return batched(self, batched_row, **kwargs)
+
+    @wraps(choose)
+    def get_preprocessor(self, dataset):
+        # Rows that hold masks only have no column that would tell.
+        from swift.dataset import MessagesPreprocessor
+
+        features = dataset.features
+        asks = ("conversation", "conversations", "messages", "query", "instruction", "prompt", "question")
+        if has_masks(features) and not any(name in features for name in asks):
+            return MessagesPreprocessor(**self.kwargs)
+        return choose(self, dataset)
+
+    RowPreprocessor.prepare_dataset = prepare_dataset
+    RowPreprocessor.batched_preprocess = batched_preprocess
+    AutoPreprocessor._get_preprocessor = get_preprocessor
+
+
+def _compose_templates() -> None:
+    """What: the template class that ms-swift chose for a multimodal base gets `MaskTemplateMixin` in front.
+    Why: a plugin can register templates by name, but the user should not have to name another one per base.
+    Goes when: templates can be extended without naming them.
+    """
+    import swift.arguments.base_args.base_args as base_args
+    import swift.template as package
+    import swift.template.register as register
+
+    from .template import with_masks
+
+    original = register.get_template_meta
+
+    @wraps(original)
+    def get_template_meta(model_info, model_meta, template_type=None):
+        from copy import copy
+
+        meta = original(model_info, model_meta, template_type)
+        if model_meta is None or not model_meta.is_multimodal:
+            return meta
+        meta = copy(meta)
+        meta.template_cls = with_masks(meta.template_cls)
+        return meta
+
+    register.get_template_meta = get_template_meta
+    for module in (base_args, package):
+        if getattr(module, "get_template_meta", None) is original:
+            module.get_template_meta = get_template_meta
+
+
+def _extend_models() -> None:
+    """What: `extend_loaded_model` runs after ms-swift added its own new special tokens.
+    Why: `--new_special_tokens` adds special ones only, which servers strip from their output.
+    Goes when: model loaders take a callback.
+    """
+    from swift.model.register import ModelLoader
+
+    from .model import extend_loaded_model
+
+    original = ModelLoader._add_new_special_tokens
+
+    @wraps(original)
+    def _add_new_special_tokens(self, model, processor, config):
+        original(self, model, processor, config)
+        extend_loaded_model(self, model, processor, config)
+
+    ModelLoader._add_new_special_tokens = _add_new_special_tokens
+
+
+def _choose_trainers() -> None:
+    """What: causal-LM training of a base with masks runs `MaskTrainer`, that of a mask tokenizer `StageOneTrainer`.
+    Why: the factory maps task types, and both are of the same.
+    Goes when: the factory asks the model type.
+    """
+    from swift.trainers import TrainerFactory
+
+    original = TrainerFactory.get_trainer_cls.__func__
+
+    def get_trainer_cls(cls, args):
+        trainer_class = original(cls, args)
+        if hasattr(args, "rlhf_type") or args.task_type != "causal_lm":
+            return trainer_class
+        from .stage_one import MODEL_TYPE, StageOneTrainer
+        from .trainer import MaskTrainer
+
+        if args.model_meta.model_type == MODEL_TYPE:
+            return StageOneTrainer
+        return MaskTrainer if args.model_meta.is_multimodal else trainer_class
+
+    TrainerFactory.get_trainer_cls = classmethod(get_trainer_cls)
+
+
+def _attach_masks_to_responses() -> None:
+    """What: responses of ms-swift's own engine carry their masks.
+    Why: the template sees generated ids, but cannot add to the response.
+    Goes when: templates can post-process a response object.
+    """
+    from swift.infer_engine import TransformersEngine
+
+    from .inference import attach_masks, runtime_of
+
+    original = TransformersEngine._infer_full
+
+    @wraps(original)
+    def _infer_full(self, inputs, *, template_inputs, **kwargs):
+        responses = original(self, inputs, template_inputs=template_inputs, **kwargs)
+        runtime = runtime_of(self.template)
+        if runtime is not None:
+            attach_masks(runtime, template_inputs, responses)
+        return responses
+
+    TransformersEngine._infer_full = _infer_full
+
+
+def _write_masks_to_results() -> None:
+    """What: `swift infer` writes `masks` into its rows and pictures into `--mask_dir`.
+    Why: the pipeline builds result rows from fixed fields of the response.
+    Goes when: rows can be post-processed by a plugin.
+    """
+    from swift.pipelines.infer.infer import SwiftInfer
+
+    from .inference import RESPONSE_ATTRIBUTE, MaskPictures, masks_of_text, runtime_of, write_masks
+
+    batch_infer, infer_single = SwiftInfer._batch_infer, SwiftInfer.infer_single
+
+    def pictures(pipeline) -> MaskPictures | None:
+        if pipeline.args.mask_dir is None:
+            return None
+        if "himtok_pictures" not in pipeline.__dict__:
+            pipeline.himtok_pictures = MaskPictures(pipeline.args.mask_dir, pipeline.args.rank)
+        return pipeline.himtok_pictures
+
+    @wraps(batch_infer)
+    def _batch_infer(self, val_dataset, request_config):
+        runtime = runtime_of(self.template)
+        if runtime is None:
+            return batch_infer(self, val_dataset, request_config)
+        responses = []
+
+        def infer(*args, **kwargs):
+            responses.extend(self.infer_engine.infer(*args, **kwargs))
+            return responses
+
+        self.infer = infer
+        try:
+            rows = batch_infer(self, val_dataset, request_config)
+        finally:
+            del self.infer
+        for row, response in zip(rows, responses, strict=False):  # other ranks of a parallel engine write no rows
+            masks = getattr(response.choices[0].message, RESPONSE_ATTRIBUTE, None)
+            if masks is None:
+                masks = masks_of_text(runtime, row["response"], row)
+            write_masks(row, masks)
+            if pictures(self) is not None:
+                pictures(self).write(row, masks)
+        return rows
+
+    @wraps(infer_single)
+    def infer_one(self, infer_request, request_config):
+        response = infer_single(self, infer_request, request_config)
+        runtime = runtime_of(self.template)
+        if runtime is not None and isinstance(infer_request, dict):
+            masks = masks_of_text(runtime, response, infer_request)
+            write_masks(infer_request, masks)
+            if masks and pictures(self) is None:
+                self.args.mask_dir = "masks"
+            if masks:
+                print("masks: " + ", ".join(pictures(self).write(infer_request, masks)))
+        return response
+
+    SwiftInfer._batch_infer = _batch_infer
+    SwiftInfer.infer_single = infer_one

@@ -1,0 +1,13 @@
+"""Everything that the plugin registers with ms-swift, in one call.
+
+Called by `plugin/himtok.py` alone; idempotent.
+"""
+
+
+def register() -> None:
+    """Register model type, template and patches with ms-swift."""
+    from . import patches
+    from .stage_one import register_mask_tokenizer
+
+    patches.apply()
+    register_mask_tokenizer()

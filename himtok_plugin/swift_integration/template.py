@@ -1,0 +1,217 @@
+"""ms-swift's template of any base model, with masks in its rows.
+
+Contract: `with_masks(template_class)` is that class with `<mask>` understood in every turn. While training, a mask whose
+codes are not known yet is written as k placeholder codes and its square travels along, so that the step can encode the
+whole batch on the device; at inference it is encoded on the spot. Does not know which base model it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..mask_text import MASK_PLACEHOLDER, MASK_START, codes_to_text
+from ..masks import load_mask, to_square
+from .dataset import MaskColumn
+from .mask_batch import collate, encoded_masks
+from .mask_runtime import MaskRuntime
+
+CLASS_PREFIX = "MaskTemplate__"
+
+
+class MaskTemplateMixin:
+    """Stands in front of a `swift.template.Template` class."""
+
+    @property
+    def masks(self) -> MaskRuntime:
+        """The run's mask tokenizer and vocabulary, found by the model loader and kept at the text tokenizer."""
+        return self.tokenizer.himtok
+
+    # ----- a row
+
+    def _preprocess_inputs(self, inputs) -> None:
+        super()._preprocess_inputs(inputs)
+        column = inputs.extra_kwargs.get("masks")
+        codes = inputs.extra_kwargs.get("mask_codes")
+        column = MaskColumn.parse(column if column is not None else [], codes)
+        inputs.himtok_masks = self._write_masks(inputs, column)
+
+    def _write_masks(self, inputs, column: MaskColumn) -> dict[str, Any]:
+        """Replace every `<mask>` of the row by mask text; returns what the collator needs."""
+        texts = [m for m in inputs.messages if isinstance(m.get("content"), str)]
+        placeholders = sum(m["content"].count(MASK_PLACEHOLDER) for m in texts)
+        answered = bool(inputs.messages) and inputs.messages[-1]["role"] == "assistant"
+        # At inference the last answer is cut off, and the masks that it held stay in the row unread.
+        if placeholders > len(column.masks) or (placeholders < len(column.masks) and (self.is_training or answered)):
+            raise ValueError(
+                f"{column.name}: messages hold {placeholders} {MASK_PLACEHOLDER}, masks holds {len(column.masks)}: "
+                "expected one mask for each"
+            )
+        sources, known = column.masks[:placeholders], self._known_codes(column, placeholders)
+        if not self.is_training:
+            known = self._encode_now(inputs, sources, known, column.name)
+        squares = None
+        if self.is_training and (None in known or self.masks.settings.trains_on_masks):
+            squares = self._squares(inputs, sources, column.name)
+        blank = [0] * self.masks.num_mask_tokens
+        written = iter([codes_to_text(blank if codes is None else codes) for codes in known])
+        starts: list[bool] = []
+        for message in texts:
+            pieces = message["content"].split(MASK_PLACEHOLDER)
+            starts += [False] * pieces[0].count(MASK_START)
+            text = pieces[0]
+            for piece in pieces[1:]:
+                starts += [True] + [False] * piece.count(MASK_START)
+                text += next(written) + piece
+            message["content"] = text
+        return encoded_masks(starts, squares, known)
+
+    def _known_codes(self, column: MaskColumn, count: int) -> list[list[int] | None]:
+        if column.codes is None:
+            return [None] * count
+        if len(column.codes) != len(column.masks):
+            raise ValueError(
+                f"{column.name}: mask_codes holds {len(column.codes)} entries, masks holds {len(column.masks)}"
+            )
+        k, size = self.masks.num_mask_tokens, self.masks.codebook_size
+        for i, codes in enumerate(column.codes):
+            if codes is None:
+                continue
+            if len(codes) != k:
+                raise ValueError(f"{column.name}: mask_codes[{i}] has {len(codes)} codes, expected {k}")
+            wrong = next((c for c in codes if isinstance(c, bool) or not isinstance(c, int) or not 0 <= c < size), None)
+            if wrong is not None:
+                raise ValueError(f"{column.name}: mask_codes[{i}] holds {wrong!r}, expected integers 0 to {size - 1}")
+        return list(column.codes[:count])
+
+    def _encode_now(self, inputs, sources: list, known: list, name: str) -> list[list[int]]:
+        missing = [i for i, codes in enumerate(known) if codes is None]
+        if not missing:
+            return known
+        squares = torch.from_numpy(self._squares(inputs, [sources[i] for i in missing], name)).float() / 255
+        tokenizer = self.masks.mask_tokenizer()
+        encoded = tokenizer.encode(squares.to(tokenizer.device)).tolist()
+        known = list(known)
+        for i, codes in zip(missing, encoded, strict=True):
+            known[i] = codes
+        return known
+
+    def _squares(self, inputs, sources: list, name: str) -> np.ndarray:
+        """uint8 (m, s, s); every mask must have the size of the row's first image, where there is one."""
+        side = self.masks.image_size
+        size = image_size(inputs.images[0]) if inputs.images else None
+        squares = np.zeros((len(sources), side, side), np.uint8)
+        for i, source in enumerate(sources):
+            try:
+                mask = load_mask(source, size)
+            except ValueError as error:
+                raise ValueError(f"{name}: masks[{i}]: {error}") from error
+            squares[i] = np.rint(to_square(mask, side) * 255)
+        return squares
+
+    def _encode_truncated(self, inputs) -> dict[str, Any]:
+        encoded = super()._encode_truncated(inputs)
+        if not self.is_training:
+            return encoded
+        masks = getattr(inputs, "himtok_masks", None)
+        if masks is None or not masks["starts"]:
+            return encoded
+        if isinstance(encoded, list):
+            raise ValueError("truncation_strategy='split': got a row with masks, expected 'raise', 'left' or 'right'")
+        self._check_uncut(encoded["input_ids"], masks)
+        encoded["himtok_masks"] = masks
+        return encoded
+
+    def _check_uncut(self, input_ids: list[int], masks: dict[str, Any]) -> None:
+        from swift.template import MaxLengthError
+
+        vocabulary, k = self.masks.vocabulary, self.masks.num_mask_tokens
+        ids = np.asarray(input_ids)
+        starts, ends = np.flatnonzero(ids == vocabulary.start_id), np.flatnonzero(ids == vocabulary.end_id)
+        own = starts[np.asarray(masks["starts"], bool)] if len(starts) == len(masks["starts"]) else None
+        if own is None or not np.isin(own + k + 1, ends).all():
+            # Dropped like any row that is too long, with this message: half a mask must not be learned.
+            raise MaxLengthError(f"a mask is cut by max_length={self.max_length}")
+
+    # ----- a batch
+
+    def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Any]:
+        rows = [masks for row in batch for masks in _masks_of(row)]
+        collated = super()._data_collator(batch, padding_to=padding_to)
+        if rows and "input_ids" in collated:
+            masks = self.masks
+            collated.update(
+                collate(rows, collated["input_ids"], collated.get("labels"), masks.vocabulary, masks.num_mask_tokens)
+            )
+        return collated
+
+    def packing_row(self, row: list[dict[str, Any]]) -> dict[str, Any]:
+        packed = super().packing_row(row)
+        packed["himtok_masks"] = [masks for part in row for masks in _masks_of(part)]
+        return packed
+
+    def print_inputs(self, inputs: dict[str, Any]) -> None:
+        super().print_inputs({key: value for key, value in inputs.items() if key != "himtok_masks"})
+
+    # ----- generation
+
+    def prepare_generate_kwargs(self, generate_kwargs: dict[str, Any], *, model=None) -> dict[str, Any]:
+        generate_kwargs = super().prepare_generate_kwargs(generate_kwargs, model=model)
+        return self.masks.generation.prepare(generate_kwargs)
+
+    def get_generate_ids(self, generate_ids, num_prompt_tokens: int):
+        ids = super().get_generate_ids(generate_ids, num_prompt_tokens)
+        self.masks.generation.finished(ids)
+        return ids
+
+
+def image_size(image: Any) -> tuple[int, int]:
+    """(h, w) of an image as ms-swift's rows hold it: PIL image, path, bytes or URL."""
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    from swift.template.vision_utils import load_image
+
+    if isinstance(image, str) and not image.startswith(("http", "data:")):
+        try:
+            with Image.open(image) as opened:  # the header is enough
+                return opened.height, opened.width
+        except OSError:
+            pass
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    loaded = load_image(image)
+    return loaded.height, loaded.width
+
+
+def _masks_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    masks = row.get("himtok_masks")
+    return [] if masks is None else masks if isinstance(masks, list) else [masks]
+
+
+def with_masks(template_class: type) -> type:
+    """The template class with `MaskTemplateMixin` in front; the same class for the same argument.
+
+    It is found again by name in a spawned data-loader worker, so its name says which class it was made of.
+    """
+    if issubclass(template_class, MaskTemplateMixin):
+        return template_class
+    name = f"{CLASS_PREFIX}{template_class.__module__.replace('.', '__DOT__')}__CLASS__{template_class.__qualname__}"
+    module = sys.modules[__name__]
+    if name not in module.__dict__:
+        namespace = {"__module__": __name__, "__qualname__": name, "__doc__": template_class.__doc__}
+        module.__dict__[name] = type(name, (MaskTemplateMixin, template_class), namespace)
+    return module.__dict__[name]
+
+
+def __getattr__(name: str) -> type:
+    """Unpickling a template asks for its class by name."""
+    if not name.startswith(CLASS_PREFIX):
+        raise AttributeError(name)
+    import importlib
+
+    module, _, qualname = name.removeprefix(CLASS_PREFIX).partition("__CLASS__")
+    return with_masks(getattr(importlib.import_module(module.replace("__DOT__", ".")), qualname))

@@ -1,0 +1,155 @@
+"""Stages 2 and 3: ms-swift's trainer with masks in its batches.
+
+Contract: codes are computed on the device, once for the whole batch, before the LMM runs; the mask losses are added to
+the LMM's own loss; every checkpoint gets the mask tokenizer beside it, and resuming restores it. What kind of base
+model and tuner it is, is not known here.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from swift.trainers import Seq2SeqTrainer
+from torch import Tensor
+
+from ..hierarchical_loss import HierarchicalMaskLoss, code_probabilities
+from ..mask_tokenizer import MaskTokenizer
+from ..mask_tokenizer.conversion import SIDECAR_FOLDER
+from .mask_batch import IGNORE_INDEX, PREFIX, MaskBatch
+from .model import ATTRIBUTE, attached_mask_tokenizer
+
+BATCH = "himtok_batch"  # key under which a batch's masks go from `_prepare_inputs` to `compute_loss`
+
+
+class MaskTrainer(Seq2SeqTrainer):
+    """Trains an LMM whose rows hold masks."""
+
+    def __init__(self, *args, **kwargs):
+        model, template = kwargs["model"], kwargs["template"]
+        self.masks = template.masks
+        self.mask_tokenizer = attached_mask_tokenizer(model)
+        settings = self.masks.settings
+        _choose_trained_parts(self.mask_tokenizer, settings.detokenizer_is_trained)
+        self.mask_loss = HierarchicalMaskLoss(settings.num_coarse_levels, settings.mask_dice_weight)
+        self._masks_in_step: int | None = None
+        super().__init__(*args, **kwargs)
+
+    # ----- a step
+
+    def get_batch_samples(self, *args, **kwargs):
+        """Count the supervised masks of an optimiser step, over which the mask loss is the mean."""
+        samples, num_items = super().get_batch_samples(*args, **kwargs)
+        count = sum(len(batch.get(PREFIX + "supervised", ())) for batch in samples)
+        if self._counts_over_processes(num_items) and self.masks.settings.trains_on_masks:
+            total = torch.tensor(count, device=self.args.device)
+            dist.all_reduce(total)
+            count = int(total)
+        self._masks_in_step = count
+        return samples, num_items
+
+    def _counts_over_processes(self, num_items: Any) -> bool:
+        return num_items is not None and self.args.average_tokens_across_devices and self.accelerator.num_processes > 1
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        masks = MaskBatch.take(inputs, self.args.device)
+        if masks is not None:
+            for key in ("input_ids", "labels"):
+                if inputs.get(key) is not None:
+                    inputs[key] = inputs[key].to(self.args.device)
+            if len(masks.to_encode):
+                masks.codes[masks.to_encode] = self.mask_tokenizer.encode(masks.unknown_squares())
+            masks.write_codes(inputs, self.masks.vocabulary)
+            shape = inputs["input_ids"].shape
+        # Codes are in place now, so ms-swift may trim the labels.
+        inputs = super()._prepare_inputs(inputs)
+        if masks is not None and "_data" not in inputs:
+            inputs[BATCH] = (masks, shape)
+        return inputs
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        masks, shape = inputs.pop(BATCH, (None, None))
+        logits_to_keep = inputs.get("logits_to_keep")
+        labels = inputs.get("labels")
+        loss, outputs = super().compute_loss(
+            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        mode = "train" if self.model.training else "eval"
+        self._log_next_token_loss(loss, labels, num_items_in_batch, mode)
+        if self.masks.settings.trains_on_masks:
+            loss = loss + self._mask_losses(outputs, masks, shape, logits_to_keep, num_items_in_batch, mode)
+        return (loss, outputs) if return_outputs else loss
+
+    def _mask_losses(self, outputs, masks: MaskBatch | None, shape, logits_to_keep, num_items, mode: str) -> Tensor:
+        if masks is None or masks.supervised is None or not len(masks.supervised):
+            return self._touch_detokenizer()
+        if getattr(outputs, "logits", None) is None:
+            raise RuntimeError("the mask loss needs the model's logits, which use_liger_kernel does not keep")
+        rows = masks.supervised_logit_rows(shape, logits_to_keep)
+        # Columns first: what is copied is as wide as the codebook, not as the vocabulary.
+        logits = outputs.logits[..., self.masks.vocabulary.code_ids].flatten(0, 1).index_select(0, rows)
+        count = len(masks.supervised)
+        probabilities = code_probabilities(logits).unflatten(0, (count, self.masks.num_mask_tokens))
+        total, processes = count, 1
+        if mode == "train" and self._masks_in_step:
+            total = self._masks_in_step
+            processes = self.accelerator.num_processes if self._counts_over_processes(num_items) else 1
+        settings = self.masks.settings
+        losses = self.mask_loss(
+            self.mask_tokenizer,
+            probabilities,
+            masks.targets(),
+            weights=torch.full((count,), 1 / total, device=logits.device),
+            full=settings.mask_loss_weight > 0,
+            hierarchical=settings.hierarchical_loss_weight > 0,
+        )
+        metrics = self.custom_metrics[mode]
+        for name in ("bce", "dice", "hierarchical"):
+            metrics[f"loss_mask_{name}"].update(getattr(losses, name).detach() * (total / count))
+        mask_loss = losses.bce + settings.mask_dice_weight * losses.dice
+        weighted = settings.mask_loss_weight * mask_loss + settings.hierarchical_loss_weight * losses.hierarchical
+        # Gradients are averaged over processes, while `total` counts the masks of all of them.
+        return weighted * processes
+
+    def _touch_detokenizer(self) -> Tensor:
+        """A zero that every trained parameter of the de-tokenizer had a part in: DDP waits for all gradients."""
+        trained = [p for p in self.mask_tokenizer.parameters() if p.requires_grad]
+        zero = torch.zeros((), device=self.args.device)
+        return zero + sum(p.sum() for p in trained) * 0 if trained else zero
+
+    def _log_next_token_loss(self, loss: Tensor, labels: Tensor | None, num_items, mode: str) -> None:
+        value = loss.detach()
+        if num_items is not None and labels is not None:
+            # The loss is this batch's share of the step's; as a mean over its own tokens it compares between batches.
+            own = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
+            processes = self.accelerator.num_processes if self._counts_over_processes(num_items) else 1
+            value = value * num_items / own / processes
+        self.custom_metrics[mode]["loss_next_token"].update(value)
+
+    # ----- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = os.path.join(output_dir or self.args.output_dir, SIDECAR_FOLDER)
+        marker = f"{ATTRIBUTE}."
+        own = None
+        if state_dict is not None:  # gathered over processes; names may have wrappers in front
+            own = {k.rpartition(marker)[2]: v for k, v in state_dict.items() if marker in k}
+        self.mask_tokenizer.save_pretrained(folder, state_dict=own or None)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder = os.path.join(resume_from_checkpoint, SIDECAR_FOLDER)
+        if not os.path.isdir(folder):
+            raise ValueError(f"resume_from_checkpoint={resume_from_checkpoint!r}: has no {SIDECAR_FOLDER}/")
+        saved = MaskTokenizer.from_pretrained(folder)
+        self.mask_tokenizer.load_state_dict(saved.state_dict())
+
+
+def _choose_trained_parts(mask_tokenizer: MaskTokenizer, detokenizer: bool) -> None:
+    """Encoder and codebook stay as they are, so that codes, made offline too, keep their meaning."""
+    mask_tokenizer.requires_grad_(False)
+    for part in (mask_tokenizer.decoder, mask_tokenizer.pixel_decoder):
+        part.requires_grad_(detokenizer)

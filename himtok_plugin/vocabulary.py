@@ -1,0 +1,128 @@
+"""Mask tokens in a text tokenizer: adding them, ids <-> codes, and initialising their embedding rows.
+
+Works on any transformers tokenizer and on any model with input and output embeddings, tied or not. The tokens are added
+as *non-special* ones, because servers strip special tokens from their output. Does not know of masks and of ms-swift.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AddedToken, PreTrainedTokenizerBase
+
+from .mask_text import MASK_END, MASK_START, mask_token, mask_tokens
+
+ROWS_MULTIPLE = 64  # embedding matrices grow to a multiple of this, which keeps matrix products fast
+NOISE_SCALE = 0.1  # of new rows around the old rows' mean, in units of the old rows' standard deviation
+
+
+@dataclass(frozen=True)
+class MaskVocabulary:
+    """Where the mask tokens stand among the ids of a text tokenizer.
+
+    Attributes:
+        start_id, end_id: ids of `<|mt_start|>` and `<|mt_end|>`.
+        first_code_id: id of code 0; code c has id `first_code_id + c`.
+        codebook_size: v, the number of codes.
+    """
+
+    start_id: int
+    end_id: int
+    first_code_id: int
+    codebook_size: int
+
+    @property
+    def code_ids(self) -> slice:
+        """The columns of the codes in a matrix over the vocabulary."""
+        return slice(self.first_code_id, self.first_code_id + self.codebook_size)
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> MaskVocabulary:
+        """Look the mask tokens up.
+
+        Raises:
+            ValueError: a token is missing, there are codes beyond the codebook, or the codes' ids are not in order.
+        """
+        known = tokenizer.get_vocab()
+        missing = [token for token in mask_tokens(codebook_size) if token not in known]
+        if missing:
+            raise ValueError(
+                f"text tokenizer lacks {len(missing)} of the {codebook_size + 2} mask tokens, first {missing[0]}"
+            )
+        if mask_token(codebook_size) in known:
+            count = sum(1 for token in known if token.startswith("<|mt_") and token[5:-2].isdigit())
+            raise ValueError(
+                f"text tokenizer has {count} mask codes, the mask tokenizer has codebook_size={codebook_size}: "
+                "they do not belong together"
+            )
+        first = known[mask_token(0)]
+        misplaced = next((c for c in range(codebook_size) if known[mask_token(c)] != first + c), None)
+        if misplaced is not None:
+            raise ValueError(
+                f"text tokenizer has {mask_token(misplaced)} at id {known[mask_token(misplaced)]}, expected "
+                f"{first + misplaced}: the codes must be in order"
+            )
+        return cls(known[MASK_START], known[MASK_END], first, codebook_size)
+
+
+def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> list[int]:
+    """Add the mask tokens that are missing; changes the tokenizer in place.
+
+    Returns:
+        ids of the tokens that were added, empty when all were there.
+
+    Raises:
+        ValueError: only some are there, or those there do not fit `codebook_size`.
+    """
+    known = tokenizer.get_vocab()
+    wanted = mask_tokens(codebook_size)
+    present = [token for token in wanted if token in known]
+    if present:
+        MaskVocabulary.of(tokenizer, codebook_size)  # all of them, or an error that says which
+        return []
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in wanted])
+    return tokenizer.convert_tokens_to_ids(wanted)
+
+
+def extend_embeddings(model: nn.Module, added_ids: list[int], vocabulary_size: int) -> None:
+    """Make room for new tokens in a model's input and output embeddings and initialise their rows.
+
+    Rows are also initialised where the matrices had room to spare, since those rows were never trained.
+
+    Args:
+        model: has `get_input_embeddings`, `get_output_embeddings`, `resize_token_embeddings`.
+        added_ids: ids of the new tokens.
+        vocabulary_size: entries of the text tokenizer after adding.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if vocabulary_size > rows:
+        rounded = -(-vocabulary_size // ROWS_MULTIPLE) * ROWS_MULTIPLE
+        model.resize_token_embeddings(rounded, mean_resizing=False)
+    added = torch.tensor(added_ids)
+    first_new = int(added.min())
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    weights = [inputs.weight]
+    if outputs is not None and outputs.weight is not inputs.weight:
+        weights.append(outputs.weight)
+    for weight in weights:
+        initialise_rows(weight, added.to(weight.device), first_new)
+
+
+@torch.no_grad()
+def initialise_rows(weight: Tensor, rows: Tensor, num_old: int) -> None:
+    """Draw rows near the mean of the old ones, in place.
+
+    At the mean a new token is as likely as an average old one, so the first steps are not spent on unlearning; the
+    noise tells the new tokens apart.
+
+    Args:
+        weight: (vocabulary, hidden) embedding matrix.
+        rows: (n,) int64 rows to draw.
+        num_old: the first so many rows are the old ones.
+    """
+    old = weight[:num_old].float()
+    mean, std = old.mean(0), old.std(0)
+    noise = torch.randn(len(rows), weight.shape[1], device=weight.device)
+    weight[rows] = (mean + NOISE_SCALE * std * noise).to(weight.dtype)
