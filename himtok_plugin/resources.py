@@ -1,6 +1,7 @@
 """Where the files that ship beside the code are found, in a source tree and in an installed package alike.
 
-Contract: `config_path("stage1_tiny")` is the YAML that `swift sft` can be started with. The configs' one place is
+Contract: `config_path("stage1_tiny")` is the YAML that `swift sft` can be started with, `default_mask_tokenizer()` the
+folder that `--mask_tokenizer default` stands for. The configs' one place is
 `swift_configs/` at the top of the repository; setup.py installs that folder as `himtok_plugin/swift_configs/`.
 Does not know: what a config says.
 """
@@ -10,6 +11,7 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 # The source tree first: a `himtok_plugin/swift_configs` beside it could only be a stale build product.
 _CONFIG_FOLDERS = (_PACKAGE.parent / "swift_configs", _PACKAGE / "swift_configs")
+_DEFAULT_MASK_TOKENIZER = _PACKAGE / "pretrained" / "mask_tokenizer"
 
 
 def config_folder() -> Path:
@@ -32,3 +34,14 @@ def config_path(name: str) -> Path:
     if stem not in config_names():
         raise ValueError(f"config: got {name!r}, expected one of {config_names()} (in {config_folder()})")
     return config_folder() / f"{stem}.yaml"
+
+
+def default_mask_tokenizer() -> Path:
+    """The folder of the mask tokenizer that ships with the package.
+
+    Raises:
+        ValueError: this build ships none.
+    """
+    if not _DEFAULT_MASK_TOKENIZER.is_dir():
+        raise ValueError("this build ships no default mask tokenizer: name one with --mask_tokenizer")
+    return _DEFAULT_MASK_TOKENIZER

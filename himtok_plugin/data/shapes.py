@@ -22,7 +22,7 @@ COLOURS = {
 }
 # Half extents as a share of the image side. The gap between the two ranges keeps "small" and "large" a matter of sight
 # rather than of measuring.
-SIZES = {"small": (0.11, 0.145), "large": (0.21, 0.27)}
+SIZES = {"small": (0.14, 0.17), "large": (0.23, 0.28)}
 
 SUPERSAMPLING = 4  # A pixel belongs to a shape when at least half of its 4 x 4 sub-pixels do.
 STAR_POINTS = 5

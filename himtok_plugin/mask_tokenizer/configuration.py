@@ -85,10 +85,12 @@ class MaskTokenizerConfig(PretrainedConfig):
         self.code_width = code_width
         self.latent_layout = latent_layout
         self.normalize_codebook = normalize_codebook
-        self.pixel_hidden_width = 2 * decoder_width if pixel_hidden_width is None else pixel_hidden_width
+        if pixel_hidden_width is None and _is_positive_integer(decoder_width):
+            pixel_hidden_width = 2 * decoder_width
+        self.pixel_hidden_width = pixel_hidden_width
         self.pixel_input_channels = pixel_input_channels
         self.pixel_channels = pixel_channels
-        self.pixel_channel_multipliers = list(pixel_channel_multipliers)
+        self.pixel_channel_multipliers = pixel_channel_multipliers
         self.pixel_res_blocks = pixel_res_blocks
         self.pixel_groups = pixel_groups
         self.output_channels = output_channels
@@ -112,8 +114,19 @@ class MaskTokenizerConfig(PretrainedConfig):
         ).split()
         for name in positive:
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not _is_positive_integer(value):
                 raise ValueError(f"{name}={value!r}: expected a positive integer")
+        for name in ("output_shift", "output_scale", "initializer_range"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise ValueError(f"{name}={value!r}: expected a number")
+        for name in ("normalize_codebook", "codebook_ready"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected true or false")
+        multipliers = self.pixel_channel_multipliers
+        if not isinstance(multipliers, (list, tuple)) or not all(map(_is_positive_integer, multipliers)):
+            raise ValueError(f"pixel_channel_multipliers={multipliers!r}: expected a list of positive integers")
+        self.pixel_channel_multipliers = list(multipliers)
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size}: expected a multiple of patch_size={self.patch_size}")
         for part in ("encoder", "decoder"):
@@ -134,3 +147,7 @@ class MaskTokenizerConfig(PretrainedConfig):
                     f"pixel_channels={self.pixel_channels}: {multiplier} times it is no multiple of "
                     f"pixel_groups={self.pixel_groups}"
                 )
+
+
+def _is_positive_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

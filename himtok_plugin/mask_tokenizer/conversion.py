@@ -7,6 +7,8 @@ Sizes are read off the tensors' shapes; what does not fit is refused by name. Pi
 from __future__ import annotations
 
 import os
+import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,9 +52,17 @@ def load_released(path: str | os.PathLike) -> MaskTokenizer:
 def _read_weights(path: Path) -> Mapping:
     if not path.is_file():
         raise ValueError(f"{path}: expected a weights file such as {RELEASED_FILE}, found none")
+    if path.suffix == ".safetensors":
+        # Also tensors, but its layout stands in the config.json beside it and cannot be read off the shapes.
+        raise ValueError(f"{path}: expected the folder that holds it and its config.json")
     try:
         # weights_only refuses every pickle that would call anything but tensor constructors.
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message advises loading it without the safeguard.
+        called = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it would call {called[1]}" if called else "no pickle of tensors"
+        raise ValueError(f"{path}: not a weights file of plain tensors ({reason})") from error
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{path}: not a weights file of plain tensors ({reason[0]})") from error
@@ -88,8 +98,8 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: object = "
     def shape(key: str, ndim: int) -> tuple[int, ...]:
         if key not in shapes:
             raise ValueError(f"{source}: no key {key!r}, so this is no HiMTok mask tokenizer")
-        if len(shapes[key]) != ndim:
-            raise ValueError(f"{source}: {key} has shape {shapes[key]}, expected {ndim} dimensions")
+        if len(shapes[key]) != ndim or 0 in shapes[key]:
+            raise ValueError(f"{source}: {key} has shape {shapes[key]}, expected {ndim} dimensions, none of them 0")
         return shapes[key]
 
     def layers(prefix: str) -> int:
@@ -100,7 +110,7 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: object = "
     num_patches = shape("encoder.positional_embedding", 2)[0] - 1
     grid_size = round(max(num_patches, 0) ** 0.5)
     if grid_size**2 != num_patches or not num_patches:
-        raise ValueError(f"{source}: encoder.positional_embedding holds {num_patches} patches, expected a square number")
+        raise ValueError(f"{source}: encoder.positional_embedding holds {num_patches} patches, expected a square")
     decoder_width = shape("decoder.positional_embedding", 2)[1]
     codebook_size, code_width = shape("quantize.embedding.weight", 2)
     levels = layers("pixel_decoder.up.")

@@ -8,9 +8,11 @@ Shapes throughout: b batch, k mask tokens, n <= k given tokens, d code width, v 
 
 from __future__ import annotations
 
+import copy
 import os
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -86,14 +88,18 @@ class MaskTokenizer(PreTrainedModel):
         from .conversion import find_mask_tokenizer, load_released
 
         found = find_mask_tokenizer(pretrained_model_name_or_path, kwargs)
-        if found.suffix in (".pth", ".pt", ".bin"):
-            model = load_released(found)
-            dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
-            return (model if dtype in (None, "auto") else model.to(dtype)).eval()
-        loaded, report = super().from_pretrained(os.fspath(found), *args, output_loading_info=True, **kwargs)
+        if found.is_file():
+            return _cast(load_released(found), kwargs.get("dtype", kwargs.get("torch_dtype")))
+        # Of the report, keys of another shape are named; without it transformers raises before they can be.
+        options = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        try:
+            loaded, report = super().from_pretrained(os.fspath(found), *args, **options)
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"mask tokenizer {os.fspath(found)!r} cannot be read: {reason}") from error
         wrong = {name: sorted(keys, key=str) for name, keys in report.items() if keys}
         if wrong:
-            raise ValueError(f"mask tokenizer {os.fspath(pretrained_model_name_or_path)!r} does not fit: {wrong}")
+            raise ValueError(f"mask tokenizer {os.fspath(found)!r} does not fit: {wrong}")
         return loaded
 
     def encode(self, squares: Tensor) -> Tensor:
@@ -139,9 +145,7 @@ class MaskTokenizer(PreTrainedModel):
         if not torch.compiler.is_compiling() and codes.numel():
             low, high = codes.aminmax()
             if low < 0 or high >= self.config.codebook_size:
-                raise ValueError(
-                    f"codes from {int(low)} to {int(high)}: expected 0 to {self.config.codebook_size - 1}"
-                )
+                raise ValueError(f"codes from {int(low)} to {int(high)}: expected 0 to {self.config.codebook_size - 1}")
         return self.decode_rows(self.quantize.rows(codes))
 
     def decode_probabilities(self, probabilities: Tensor) -> Tensor:
@@ -159,9 +163,7 @@ class MaskTokenizer(PreTrainedModel):
         """
         self._check_length("probabilities", probabilities, ndim=3)
         if probabilities.shape[2] != self.config.codebook_size:
-            raise ValueError(
-                f"probabilities over {probabilities.shape[2]} codes: expected {self.config.codebook_size}"
-            )
+            raise ValueError(f"probabilities over {probabilities.shape[2]} codes: expected {self.config.codebook_size}")
         return self.decode_rows(self.quantize.expected_rows(probabilities))
 
     def decode_rows(self, rows: Tensor) -> Tensor:
@@ -176,4 +178,15 @@ class MaskTokenizer(PreTrainedModel):
     def _check_length(self, name: str, value: Tensor, ndim: int) -> None:
         limit = self.config.num_mask_tokens
         if value.ndim != ndim or not 1 <= value.shape[1] <= limit:
-            raise ValueError(f"{name} of shape {tuple(value.shape)}: expected {ndim} dimensions with 1 to {limit} tokens")
+            shape = tuple(value.shape)
+            raise ValueError(f"{name} of shape {shape}: expected {ndim} dimensions with 1 to {limit} tokens")
+
+
+def _cast(model: MaskTokenizer, dtype: torch.dtype | str | None) -> MaskTokenizer:
+    """To a dtype as `from_pretrained` takes it, the quantizer excepted, which stays float32."""
+    if dtype in (None, "auto"):
+        return model
+    quantize = copy.deepcopy(model.quantize)
+    model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    model.quantize = quantize
+    return model

@@ -66,7 +66,9 @@ def coarse_sigma(
     return (SIGMA_NUMERATOR / (share + SIGMA_OFFSET) - SIGMA_SHIFT) * (image_size / REFERENCE_SIDE)
 
 
-def coarse_target(target: Tensor, num_tokens: int | Tensor | None = None, sigma: float | Tensor | None = None) -> Tensor:
+def coarse_target(
+    target: Tensor, num_tokens: int | Tensor | None = None, sigma: float | Tensor | None = None
+) -> Tensor:
     """Blurred target of a prefix, divided by its own maximum.
 
     Args:

@@ -6,6 +6,8 @@ TiTok's sizes around the same codebook and pixel decoder; `tiny` learns on a CPU
 
 from __future__ import annotations
 
+import inspect
+
 from .configuration import MaskTokenizerConfig
 from .modeling import MaskTokenizer
 
@@ -48,7 +50,7 @@ def build_mask_tokenizer(size: str, **overrides) -> MaskTokenizer:
     """
     if size not in SIZES:
         raise ValueError(f"size={size!r}: expected one of {sorted(SIZES)}")
-    known = MaskTokenizerConfig().to_dict()
+    known = inspect.signature(MaskTokenizerConfig).parameters.keys() - {"kwargs"}
     for name in overrides:
         if name not in known:
             raise ValueError(f"{name}={overrides[name]!r}: no field of MaskTokenizerConfig")

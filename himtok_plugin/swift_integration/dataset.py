@@ -10,6 +10,7 @@ Does not know tokens and models.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,3 +109,11 @@ def _as_list(value: Any, name: str) -> list[Any]:
 def _without_nulls(mask: Any) -> Any:
     """Arrow gives every struct of a column the keys of all of them."""
     return {key: value for key, value in mask.items() if value is not None} if isinstance(mask, dict) else mask
+
+
+def mask_path(source: Any) -> Any:
+    """A mask's path by ms-swift's rule for images: a relative one is looked for in `ROOT_IMAGE_DIR`, if that is set."""
+    root = os.environ.get("ROOT_IMAGE_DIR")
+    if not isinstance(source, str) or not root or os.path.isabs(source) or os.path.exists(source):
+        return source
+    return os.path.join(root, source)

@@ -41,7 +41,7 @@ class MaskRuntime:
         self.image_size = config.image_size
         limit = settings.num_mask_tokens
         if limit is not None and limit > config.num_mask_tokens:
-            raise ValueError(f"num_mask_tokens={limit}: expected at most {config.num_mask_tokens}, as the tokenizer has")
+            raise ValueError(f"num_mask_tokens={limit}: expected at most {config.num_mask_tokens} as the tokenizer")
         self.generated_mask_tokens = limit or config.num_mask_tokens
         self.generation = MaskGeneration(self)
         self._mask_tokenizer: MaskTokenizer | None = None

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from functools import wraps
 
+from swift.utils import get_logger
+
 from .dataset import ROW_NUMBER, pack_mask_column
 
+logger = get_logger()
 _MARK = "_himtok_patched"
 
 
@@ -64,8 +67,17 @@ def _keep_mask_columns() -> None:
         batched_row = dict(batched_row)
         self._remove_prefix_keys(batched_row, "__@")
         if has_masks(batched_row):
-            rows = [pack_mask_column(row) for row in self.batched_to_rows(batched_row)]
+            rows = []
+            for row in self.batched_to_rows(batched_row):
+                try:
+                    rows.append(pack_mask_column(row))
+                except ValueError as error:
+                    if kwargs.get("strict"):
+                        raise
+                    logger.warning(f"{error}: the row is skipped")
             batched_row = self.rows_to_batched(rows)
+            if not rows:
+                return {"messages": []}
         return batched(self, batched_row, **kwargs)
 
     @wraps(choose)

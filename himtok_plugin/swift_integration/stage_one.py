@@ -22,7 +22,7 @@ from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from ..mask_tokenizer.objective import StageOneObjective, codebook_usage
 from ..masks import load_mask, to_square
 from ..metrics import SegmentationMetrics
-from .dataset import MaskColumn
+from .dataset import MaskColumn, mask_path
 
 MODEL_TYPE = MaskTokenizerConfig.model_type
 EVALUATED_TOKENS = (1, 2, 4, 8, 16, 32)
@@ -76,7 +76,7 @@ class MaskOnlyTemplate(Template):
         squares = np.zeros((len(column.masks), side, side), np.uint8)
         for i, source in enumerate(column.masks):
             try:
-                squares[i] = np.rint(to_square(load_mask(source), side) * 255)
+                squares[i] = np.rint(to_square(load_mask(mask_path(source)), side) * 255)
             except ValueError as error:
                 raise ValueError(f"{column.name}: masks[{i}]: {error}") from error
         return {"squares": squares, "input_ids": [0], "length": len(squares)}

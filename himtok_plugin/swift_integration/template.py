@@ -1,12 +1,13 @@
 """ms-swift's template of any base model, with masks in its rows.
 
-Contract: `with_masks(template_class)` is that class with `<mask>` understood in every turn. While training, a mask whose
+Contract: `with_masks(template_class)` is that class with `<mask>` understood in every turn. In training, a mask whose
 codes are not known yet is written as k placeholder codes and its square travels along, so that the step can encode the
 whole batch on the device; at inference it is encoded on the spot. Does not know which base model it is.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from ..mask_text import MASK_PLACEHOLDER, MASK_START, codes_to_text
 from ..masks import load_mask, to_square
-from .dataset import MaskColumn
+from .dataset import MaskColumn, mask_path
 from .mask_batch import collate, encoded_masks
 from .mask_runtime import MaskRuntime
 
@@ -34,10 +35,12 @@ class MaskTemplateMixin:
     # ----- a row
 
     def _preprocess_inputs(self, inputs) -> None:
-        super()._preprocess_inputs(inputs)
-        column = inputs.extra_kwargs.get("masks")
-        codes = inputs.extra_kwargs.get("mask_codes")
-        column = MaskColumn.parse(column if column is not None else [], codes)
+        masks = inputs.extra_kwargs.get("masks")
+        column = MaskColumn.parse([] if masks is None else masks, inputs.extra_kwargs.get("mask_codes"))
+        try:
+            super()._preprocess_inputs(inputs)
+        except OSError as error:  # PIL's and the file system's word for an image that cannot be read
+            raise ValueError(f"{column.name}: images: {inputs.images!r:.200}: {error}") from error
         inputs.himtok_masks = self._write_masks(inputs, column)
 
     def _write_masks(self, inputs, column: MaskColumn) -> dict[str, Any]:
@@ -103,18 +106,24 @@ class MaskTemplateMixin:
     def _squares(self, inputs, sources: list, name: str) -> np.ndarray:
         """uint8 (m, s, s); every mask must have the size of the row's first image, where there is one."""
         side = self.masks.image_size
-        size = image_size(inputs.images[0]) if inputs.images else None
+        try:
+            size = image_size(inputs.images[0]) if inputs.images else None
+        except OSError as error:
+            raise ValueError(f"{name}: images[0]: {inputs.images[0]!r:.200}: {error}") from error
         squares = np.zeros((len(sources), side, side), np.uint8)
         for i, source in enumerate(sources):
             try:
-                mask = load_mask(source, size)
+                mask = load_mask(mask_path(source), size)
             except ValueError as error:
                 raise ValueError(f"{name}: masks[{i}]: {error}") from error
             squares[i] = np.rint(to_square(mask, side) * 255)
         return squares
 
     def _encode_truncated(self, inputs) -> dict[str, Any]:
-        encoded = super()._encode_truncated(inputs)
+        try:
+            encoded = super()._encode_truncated(inputs)
+        except OSError as error:  # some templates read their images only here
+            raise ValueError(f"images: {inputs.images!r:.200}: {error}") from error
         if not self.is_training:
             return encoded
         masks = getattr(inputs, "himtok_masks", None)
@@ -175,12 +184,9 @@ def image_size(image: Any) -> tuple[int, int]:
         return image.height, image.width
     from swift.template.vision_utils import load_image
 
-    if isinstance(image, str) and not image.startswith(("http", "data:")):
-        try:
-            with Image.open(image) as opened:  # the header is enough
-                return opened.height, opened.width
-        except OSError:
-            pass
+    if isinstance(image, str) and os.path.isfile(image):
+        with Image.open(image) as opened:  # the header is enough
+            return opened.height, opened.width
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
     loaded = load_image(image)

@@ -73,9 +73,7 @@ class MaskTrainer(Seq2SeqTrainer):
         masks, shape = inputs.pop(BATCH, (None, None))
         logits_to_keep = inputs.get("logits_to_keep")
         labels = inputs.get("labels")
-        loss, outputs = super().compute_loss(
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         mode = "train" if self.model.training else "eval"
         self._log_next_token_loss(loss, labels, num_items_in_batch, mode)
         if self.masks.settings.trains_on_masks:
