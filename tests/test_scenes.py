@@ -60,7 +60,7 @@ def test_every_task_occurs_with_its_number_of_targets(scenes):
     assert {scene.expression.task for scene in scenes} == set(TASKS)
     for scene in scenes:
         assert len(scene.masks) == counts[scene.expression.task]
-        assert scene.answer.count("<mask>") == len(scene.masks)
+        assert scene.messages[1]["content"].count("<mask>") == len(scene.masks)
 
 
 def test_two_targets_are_listed_from_left_to_right(scenes):
@@ -88,9 +88,22 @@ def test_a_mask_has_the_colour_of_its_shape(scenes):
 def test_the_seed_decides_everything():
     first, again, other = (list(generate_scenes(5, seed)) for seed in (3, 3, 4))
     for a, b in zip(first, again, strict=True):
-        assert a.expression == b.expression
+        assert a.expressions == b.expressions
         assert np.array_equal(np.asarray(a.image), np.asarray(b.image))
     assert any(a.shapes != c.shapes for a, c in zip(first, other, strict=True))
+
+
+def test_further_turns_ask_for_something_new():
+    scenes = list(generate_scenes(60, seed=2, turns=3))
+    assert {len(scene.expressions) for scene in scenes} == {1, 2, 3}
+    for scene in scenes:
+        assert "".join(m["content"] for m in scene.messages).count("<mask>") == len(scene.masks)
+        assert "".join(m["content"] for m in scene.messages).count("<image>") == 1
+        named = set()
+        for expression in scene.expressions:
+            assert sorted(expression.targets) == sorted(understand(expression.text, list(scene.shapes), 64))
+            assert not expression.targets or set(expression.targets) - named
+            named.update(expression.targets)
 
 
 def test_task_shares_select_tasks():
@@ -120,7 +133,7 @@ def test_write_rows_writes_the_dataset_format(tmp_path):
     scenes = list(generate_scenes(12, seed=5))
     assert len(rows) == 12
     for row, scene in zip(rows, scenes, strict=True):
-        assert row["messages"][0]["content"] == scene.request and "<image>" in scene.request
+        assert row["messages"] == scene.messages and scene.messages[0]["content"].startswith("<image>Segment the ")
         assert row["messages"][1]["content"].count("<mask>") == len(row["masks"])
         assert row["images"][0].startswith("/")
         for rle, mask in zip(row["masks"], scene.masks, strict=True):
@@ -145,6 +158,7 @@ def test_write_mask_rows_writes_masks_alone(tmp_path):
         ({"task_shares": {"all": 1}}, "task_shares"),
         ({"task_shares": {"two": 0}}, "task_shares"),
         ({"max_shapes": 1}, "max_shapes"),
+        ({"turns": 0}, "turns"),
     ],
 )
 def test_bad_arguments_are_named(arguments, field):

@@ -28,6 +28,7 @@ MIN_VISIBLE_PIXELS = 24
 MIN_VISIBLE_SHARE = 0.8  # A shape hidden further no longer looks like its kind.
 PLACEMENT_TRIES = 50
 SCENE_TRIES = 1000
+EXPRESSION_TRIES = 10
 COLOUR_JITTER = 18
 BACKGROUND_RANGE = (90, 165)  # Greys away from every colour of the palette.
 BACKGROUND_SLOPE = 25
@@ -36,29 +37,42 @@ BACKGROUND_NOISE = 6.0
 
 @dataclass(frozen=True)
 class Scene:
-    """``image`` RGB; ``shapes`` in drawing order; ``shape_masks`` their visible pixels, bool (h, w); ``expression``."""
+    """``image`` RGB; ``shapes`` in drawing order; ``shape_masks`` their visible pixels, bool (h, w).
+
+    ``expressions`` hold one request per turn of the conversation about the image; `expression` is the first.
+    """
 
     image: Image.Image
     shapes: tuple[SceneShape, ...]
     shape_masks: tuple[np.ndarray, ...]
-    expression: Expression
+    expressions: tuple[Expression, ...]
+
+    @property
+    def expression(self) -> Expression:
+        return self.expressions[0]
 
     @property
     def masks(self) -> list[np.ndarray]:
-        """The masks the expression means, bool (h, w), left to right; empty when it means nothing in the scene."""
-        return [self.shape_masks[i] for i in self.expression.targets]
+        """The masks of all expressions in turn, bool (h, w), left to right within one; none for what is not there."""
+        return [self.shape_masks[i] for expression in self.expressions for i in expression.targets]
 
     @property
-    def request(self) -> str:
-        return f"<image>Segment {self.expression.text}."
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation: every request and its answer, with a ``<mask>`` per target."""
+        messages = []
+        for turn, expression in enumerate(self.expressions):
+            image = "<image>" if turn == 0 else ""
+            messages.append({"role": "user", "content": f"{image}Segment {expression.text}."})
+            messages.append({"role": "assistant", "content": _answer(expression)})
+        return messages
 
-    @property
-    def answer(self) -> str:
-        if not self.expression.targets:
-            return f"There is no {self.expression.attributes.words()} in the image."
-        if len(self.expression.targets) == 1:
-            return "The mask appears at <mask>."
-        return "The masks appear at " + " and ".join(["<mask>"] * len(self.expression.targets)) + "."
+
+def _answer(expression: Expression) -> str:
+    if not expression.targets:
+        return f"There is no {expression.attributes.words()} in the image."
+    if len(expression.targets) == 1:
+        return "The mask appears at <mask>."
+    return "The masks appear at " + " and ".join(["<mask>"] * len(expression.targets)) + "."
 
 
 def generate_scenes(
@@ -67,18 +81,25 @@ def generate_scenes(
     side: int = DEFAULT_SIDE,
     max_shapes: int = MAX_SHAPES,
     task_shares: Mapping[str, float] = TASK_SHARES,
+    turns: int = 1,
 ) -> Iterator[Scene]:
     """Yield ``count`` scenes of ``side`` x ``side`` pixels with 1 to ``max_shapes`` shapes.
 
-    ``task_shares`` gives the probability of each task of `expressions.TASKS`; they need not add up to 1.
+    ``task_shares`` gives the probability of each task of `expressions.TASKS`; they need not add up to 1. ``turns`` is
+    the most requests about one image; there are fewer when the scene has nothing new to ask for.
     """
     _check(count, side, max_shapes)
+    if turns < 1:
+        raise ValueError(f"turns: got {turns}, expected at least 1")
     shares = _shares(task_shares)
     rng = np.random.default_rng(seed)
     for _ in range(count):
         task = str(rng.choice(TASKS, p=shares))
         shapes, masks, expression = _layout(task, side, max_shapes, rng)
-        yield Scene(_draw(shapes, masks, side, rng), tuple(shapes), tuple(masks), expression)
+        expressions = [expression]
+        while len(expressions) < turns and (more := _next_expression(shapes, expressions, side, shares, rng)):
+            expressions.append(more)
+        yield Scene(_draw(shapes, masks, side, rng), tuple(shapes), tuple(masks), tuple(expressions))
 
 
 def generate_masks(
@@ -102,6 +123,7 @@ def write_rows(
     side: int = DEFAULT_SIDE,
     max_shapes: int = MAX_SHAPES,
     task_shares: Mapping[str, float] = TASK_SHARES,
+    turns: int = 1,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Path:
     """Write ``count`` scenes to ``out_dir``: ``images/*.png`` and ``rows.jsonl``, whose path is returned.
@@ -113,7 +135,7 @@ def write_rows(
     (out_dir / "images").mkdir(parents=True, exist_ok=True)
     rows = out_dir / "rows.jsonl"
     with rows.open("w", encoding="utf-8") as file:
-        for i, scene in enumerate(progress(generate_scenes(count, seed, side, max_shapes, task_shares))):
+        for i, scene in enumerate(progress(generate_scenes(count, seed, side, max_shapes, task_shares, turns))):
             image = out_dir / "images" / f"{i:06d}.png"
             scene.image.save(image, compress_level=1)  # Speed: the images live as long as the demo does.
             file.write(json.dumps(scene_row(scene, str(image))) + "\n")
@@ -121,12 +143,9 @@ def write_rows(
 
 
 def scene_row(scene: Scene, image_path: str) -> dict:
-    """A scene in the dataset format: one question, its answer with a ``<mask>`` per target, masks as COCO RLE."""
+    """A scene in the dataset format: the conversation, its image, and its masks as COCO RLE in order of appearance."""
     return {
-        "messages": [
-            {"role": "user", "content": scene.request},
-            {"role": "assistant", "content": scene.answer},
-        ],
+        "messages": scene.messages,
         "images": [image_path],
         "masks": [to_rle(mask) for mask in scene.masks],
     }
@@ -181,6 +200,24 @@ def _layout(
         if expression is not None:
             return shapes, masks, expression
     raise RuntimeError(f"no scene for the task {task!r} in {SCENE_TRIES} tries (side {side}, max_shapes {max_shapes})")
+
+
+def _next_expression(
+    shapes: list[SceneShape], earlier: list[Expression], side: int, shares: np.ndarray, rng: np.random.Generator
+) -> Expression | None:
+    """A further request about the same shapes, or None if none was found.
+
+    It asks for a shape that no earlier request named, or for one that is not there: a mask that stands in the
+    conversation already could be answered by copying it.
+    """
+    named = {i for expression in earlier for i in expression.targets}
+    for _ in range(EXPRESSION_TRIES):
+        expression = refer(shapes, str(rng.choice(TASKS, p=shares)), side, rng)
+        if expression is None or expression.text in [e.text for e in earlier]:
+            continue
+        if not expression.targets or set(expression.targets) - named:
+            return expression
+    return None
 
 
 def _place(side: int, count: int, rng: np.random.Generator) -> tuple[list[SceneShape], list[np.ndarray]]:
