@@ -133,7 +133,7 @@ def test_write_rows_writes_the_dataset_format(tmp_path):
     scenes = list(generate_scenes(12, seed=5))
     assert len(rows) == 12
     for row, scene in zip(rows, scenes, strict=True):
-        assert row["messages"] == scene.messages and scene.messages[0]["content"].startswith("<image>Segment the ")
+        assert row["messages"] == scene.messages and scene.messages[0]["content"].startswith("<image>Segment ")
         assert row["messages"][1]["content"].count("<mask>") == len(row["masks"])
         assert row["images"][0].startswith("/")
         for rle, mask in zip(row["masks"], scene.masks, strict=True):
