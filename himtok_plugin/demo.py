@@ -1,0 +1,264 @@
+"""`himtok demo`: all three stages on generated scenes, from nothing to a picture, by calling `swift` itself.
+
+Writes scenes, trains a mask tokenizer and a tiny LMM with the shipped `swift_configs/stage*_tiny_full.yaml`, infers on held-out
+scenes, scores, and draws image, truth, prediction and the growing mask. Contract: `run_demo` returns the scores and
+leaves everything in its folder. How training works is not known here: what a user would type is what runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .data.scenes import generate_masks, generate_scenes, write_mask_rows, write_rows
+from .masks import load_mask
+from .resources import config_path
+from .visualization import DemoRow, demo_figure
+
+TRAIN_SEED, HELD_OUT_SEED, TEXT_SEED = 1, 2, 3
+PICTURE_ROWS = 6
+POLL_SECONDS = 0.5
+Report = Callable[[str, int, int], None]  # (what is going on, done, total)
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """How much of everything; steps of None are those of the configs."""
+
+    train_scenes: int
+    held_out_scenes: int
+    train_masks: int
+    held_out_masks: int
+    steps: tuple[int | None, int | None, int | None] = (None, None, None)
+    warmup_steps: int | None = None  # continuous warm-up of stage 1
+
+
+FULL = DemoPlan(train_scenes=24000, held_out_scenes=500, train_masks=40000, held_out_masks=500)
+QUICK = DemoPlan(
+    train_scenes=1500, held_out_scenes=40, train_masks=3000, held_out_masks=100, steps=(150, 120, 40), warmup_steps=50
+)
+
+
+class Demo:
+    """One run of the demo in one folder.
+
+    Args:
+        folder: everything is written here.
+        plan: how much of everything.
+        report: called with what is going on and how far it is.
+    """
+
+    def __init__(self, folder: Path, plan: DemoPlan, report: Report):
+        self.folder = folder.resolve()
+        self.plan = plan
+        self.report = report
+        self.minutes: dict[str, float] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Data, stages 1 to 3, inference, scores, picture.
+
+        Returns:
+            Reconstruction IoU per token count, scores of the LMM per stage and decoding, minutes per part.
+
+        Raises:
+            RuntimeError: a `swift` command failed; the message names its log.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        train, held_out = self._write_data()
+        tokenizer = self._stage_one()
+        lmm = self._build_lmm()
+        stage_two = self._stage(2, lmm, train, held_out, "--mask_tokenizer", tokenizer)
+        stage_three = self._stage(3, stage_two, train, held_out)
+        scores: dict[str, Any] = {"tokenizer": self._score_tokenizer(tokenizer)}
+        scores["stage 2, soft"] = self._infer(stage_two, held_out, "stage2_soft", "soft")
+        scores["stage 3, soft"] = self._infer(stage_three, held_out, "stage3_soft", "soft")
+        scores["stage 3, hard"] = self._infer(stage_three, held_out, "stage3_hard", "hard")
+        scores["minutes"] = {name: round(value, 1) for name, value in self.minutes.items()}
+        self._draw(Path(stage_three) / "mask_tokenizer")
+        (self.folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        return scores
+
+    # ----- data and models
+
+    def _write_data(self) -> tuple[Path, Path]:
+        plan = self.plan
+
+        def counted(name: str, count: int):
+            def progress(items):
+                for i, item in enumerate(items, start=1):
+                    if i % 100 == 0 or i == count:
+                        self.report(name, i, count)
+                    yield item
+
+            return progress
+
+        write_mask_rows(
+            self.folder / "masks.jsonl", plan.train_masks, TRAIN_SEED, progress=counted("masks", plan.train_masks)
+        )
+        write_mask_rows(self.folder / "held_out_masks.jsonl", plan.held_out_masks, HELD_OUT_SEED)
+        train = write_rows(
+            self.folder / "train", plan.train_scenes, TRAIN_SEED, progress=counted("scenes", plan.train_scenes)
+        )
+        return train, write_rows(self.folder / "held_out", plan.held_out_scenes, HELD_OUT_SEED)
+
+    def _build_lmm(self) -> str:
+        from .tiny_lmm import build_tiny_internvl
+
+        texts = [text for scene in generate_scenes(500, TEXT_SEED) for text in (scene.request, scene.answer)]
+        return os.fspath(build_tiny_internvl(self.folder / "lmm", texts, "demo"))
+
+    # ----- stages
+
+    def _stage_one(self) -> str:
+        import torch
+
+        from .mask_tokenizer import build_mask_tokenizer
+
+        torch.manual_seed(TRAIN_SEED)
+        fresh = self.folder / "mask_tokenizer_untrained"
+        build_mask_tokenizer("tiny").save_pretrained(fresh)
+        warmup = self.plan.warmup_steps
+        extra = [] if warmup is None else ["--continuous_warmup_steps", str(warmup)]
+        return self._stage(
+            1, os.fspath(fresh), self.folder / "masks.jsonl", self.folder / "held_out_masks.jsonl", *extra
+        )
+
+    def _stage(self, number: int, model: str, train: Path, held_out: Path, *extra: str) -> str:
+        """`swift sft` with the stage's config; returns the last checkpoint."""
+        output = self.folder / f"stage{number}"
+        steps = self.plan.steps[number - 1]
+        self._swift(
+            f"stage {number}",
+            output / "logging.jsonl",
+            "sft",
+            os.fspath(config_path(f"stage{number}_tiny_full")),
+            *("--model", model, "--dataset", os.fspath(train), "--val_dataset", os.fspath(held_out)),
+            *("--output_dir", os.fspath(output), "--add_version", "false"),
+            *([] if steps is None else ["--max_steps", str(steps)]),
+            *extra,
+        )
+        checkpoints = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        return os.fspath(checkpoints[-1])
+
+    def _infer(self, model: str, held_out: Path, name: str, decoding: str) -> dict[str, Any]:
+        from .scoring import score_rows
+
+        result = self.folder / f"{name}.jsonl"
+        result.unlink(missing_ok=True)  # ms-swift appends
+        self._swift(
+            f"inference, {name}",
+            None,
+            "infer",
+            *("--plugin", "himtok", "--model", model, "--val_dataset", os.fspath(held_out)),
+            *("--result_path", os.fspath(result), "--mask_decoding", decoding, "--max_batch_size", "64"),
+            *("--max_new_tokens", "64", "--temperature", "0", "--stream", "false"),
+        )
+        return score_rows(result)
+
+    def _swift(self, name: str, progress_file: Path | None, *arguments: str) -> None:
+        """Run a `swift` command, its output in a log file, its progress in the report."""
+        log = self.folder / (name.replace(", ", "_").replace(" ", "") + ".log")
+        started = time.monotonic()
+        if progress_file is not None:
+            progress_file.unlink(missing_ok=True)
+        self.report(name, 0, 1)
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "swift.cli.main", *arguments], stdout=file, stderr=subprocess.STDOUT
+            )
+            try:
+                while process.poll() is None:
+                    time.sleep(POLL_SECONDS)
+                    if progress_file is not None and progress_file.is_file():
+                        self._report_progress(name, progress_file)
+            finally:
+                if process.poll() is None:  # interrupted: no training goes on behind the user's back
+                    process.terminate()
+                    process.wait()
+        self.minutes[name] = (time.monotonic() - started) / 60
+        if process.returncode:
+            raise RuntimeError(f"swift {arguments[0]} failed with status {process.returncode}, see {log}")
+        self.report(name, 1, 1)
+
+    def _report_progress(self, name: str, progress_file: Path) -> None:
+        lines = progress_file.read_text(encoding="utf-8").splitlines()
+        for line in reversed(lines):
+            try:
+                done, total = json.loads(line)["global_step/max_steps"].split("/")
+            except (ValueError, KeyError):
+                continue  # half-written, or no training step
+            self.report(name, int(done), int(total))
+            return
+
+    # ----- results
+
+    def _score_tokenizer(self, tokenizer: str) -> dict[str, float]:
+        from .mask_tokenizer import MaskTokenizer
+        from .reconstruction import reconstruction_scores
+
+        scores = reconstruction_scores(
+            MaskTokenizer.from_pretrained(tokenizer), generate_masks(self.plan.held_out_masks, HELD_OUT_SEED)
+        )
+        return {f"IoU at {n} tokens": round(score["gIoU"], 4) for n, score in scores.items()}
+
+    def _draw(self, tokenizer: Path) -> None:
+        """demo.png: the first held-out scenes with one target, and one of each other kind."""
+        import torch
+
+        from .mask_tokenizer import MaskTokenizer
+        from .masks import Masks
+        from .metrics import mask_iou
+        from .reconstruction import TOKEN_COUNTS
+
+        model = MaskTokenizer.from_pretrained(tokenizer)
+        k = model.config.num_mask_tokens
+        rows = []
+        with (self.folder / "stage3_soft.jsonl").open(encoding="utf-8") as file:
+            results = [json.loads(line) for line in file]
+        for result in _varied(results, PICTURE_ROWS):
+            image = Image.open(_path(result["images"][0])).convert("RGB")
+            size = (image.height, image.width)
+            truth = Masks.load(result["target_masks"], size).union() if result["target_masks"] else np.zeros(size, bool)
+            growth, prediction = {}, None
+            if result["masks"]:
+                prediction = np.logical_or.reduce([load_mask(_rle(mask), size) for mask in result["masks"]])
+                codes = torch.tensor([mask["codes"] for mask in result["masks"] if len(mask["codes"]) == k])
+                for n in sorted({n for n in TOKEN_COUNTS if n < k} | {k}):
+                    if len(codes):
+                        with torch.inference_mode():
+                            growth[n] = model.decode(codes[:, :n]).amax(0).numpy()
+            iou = mask_iou(np.zeros(size, bool) if prediction is None else prediction, truth)
+            title = result["messages"][0]["content"].replace("<image>", "").strip()
+            rows.append(DemoRow(title, image, truth, prediction, growth, f"IoU {iou:.2f}"))
+        demo_figure(rows).save(self.folder / "demo.png")
+
+
+def _varied(results: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The first results, but at least one without and one with several targets where there are any."""
+    kinds = {number: [r for r in results if len(r["target_masks"]) == number] for number in (0, 2)}
+    special = [found[0] for found in kinds.values() if found]
+    plain = [r for r in results if len(r["target_masks"]) == 1]
+    return (plain[: count - len(special)] + special) or results[:count]
+
+
+def _path(image: Any) -> str:
+    return image["path"] if isinstance(image, dict) else image
+
+
+def _rle(mask: dict[str, Any]) -> dict[str, Any]:
+    return {"size": mask["size"], "counts": mask["counts"]}
+
+
+def run_demo(folder: Path, quick: bool, report: Report) -> dict[str, Any]:
+    """Run the demo; see `Demo.run`."""
+    return Demo(folder, QUICK if quick else FULL, report).run()
