@@ -1,0 +1,261 @@
+"""The `himtok` command: arguments in, one call into the module that does the work, results out.
+
+Contract: results go to stdout, progress and remarks to stderr. Bad input is one line `error: ...` on stderr and exit
+status 2; 1 means that there was nothing to do (text without a mask). Heavy modules are imported inside the verbs, so
+that `himtok --help` answers at once. Does not know how anything is computed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .mask_tokenizer import MaskTokenizer
+
+NOTHING_TO_DO, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses
+
+app = typer.Typer(
+    name="himtok",
+    help="Segmentation masks as words: mask tokenizers, mask codes and scores. Training and inference are `swift "
+    "sft|infer|... --plugin himtok`.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+MaskTokenizerOption = Annotated[
+    str, typer.Option("--mask_tokenizer", help="Folder, himtok.pth or hub id; `default` is the one shipped.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Write into OUT even if it is not empty.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script; leaves by SystemExit."""
+    try:
+        status = app(args=arguments, standalone_mode=False)
+    except typer.Exit as stop:
+        status = stop.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        status = INTERRUPTED
+    except (ValueError, OSError) as error:
+        status = _refuse(str(error))
+    except RuntimeError as error:  # a `swift` command that failed, which says where its log is
+        print("error:", error, file=sys.stderr)
+        status = NOTHING_TO_DO
+    except Exception as error:
+        # Usage errors belong to click, which typer ships a copy of: told by what they can do, not by their class.
+        if not hasattr(error, "format_message"):
+            raise
+        status = _refuse(error.format_message())
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _refuse(message: str) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return BAD_INPUT
+
+
+@app.command()
+def init(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    size: Annotated[str, typer.Option("--size", help="tiny, small, base or large.")] = "tiny",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A field of the configuration; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the weights that are drawn.")] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Write a mask tokenizer with fresh weights, to be trained."""
+    fields = dict(_parse_override(text) for text in overrides or [])
+    _check_writable(out, force)
+    import torch
+
+    from .mask_tokenizer import build_mask_tokenizer
+
+    _quiet_unless_watched()
+    torch.manual_seed(seed)
+    build_mask_tokenizer(size, **fields).save_pretrained(out)
+    print(out)
+
+
+@app.command()
+def convert(
+    weights: Annotated[Path, typer.Argument(help="Released weights, himtok.pth.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    force: ForceOption = False,
+) -> None:
+    """Turn released weights into a mask tokenizer folder."""
+    _check_writable(out, force)
+    from .mask_tokenizer.conversion import load_released
+
+    _quiet_unless_watched()
+    load_released(weights).save_pretrained(out)
+    print(out)
+
+
+@app.command()
+def encode(
+    masks: Annotated[list[Path], typer.Argument(metavar="MASK...", help="Mask images.")],
+    mask_tokenizer: MaskTokenizerOption = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per mask: mask, codes, text.")] = False,
+) -> None:
+    """Print the mask text of each mask image, one per line."""
+    model = _load_mask_tokenizer(mask_tokenizer)
+    from tqdm import tqdm
+
+    from .mask_files import encode_files
+
+    for result in tqdm(encode_files(masks, model), total=len(masks), unit="mask", disable=None, leave=False):
+        entry = {"mask": str(result.path), "codes": result.codes, "text": result.text}
+        tqdm.write(json.dumps(entry) if as_json else result.text)
+
+
+@app.command()
+def decode(
+    text: Annotated[str, typer.Argument(metavar="TEXT|FILE|-", help="Text with masks, a file of it, or - for stdin.")],
+    size: Annotated[tuple[int, int], typer.Option("--size", metavar="H W", help="Height and width of the pictures.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for mask_<i>.png.")],
+    mask_tokenizer: MaskTokenizerOption = "default",
+) -> None:
+    """Write a PNG for each mask in a text and print its path."""
+    text = _read_text(text)
+    model = _load_mask_tokenizer(mask_tokenizer)
+    from .mask_files import decode_to_files
+
+    decoded = decode_to_files(text, size, model, output)
+    for i, mask in enumerate(decoded):
+        if not mask.span.complete:
+            found = f"decoded from {len(mask.span.codes)} codes" if mask.path else "no usable code, no picture"
+            print(f"mask {i} (characters {mask.span.start} to {mask.span.end}) is incomplete: {found}", file=sys.stderr)
+        if mask.path:
+            print(mask.path)
+    if not any(mask.path for mask in decoded):
+        print("no mask in the text", file=sys.stderr)
+        raise typer.Exit(NOTHING_TO_DO)
+
+
+@app.command("eval")
+def evaluate(
+    result: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Result file of `swift infer --plugin himtok`.")],
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the numbers as JSON; - prints only them.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", metavar="DIR", help="Where relative paths of true masks start from.")
+    ] = None,
+) -> None:
+    """Score predicted masks against true ones."""
+    from tqdm import tqdm
+
+    from .scoring import score_rows
+
+    with tqdm(total=result.stat().st_size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+        scores = score_rows(result, root, on_progress=lambda consumed: bar.update(consumed - bar.n))
+    if json_file == "-":
+        print(json.dumps(scores))
+        return
+    if json_file is not None:
+        Path(json_file).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    _print_table(scores)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("himtok_demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A look in about 3 minutes; too short to learn much.")] = False,
+    force: ForceOption = False,
+) -> None:
+    """Train all three stages on generated scenes, segment held-out ones, and draw the result."""
+    _check_writable(out, force)
+    from .demo import run_demo
+
+    with _demo_progress() as report:
+        scores = run_demo(out, quick, report)
+    for name, values in scores.items():
+        print(name)
+        _print_table(values)
+    print(out / "demo.png")
+
+
+@contextmanager
+def _demo_progress():
+    """A progress bar per part of the demo, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bars: dict[str, Any] = {}
+
+        def report(name: str, done: int, total: int) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=total)
+            if done == total == 1:  # the end of a command: whatever it counted, all of it is done
+                total = progress.tasks[bars[name]].total or 1
+                done = total
+            progress.update(bars[name], completed=done, total=total)
+
+        yield report
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    """`field=value` with the value as JSON (8, true, [1, 2]), or else as a plain word."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--set {text}: expected FIELD=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _check_writable(out: Path, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file, expected a folder to write")
+    if not force and out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out}: is not empty; give --force to write into it")
+
+
+def _load_mask_tokenizer(name: str) -> MaskTokenizer:
+    import torch
+
+    from .mask_tokenizer import MaskTokenizer
+
+    _quiet_unless_watched()
+    return MaskTokenizer.from_pretrained(name).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _quiet_unless_watched() -> None:
+    """No bars of transformers in logs and pipes, where stderr is for errors; at a terminal they stay."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
+def _read_text(source: str) -> str:
+    import os
+
+    if source == "-":
+        return sys.stdin.read()
+    if os.path.isfile(source):  # unlike Path.is_file, takes a text too long for a file name
+        return Path(source).read_text(encoding="utf-8")
+    return source
+
+
+def _print_table(scores: dict[str, float | int | None]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric")
+    table.add_column("value", justify="right")
+    for name, value in scores.items():
+        table.add_row(name, "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value))
+    Console().print(table)

@@ -1,0 +1,125 @@
+"""scoring.py: result rows worked out by hand, and every malformed row named by its number."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from himtok_plugin.masks import to_rle
+from himtok_plugin.scoring import score_rows
+
+SIZE = (4, 4)
+
+
+def mask(*columns):
+    """(4, 4) with whole columns in the foreground."""
+    made = np.zeros(SIZE, dtype=bool)
+    made[:, list(columns)] = True
+    return made
+
+
+def predicted(*columns):
+    return {**to_rle(mask(*columns)), "codes": [1, 2], "score": 0.5, "complete": True}
+
+
+def write(folder, *rows):
+    path = folder / "out.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_scores_by_hand(tmp_path):
+    path = write(
+        tmp_path,
+        {"masks": [predicted(0), predicted(1)], "target_masks": [to_rle(mask(0, 1, 2))]},  # union: I 8, U 12
+        {"masks": [predicted(3)], "target_masks": [to_rle(mask(3))]},  # I 4, U 4
+        {"masks": [], "target_masks": [to_rle(mask(0, 1))]},  # missing: I 0, U 8
+        {"masks": [], "target_masks": []},  # rightly nothing
+        {"masks": [predicted(0)], "target_masks": []},  # wrongly something: I 0, U 4
+    )
+    scores = score_rows(path)
+    assert scores["cIoU"] == pytest.approx(12 / 28)
+    assert scores["gIoU"] == pytest.approx((8 / 12 + 1 + 0 + 1 + 0) / 5)
+    assert scores["P@0.5"] == pytest.approx(3 / 5) and scores["P@0.9"] == pytest.approx(2 / 5)
+    assert (scores["N-acc"], scores["T-acc"]) == (1 / 2, pytest.approx(2 / 3))
+    assert (scores["samples"], scores["missing"]) == (5, 1)
+    assert 0 < scores["boundary_F"] < 1
+
+
+def test_several_true_masks_are_their_union(tmp_path):
+    path = write(tmp_path, {"masks": [predicted(0, 1)], "target_masks": [to_rle(mask(0)), to_rle(mask(1))]})
+    assert score_rows(path)["cIoU"] == 1.0
+
+
+def test_true_masks_may_be_files_and_polygons(tmp_path, monkeypatch):
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask(0).astype(np.uint8) * 255).save(tmp_path / "masks" / "0.png")
+    polygons = {"polygons": [[1, 0, 2, 0, 2, 4, 1, 4]], "size": list(SIZE)}
+    path = write(tmp_path, {"masks": [predicted(0, 1)], "target_masks": ["masks/0.png", polygons]})
+    assert score_rows(path, root=tmp_path)["cIoU"] == 1.0
+    monkeypatch.chdir(tmp_path)
+    assert score_rows(path)["cIoU"] == 1.0
+
+
+def test_an_empty_predicted_mask_is_an_answer(tmp_path):
+    path = write(tmp_path, {"masks": [predicted()], "target_masks": [to_rle(mask(1))]})
+    scores = score_rows(path)
+    assert scores["missing"] == 0 and scores["T-acc"] == 0.0
+
+
+def test_boundary_f_can_be_left_out_and_progress_ends_at_the_files_size(tmp_path):
+    row = {"masks": [predicted(0)], "target_masks": [to_rle(mask(0))]}
+    path, seen = write(tmp_path, row, row), []
+    assert "boundary_F" not in score_rows(path, boundary=False, on_progress=seen.append)
+    assert seen == sorted(seen) and seen[-1] == path.stat().st_size
+
+
+def test_blank_lines_are_no_rows_but_are_counted_in_the_numbering(tmp_path):
+    path = write(tmp_path, {"masks": [], "target_masks": []}, "", "[]")
+    with pytest.raises(ValueError, match=r"row 3: is \[\]: expected a JSON object"):
+        score_rows(path)
+
+
+TRUE = [to_rle(mask(0))]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{'masks': []}", "is not JSON"),
+        ('{"masks": [], "target_masks": [', "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("3", "is 3: expected a JSON object"),
+        ({"target_masks": TRUE}, "has no 'masks': expected a result of `swift infer --plugin himtok`"),
+        ({"masks": [predicted(0)]}, "has no 'target_masks'"),
+        ({"masks": None, "target_masks": TRUE}, "masks is None: expected a list of masks"),
+        ({"masks": [], "target_masks": {"size": [4, 4]}}, "target_masks is {'size': .4, 4.}: expected a list"),
+        ({"masks": ["a.png"], "target_masks": TRUE}, r"masks\[0\] is 'a.png': expected a COCO RLE"),
+        ({"masks": [{"counts": "0"}], "target_masks": TRUE}, r"masks\[0\].size is None"),
+        ({"masks": [{"size": [4, 4], "counts": "~"}], "target_masks": TRUE}, r"row 2: masks\[0\]: counts"),
+        ({"masks": [], "target_masks": ["nowhere.png"]}, r"target_masks\[0\]: mask 'nowhere.png' cannot be read"),
+        (
+            {"masks": [predicted(0)], "target_masks": [{"polygons": [], "size": [5, 4]}]},
+            r"target_masks\[0\]: mask has size \(h, w\) = \(5, 4\): expected \(4, 4\)",
+        ),
+        ({"masks": [], "target_masks": [{"polygons": [[0, 0, 9, 0, 9, 9]], "size": [4, 4]}]}, "has the point"),
+    ],
+)
+def test_a_malformed_row_is_named_by_its_number(tmp_path, row, message):
+    path = write(tmp_path, {"masks": [], "target_masks": TRUE}, row)
+    with pytest.raises(ValueError, match=message) as error:
+        score_rows(path)
+    assert f"{path}: row 2: " in str(error.value)
+
+
+def test_bytes_that_are_no_text_name_their_row(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b'{"masks": "\xff\xfe"}\n')
+    with pytest.raises(ValueError, match="row 1: is not JSON"):
+        score_rows(path)
+
+
+def test_a_file_without_rows_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no rows"):
+        score_rows(write(tmp_path, ""))
