@@ -1,0 +1,41 @@
+"""ms-swift is told of the plugin before anything of it is imported; a tiny world is built once for all tests."""
+
+import importlib.util
+
+import pytest
+
+collect_ignore_glob = []
+if importlib.util.find_spec("swift") is None:
+    collect_ignore_glob.append("test_*.py")
+else:
+    from himtok_plugin import startup
+
+    startup.activate("himtok")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    from runs import World
+
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def stage_two(world):
+    """A run that has learned the scenes' answers by heart: (ms-swift's result, checkpoint)."""
+    from runs import LMM, STAGE_TWO, sft
+
+    result = sft(
+        model=world.lmm,
+        mask_tokenizer=world.mask_tokenizer,
+        dataset=world.scenes,
+        output_dir=world.root / "stage_two",
+        max_steps=60,
+        learning_rate=5e-3,
+        per_device_train_batch_size=16,
+        save_strategy="steps",
+        save_steps=60,
+        **LMM,
+        **STAGE_TWO,
+    )
+    return result, world.root / "stage_two" / "checkpoint-60"

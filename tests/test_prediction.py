@@ -1,0 +1,123 @@
+"""Answers to masks: text alone or with recorded probabilities, one by one or in a batch."""
+
+import numpy as np
+import pytest
+import torch
+
+from himtok_plugin.mask_text import codes_to_text
+from himtok_plugin.masks import from_square, load_mask
+from himtok_plugin.prediction import Answer, MaskPredictor
+from tiny_models import tiny_model
+
+SIZE = (20, 30)
+CODES = [3, 1, 7, 2]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    model = tiny_model(seed=3)
+    with torch.no_grad():
+        model.quantize.embedding.weight.normal_(std=3)
+        scale = 200  # an untrained de-tokenizer says about 0.5 everywhere
+        model.pixel_decoder.conv_out.weight.mul_(scale)
+    return model
+
+
+def probabilities_of(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (3 * torch.randn(count, 12, generator=generator)).softmax(-1)
+
+
+def test_answer_without_a_mask_gives_an_empty_list(tokenizer):
+    assert MaskPredictor(tokenizer)([Answer("There is no red circle.", SIZE)]) == [[]]
+    assert MaskPredictor(tokenizer)([]) == []
+
+
+def test_mask_without_a_code_gives_an_empty_list(tokenizer):
+    assert MaskPredictor(tokenizer)([Answer("<|mt_start|><|mt_end|>", SIZE)]) == [[]]
+
+
+def test_hard_decoding_is_the_tokenizer_s_own_at_the_size_of_the_image(tokenizer):
+    (mask,) = MaskPredictor(tokenizer, "hard")([Answer(codes_to_text(CODES), SIZE)])[0]
+    square = tokenizer.decode(torch.tensor([CODES]))[0].detach().numpy()
+    assert np.array_equal(mask.mask, from_square(square, SIZE))
+    assert mask.mask.shape == SIZE and mask.mask.dtype == bool
+    assert 0 < mask.mask.mean() < 1
+    assert mask.codes == CODES and mask.complete and mask.score is None
+
+
+def test_soft_decoding_uses_the_recorded_probabilities(tokenizer):
+    probabilities = probabilities_of(4)
+    answer = Answer(codes_to_text(CODES), SIZE, probabilities)
+    (soft,) = MaskPredictor(tokenizer, "soft")([answer])[0]
+    (hard,) = MaskPredictor(tokenizer, "hard")([answer])[0]
+    square = tokenizer.decode_probabilities(probabilities[None])[0].detach().numpy()
+    assert np.array_equal(soft.mask, from_square(square, SIZE))
+    assert not np.array_equal(soft.mask, hard.mask)
+    expected = probabilities[torch.arange(4), torch.tensor(CODES)].mean()
+    assert soft.score == hard.score == pytest.approx(float(expected))
+
+
+def test_soft_decoding_of_certain_codes_is_hard_decoding(tokenizer):
+    certain = torch.nn.functional.one_hot(torch.tensor(CODES), 12).float()
+    answer = Answer(codes_to_text(CODES), SIZE, certain)
+    (soft,), (hard,) = (MaskPredictor(tokenizer, decoding)([answer])[0] for decoding in ("soft", "hard"))
+    assert np.array_equal(soft.mask, hard.mask)
+    assert soft.score == 1
+
+
+def test_soft_decoding_without_probabilities_is_hard_decoding(tokenizer):
+    answer = Answer(codes_to_text(CODES), SIZE)
+    (soft,), (hard,) = (MaskPredictor(tokenizer, decoding)([answer])[0] for decoding in ("soft", "hard"))
+    assert np.array_equal(soft.mask, hard.mask)
+
+
+def test_cut_mask_is_that_of_its_prefix_and_marked(tokenizer):
+    text = codes_to_text(CODES).removesuffix("<|mt_2|><|mt_end|>")
+    (mask,) = MaskPredictor(tokenizer, "hard")([Answer(text, SIZE)])[0]
+    assert not mask.complete and mask.codes == CODES[:3]
+    square = tokenizer.decode(torch.tensor([CODES[:3]]))[0].detach().numpy()
+    assert np.array_equal(mask.mask, from_square(square, SIZE))
+
+
+def test_threshold_decides_which_pixels_belong(tokenizer):
+    answer = Answer(codes_to_text(CODES), SIZE)
+    areas = [MaskPredictor(tokenizer, "hard", t)([answer])[0][0].mask.sum() for t in (0.1, 0.5, 0.9)]
+    assert areas == sorted(areas, reverse=True) and areas[0] > areas[-1]
+
+
+def test_unknown_decoding_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="decoding='medium'"):
+        MaskPredictor(tokenizer, "medium")
+
+
+def test_batch_of_mixed_lengths_sizes_and_kinds_equals_one_by_one(tokenizer):
+    two = codes_to_text([1]) + " and " + codes_to_text(CODES)
+    answers = [
+        Answer(two, SIZE, probabilities_of(5)),
+        Answer("none", (7, 9)),
+        Answer(codes_to_text([5, 6]), (9, 7)),
+        Answer(codes_to_text([8, 9, 10]), SIZE, probabilities_of(3, seed=1)),
+        Answer(codes_to_text([0, 11]), (64, 48)),
+    ]
+    predictor = MaskPredictor(tokenizer)
+    together = predictor(answers)
+    assert [len(masks) for masks in together] == [2, 0, 1, 1, 1]
+    for answer, masks in zip(answers, together, strict=True):
+        for one, other in zip(predictor([answer])[0], masks, strict=True):
+            assert np.array_equal(one.mask, other.mask) and one.mask.shape == answer.size
+            assert (one.codes, one.score, one.start, one.end) == (other.codes, other.score, other.start, other.end)
+    assert two[together[0][1].start : together[0][1].end] == codes_to_text(CODES)
+
+
+def test_probabilities_of_another_text_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="probabilities of 3 codes for a text with 4"):
+        MaskPredictor(tokenizer)([Answer(codes_to_text(CODES), SIZE, probabilities_of(3))])
+
+
+def test_json_form_holds_the_keys_of_the_contract(tokenizer):
+    (mask,) = MaskPredictor(tokenizer)([Answer(codes_to_text(CODES), SIZE, probabilities_of(4))])[0]
+    row = mask.to_dict()
+    assert list(row) == ["size", "counts", "codes", "score", "complete"]
+    assert row["size"] == list(SIZE) and isinstance(row["counts"], str) and isinstance(row["score"], float)
+    assert np.array_equal(load_mask({"size": row["size"], "counts": row["counts"]}), mask.mask)
