@@ -29,7 +29,7 @@ class MaskColumn:
     Attributes:
         masks: one source per `<mask>`, as `masks.load_mask` takes them.
         codes: codes made offline, one list per mask (None where there are none), or None for the whole row.
-        row: number of the row in its file, counted from 0; None when unknown.
+        row: number of the row in its file, counted from 1 like lines; None when unknown.
     """
 
     masks: list[Any]

@@ -35,7 +35,7 @@ def _keep_mask_columns() -> None:
     Why: `standard_keys` decides which columns survive, but nothing lets a plugin see a raw row of any dataset.
     Goes when: preprocessors can be registered to run before the automatic one.
     """
-    from datasets import IterableDataset
+    from datasets import Features, IterableDataset, Value
     from swift.dataset import AutoPreprocessor, RowPreprocessor
 
     if "masks" not in RowPreprocessor.standard_keys:
@@ -59,8 +59,9 @@ def _keep_mask_columns() -> None:
             return dataset
         if isinstance(dataset, IterableDataset):
             # Streaming renames the known columns afterwards, so the number has to look like one of the dataset's own.
-            return dataset.map(lambda row, number: {**row, ROW_NUMBER: number}, with_indices=True)
-        return dataset.add_column(ROW_NUMBER, list(range(len(dataset))))
+            numbered = Features({**features, ROW_NUMBER: Value("int64")})
+            return dataset.map(lambda row, index: {**row, ROW_NUMBER: index + 1}, with_indices=True, features=numbered)
+        return dataset.add_column(ROW_NUMBER, list(range(1, len(dataset) + 1)))
 
     @wraps(batched)
     def batched_preprocess(self, batched_row, **kwargs):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from runs import COMMON, LMM, STAGE_TWO, logged, pretrain, sft, write_rows
+from runs import LMM, STAGE_TWO, logged, pretrain, sft, write_rows
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -218,8 +218,8 @@ def test_pretraining_command_trains_masks_too(world, tmp_path):
         {"streaming": True},
         {"dataloader_num_workers": 2, "dataloader_multiprocessing_context": "fork"},
         {"gradient_checkpointing": False},
-        {"torch_dtype": "bfloat16", "bf16": True},
-        {"per_device_train_batch_size": 1},
+        {"torch_dtype": "bfloat16", "bf16": True, "use_cpu": True},
+        {"use_logits_to_keep": True},
     ],
     ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()),
 )
@@ -234,9 +234,3 @@ def test_other_ways_of_feeding_the_trainer(train, options):
 def test_spawned_data_loader_workers(train):
     result = train(dataloader_num_workers=2, dataloader_multiprocessing_context="spawn", **STAGE_TWO)
     assert all(len(logged(result, term)) == 2 for term in TERMS)
-
-
-def test_packing_of_a_template_without_support_is_refused_by_ms_swift(train):
-    assert "packing" not in COMMON
-    with pytest.raises(ValueError, match="does not support padding free or packing"):
-        train(padding_free=True, attn_impl="flash_attention_2")
