@@ -61,7 +61,10 @@ def _keep_mask_columns() -> None:
             # Streaming renames the known columns afterwards, so the number has to look like one of the dataset's own.
             numbered = Features({**features, ROW_NUMBER: Value("int64")})
             return dataset.map(lambda row, index: {**row, ROW_NUMBER: index + 1}, with_indices=True, features=numbered)
-        return dataset.add_column(ROW_NUMBER, list(range(1, len(dataset) + 1)))
+        dataset = dataset.add_column(ROW_NUMBER, list(range(1, len(dataset) + 1)))
+        # A column of mixed kinds is one of JSON, as which `datasets` would read our string of the same name. The prefix
+        # is ms-swift's own, for the same purpose.
+        return dataset.rename_column("masks", "__@masks") if "masks" in features else dataset
 
     @wraps(batched)
     def batched_preprocess(self, batched_row, **kwargs):

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from swift.utils import get_logger
 
 from ..mask_text import MASK_PLACEHOLDER, MASK_START, codes_to_text
 from ..masks import load_mask, to_square
@@ -21,6 +24,7 @@ from .dataset import MaskColumn, mask_path
 from .mask_batch import collate, encoded_masks
 from .mask_runtime import MaskRuntime
 
+logger = get_logger()
 CLASS_PREFIX = "MaskTemplate__"
 
 
@@ -37,10 +41,10 @@ class MaskTemplateMixin:
     def _preprocess_inputs(self, inputs) -> None:
         masks = inputs.extra_kwargs.get("masks")
         column = MaskColumn.parse([] if masks is None else masks, inputs.extra_kwargs.get("mask_codes"))
-        try:
+        # For error messages: from here on, `images` holds pictures.
+        inputs.himtok_row, inputs.himtok_images = column.name, [_image_name(image) for image in inputs.images]
+        with _naming_images(inputs):
             super()._preprocess_inputs(inputs)
-        except OSError as error:  # PIL's and the file system's word for an image that cannot be read
-            raise ValueError(f"{column.name}: images: {inputs.images!r:.200}: {error}") from error
         inputs.himtok_masks = self._write_masks(inputs, column)
 
     def _write_masks(self, inputs, column: MaskColumn) -> dict[str, Any]:
@@ -106,10 +110,8 @@ class MaskTemplateMixin:
     def _squares(self, inputs, sources: list, name: str) -> np.ndarray:
         """uint8 (m, s, s); every mask must have the size of the row's first image, where there is one."""
         side = self.masks.image_size
-        try:
+        with _naming_images(inputs):
             size = image_size(inputs.images[0]) if inputs.images else None
-        except OSError as error:
-            raise ValueError(f"{name}: images[0]: {inputs.images[0]!r:.200}: {error}") from error
         squares = np.zeros((len(sources), side, side), np.uint8)
         for i, source in enumerate(sources):
             try:
@@ -120,20 +122,27 @@ class MaskTemplateMixin:
         return squares
 
     def _encode_truncated(self, inputs) -> dict[str, Any]:
+        from swift.template import MaxLengthError
+
         try:
-            encoded = super()._encode_truncated(inputs)
-        except OSError as error:  # some templates read their images only here
-            raise ValueError(f"images: {inputs.images!r:.200}: {error}") from error
-        if not self.is_training:
-            return encoded
+            with _naming_images(inputs):  # some templates read their images only here
+                encoded = super()._encode_truncated(inputs)
+            self._keep_masks(encoded, inputs)
+        except MaxLengthError as error:
+            # Such rows are dropped without a word, and a data set of long answers would melt away unseen.
+            logger.warning_once(f"{inputs.himtok_row}: {error}: the row is dropped")
+            raise
+        return encoded
+
+    def _keep_masks(self, encoded: dict[str, Any] | list, inputs) -> None:
+        """Hand the row's masks on to the collator."""
         masks = getattr(inputs, "himtok_masks", None)
-        if masks is None or not masks["starts"]:
-            return encoded
+        if not self.is_training or masks is None or not masks["starts"]:
+            return
         if isinstance(encoded, list):
             raise ValueError("truncation_strategy='split': got a row with masks, expected 'raise', 'left' or 'right'")
         self._check_uncut(encoded["input_ids"], masks)
         encoded["himtok_masks"] = masks
-        return encoded
 
     def _check_uncut(self, input_ids: list[int], masks: dict[str, Any]) -> None:
         from swift.template import MaxLengthError
@@ -143,7 +152,7 @@ class MaskTemplateMixin:
         starts, ends = np.flatnonzero(ids == vocabulary.start_id), np.flatnonzero(ids == vocabulary.end_id)
         own = starts[np.asarray(masks["starts"], bool)] if len(starts) == len(masks["starts"]) else None
         if own is None or not np.isin(own + k + 1, ends).all():
-            # Dropped like any row that is too long, with this message: half a mask must not be learned.
+            # Dropped like any row that is too long: half a mask must not be learned.
             raise MaxLengthError(f"a mask is cut by max_length={self.max_length}")
 
     # ----- a batch
@@ -176,6 +185,20 @@ class MaskTemplateMixin:
         ids = super().get_generate_ids(generate_ids, num_prompt_tokens)
         self.masks.generation.finished(ids)
         return ids
+
+
+@contextmanager
+def _naming_images(inputs) -> Iterator[None]:
+    """Turn PIL's and the file system's errors about an image into one that names row and image."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{inputs.himtok_row}: images: {inputs.himtok_images!r:.200}: {error}") from error
+
+
+def _image_name(image: Any) -> Any:
+    path = image.get("path") if isinstance(image, dict) else image
+    return path if isinstance(path, str) else type(image).__name__
 
 
 def image_size(image: Any) -> tuple[int, int]:

@@ -217,7 +217,6 @@ def test_pretraining_command_trains_masks_too(world, tmp_path):
         {"lazy_tokenize": True},
         {"streaming": True},
         {"dataloader_num_workers": 2, "dataloader_multiprocessing_context": "fork"},
-        {"gradient_checkpointing": False},
         {"torch_dtype": "bfloat16", "bf16": True, "use_cpu": True},
         {"use_logits_to_keep": True},
     ],
