@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_model
 
 from himtok_plugin.mask_text import codes_to_text
 from himtok_plugin.masks import from_square, load_mask
 from himtok_plugin.prediction import Answer, MaskPredictor
-from tiny_models import tiny_model
 
 SIZE = (20, 30)
 CODES = [3, 1, 7, 2]

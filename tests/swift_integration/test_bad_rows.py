@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from runs import LMM, STAGE_TWO, infer, logged, sft, write_rows
+from tiny_models import released_state, tiny_model
 
 from himtok_plugin.masks import to_rle
-from tiny_models import released_state, tiny_model
 
 
 @pytest.fixture
@@ -75,7 +75,10 @@ def bad_rows(world, tmp_path):
         "neither RLE nor polygons": (segment({"size": [48, 64]}), r"masks\[0\]: mask has the keys \['size'\]"),
         "number as mask": (segment(7), r"masks\[0\]: mask is 7: expected a path"),
         "too few masks": (world.row(*twice, masks=[left]), "messages hold 2 <mask>, masks holds 1"),
-        "too many masks": (world.row("<image>Hi.", "<mask>", masks=[left] * 3), "messages hold 1 <mask>, masks holds 3"),
+        "too many masks": (
+            world.row("<image>Hi.", "<mask>", masks=[left] * 3),
+            "messages hold 1 <mask>, masks holds 3",
+        ),
         "code out of range": (segment(left, **codes), r"mask_codes\[0\] holds 12, expected integers 0 to 11"),
         "negative code": (segment(left, mask_codes=[[1, 2, -3, 4]]), r"mask_codes\[0\] holds -3"),
         "wrong number of codes": (segment(left, mask_codes=[[1, 2, 3]]), r"mask_codes\[0\] has 3 codes, expected 4"),

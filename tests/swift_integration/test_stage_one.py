@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from runs import logged, sft, write_rows
+from tiny_models import tiny_model
 
 from himtok_plugin import MaskTokenizer
 from himtok_plugin.data.scenes import write_mask_rows
-from tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")
