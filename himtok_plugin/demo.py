@@ -26,6 +26,7 @@ from .resources import config_path
 from .visualization import DemoRow, demo_figure
 
 TRAIN_SEED, HELD_OUT_SEED, TEXT_SEED = 1, 2, 3
+TRAIN_TURNS = 3  # questions about one image: the image, most of the work, is read once for all of them
 PICTURE_ROWS = 6
 POLL_SECONDS = 0.5
 Report = Callable[[str, int, int], None]  # (what is going on, done, total)
@@ -43,7 +44,7 @@ class DemoPlan:
     warmup_steps: int | None = None  # continuous warm-up of stage 1
 
 
-FULL = DemoPlan(train_scenes=24000, held_out_scenes=500, train_masks=40000, held_out_masks=500)
+FULL = DemoPlan(train_scenes=20000, held_out_scenes=300, train_masks=40000, held_out_masks=500)
 QUICK = DemoPlan(
     train_scenes=1500, held_out_scenes=40, train_masks=3000, held_out_masks=100, steps=(150, 120, 40), warmup_steps=50
 )
@@ -107,14 +108,18 @@ class Demo:
         )
         write_mask_rows(self.folder / "held_out_masks.jsonl", plan.held_out_masks, HELD_OUT_SEED)
         train = write_rows(
-            self.folder / "train", plan.train_scenes, TRAIN_SEED, progress=counted("scenes", plan.train_scenes)
+            self.folder / "train",
+            plan.train_scenes,
+            TRAIN_SEED,
+            turns=TRAIN_TURNS,
+            progress=counted("scenes", plan.train_scenes),
         )
         return train, write_rows(self.folder / "held_out", plan.held_out_scenes, HELD_OUT_SEED)
 
     def _build_lmm(self) -> str:
         from .tiny_lmm import build_tiny_internvl
 
-        texts = [text for scene in generate_scenes(500, TEXT_SEED) for text in (scene.request, scene.answer)]
+        texts = [turn["content"] for scene in generate_scenes(500, TEXT_SEED) for turn in scene.messages]
         return os.fspath(build_tiny_internvl(self.folder / "lmm", texts, "demo"))
 
     # ----- stages

@@ -23,6 +23,8 @@ from .reconstruction_loss import DICE_WEIGHT, coarse_sigma, coarse_target, draw_
 KMEANS_ITERATIONS = 20
 LATENTS_PER_CODE = 64  # latents gathered for k-means, in multiples of the codebook size
 ENTROPY_TEMPERATURE = 0.1  # of the soft assignment that the entropy term looks at
+WARM_UP_NOISE = 0.4  # standard deviation, about the quantization error to come, so that the decoder is used to it
+PREFIX_SHARE = 0.25  # of a batch on which prefixes are decoded: the same mean as on all of it, at a quarter of the cost
 
 
 @dataclass
@@ -64,6 +66,7 @@ class StageOneObjective:
         self.entropy_weight = entropy_weight
         self.prefix_loss_weight = prefix_loss_weight
         self.dice_weight = dice_weight
+        self.radius = model.config.code_width**0.5
         self._reservoir: list[Tensor] = []
         self._idle_steps: Tensor | None = None  # (v,) steps since a code was last used
         self._steps_to_look = dead_code_steps
@@ -83,7 +86,7 @@ class StageOneObjective:
         if self.model.config.codebook_ready:
             rows, codes, terms = self._quantize(latents)
         else:
-            rows, codes, terms = self._warm_up_rows(latents), None, {}
+            rows, codes, terms = self._warm_up_rows(latents, step), None, {}
         terms = {"reconstruction": self._reconstruction(rows, squares), **terms}
         if self.prefix_loss_weight and self.model.config.num_mask_tokens > 1:
             terms["prefix"] = self._prefix_reconstruction(rows, squares)
@@ -106,11 +109,19 @@ class StageOneObjective:
         config = self.model.config
         length = int(draw_levels(1, config.num_mask_tokens))
         sigma = coarse_sigma(length, config.num_mask_tokens, config.image_size)
-        return self._reconstruction(rows[:, :length], coarse_target(squares, sigma=sigma))
+        some = slice(0, max(1, round(PREFIX_SHARE * len(rows))))  # batches come shuffled
+        return self._reconstruction(rows[some, :length], coarse_target(squares[some], sigma=sigma))
 
-    def _warm_up_rows(self, latents: Tensor) -> Tensor:
-        # Quantization will keep directions only, so the decoder must not learn to read lengths before it either.
-        return F.normalize(latents, dim=-1)
+    def _on_sphere(self, latents: Tensor) -> Tensor:
+        """Latents at length sqrt(d): quantization keeps directions only, and the decoder wants numbers of order one."""
+        return F.normalize(latents, dim=-1) * self.radius
+
+    def _warm_up_rows(self, latents: Tensor, step: int) -> Tensor:
+        rows = self._on_sphere(latents)
+        if not self.model.training:
+            return rows
+        ramp = min(1.0, 2 * step / max(self.continuous_warmup_steps, 1))
+        return rows + WARM_UP_NOISE * ramp * torch.randn_like(rows)
 
     def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         quantizer = self.model.quantize
@@ -128,8 +139,8 @@ class StageOneObjective:
         if self.entropy_weight:
             terms["entropy"] = self._entropy_term(directions, F.normalize(quantizer.codebook(), dim=-1))
         # Straight-through: the decoder sees the codebook row, the gradient reaches both the latent and the row.
-        straight = rows + directions - directions.detach()
-        return straight, codes, terms
+        moved = directions * self.radius
+        return rows + moved - moved.detach(), codes, terms
 
     @staticmethod
     def _entropy_term(directions: Tensor, unit_codebook: Tensor) -> Tensor:
@@ -153,7 +164,7 @@ class StageOneObjective:
         """Place the codebook on k-means centres of the latents; every process takes the first one's centres."""
         centres = spherical_kmeans(torch.cat(self._reservoir), self.model.config.codebook_size)
         _share_from_first_process(centres)
-        self.model.quantize.place_codebook(centres)
+        self.model.quantize.place_codebook(centres * self.radius)
         self.model.config.codebook_ready = True
         self._reservoir.clear()
 
@@ -185,7 +196,7 @@ class StageOneObjective:
         chosen = torch.multinomial(distance.clamp(min=1e-6), count, replacement=False)
         rows = flat[chosen].clone()
         _share_from_first_process(rows)
-        self.model.quantize.place_codebook(rows, dead[:count])
+        self.model.quantize.place_codebook(rows * self.radius, dead[:count])
         self._idle_steps[dead] = 0
 
 
