@@ -32,7 +32,7 @@ def attach_masks(runtime: MaskRuntime, template_inputs: list, responses: list) -
     """Give every choice of every response its masks, all decoded together.
 
     Args:
-        template_inputs: ms-swift's inputs of each request, images among them.
+        template_inputs: ms-swift's inputs of each request, as `MaskTemplateMixin` has left them.
         responses: ms-swift's responses in the same order; several choices stand behind each other in the batch.
     """
     choices, answers = [], []
@@ -40,12 +40,12 @@ def attach_masks(runtime: MaskRuntime, template_inputs: list, responses: list) -
         for choice in response.choices:
             sequence = len(choices)
             choices.append(choice)
-            if not inputs.images:
+            if inputs.himtok_size is None:
                 answers.append(None)
                 continue
             text = choice.message.content
             probabilities = runtime.generation.probabilities(sequence, _count_codes(runtime, text))
-            answers.append(Answer(text, image_size(inputs.images[0]), probabilities))
+            answers.append(Answer(text, inputs.himtok_size, probabilities))
     predicted = iter(runtime.predict([answer for answer in answers if answer is not None]))
     for choice, answer in zip(choices, answers, strict=True):
         setattr(choice.message, RESPONSE_ATTRIBUTE, next(predicted) if answer is not None else [])

@@ -244,9 +244,9 @@ def _write_masks_to_results() -> None:
         if runtime is not None and isinstance(infer_request, dict):
             masks = masks_of_text(runtime, response, infer_request)
             write_masks(infer_request, masks)
-            if masks and pictures(self) is None:
-                self.args.mask_dir = "masks"
-            if masks:
+            if self.args.mask_dir is None and self.args.eval_human:
+                self.args.mask_dir = "masks"  # who asks interactively wants to see the answer
+            if masks and pictures(self) is not None:
                 print("masks: " + ", ".join(pictures(self).write(infer_request, masks)))
         return response
 

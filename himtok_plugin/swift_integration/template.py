@@ -41,9 +41,10 @@ class MaskTemplateMixin:
     def _preprocess_inputs(self, inputs) -> None:
         masks = inputs.extra_kwargs.get("masks")
         column = MaskColumn.parse([] if masks is None else masks, inputs.extra_kwargs.get("mask_codes"))
-        # For error messages: from here on, `images` holds pictures.
+        # From here on, `images` holds pictures without a name, and some templates resize them (MAX_PIXELS, Qwen).
         inputs.himtok_row, inputs.himtok_images = column.name, [_image_name(image) for image in inputs.images]
         with _naming_images(inputs):
+            inputs.himtok_size = image_size(inputs.images[0]) if inputs.images else None
             super()._preprocess_inputs(inputs)
         inputs.himtok_masks = self._write_masks(inputs, column)
 
@@ -110,12 +111,10 @@ class MaskTemplateMixin:
     def _squares(self, inputs, sources: list, name: str) -> np.ndarray:
         """uint8 (m, s, s); every mask must have the size of the row's first image, where there is one."""
         side = self.masks.image_size
-        with _naming_images(inputs):
-            size = image_size(inputs.images[0]) if inputs.images else None
         squares = np.zeros((len(sources), side, side), np.uint8)
         for i, source in enumerate(sources):
             try:
-                mask = load_mask(mask_path(source), size)
+                mask = load_mask(mask_path(source), inputs.himtok_size)
             except ValueError as error:
                 raise ValueError(f"{name}: masks[{i}]: {error}") from error
             squares[i] = np.rint(to_square(mask, side) * 255)
