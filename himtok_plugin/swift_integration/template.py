@@ -64,7 +64,7 @@ class MaskTemplateMixin:
             known = self._encode_now(inputs, sources, known, column.name)
         squares = None
         if self.is_training and (None in known or self.masks.settings.trains_on_masks):
-            squares = self._squares(inputs, sources, column.name)
+            squares = self._squares(inputs, dict(enumerate(sources)), column.name)
         blank = [0] * self.masks.num_mask_tokens
         written = iter([codes_to_text(blank if codes is None else codes) for codes in known])
         starts: list[bool] = []
@@ -100,7 +100,7 @@ class MaskTemplateMixin:
         missing = [i for i, codes in enumerate(known) if codes is None]
         if not missing:
             return known
-        squares = torch.from_numpy(self._squares(inputs, [sources[i] for i in missing], name)).float() / 255
+        squares = torch.from_numpy(self._squares(inputs, {i: sources[i] for i in missing}, name)).float() / 255
         tokenizer = self.masks.mask_tokenizer()
         encoded = tokenizer.encode(squares.to(tokenizer.device)).tolist()
         known = list(known)
@@ -108,16 +108,16 @@ class MaskTemplateMixin:
             known[i] = codes
         return known
 
-    def _squares(self, inputs, sources: list, name: str) -> np.ndarray:
+    def _squares(self, inputs, sources: dict[int, Any], name: str) -> np.ndarray:
         """uint8 (m, s, s); every mask must have the size of the row's first image, where there is one."""
         side = self.masks.image_size
         squares = np.zeros((len(sources), side, side), np.uint8)
-        for i, source in enumerate(sources):
+        for square, (i, source) in zip(squares, sources.items(), strict=True):
             try:
                 mask = load_mask(mask_path(source), inputs.himtok_size)
             except ValueError as error:
                 raise ValueError(f"{name}: masks[{i}]: {error}") from error
-            squares[i] = np.rint(to_square(mask, side) * 255)
+            square[:] = np.rint(to_square(mask, side) * 255)
         return squares
 
     def _encode_truncated(self, inputs) -> dict[str, Any]:

@@ -168,6 +168,12 @@ def test_masks_have_the_size_of_their_image_and_not_of_the_square(run, world):
     assert row["masks"] and all(mask["size"] == [48, 64] for mask in row["masks"])
 
 
+def test_masks_have_the_size_of_the_file_where_the_template_shrinks_images(run, world):
+    row = world.row("<image>Segment what is beside <mask>.", "<mask>", masks=[world.right, world.left])
+    (result,) = run([row], max_pixels=32 * 32)
+    assert result["masks"] and all(mask["size"] == [48, 64] for mask in result["masks"])
+
+
 def test_masks_in_questions_are_encoded(run, world, monkeypatch, stage_two):
     encoded = []
     encode = MaskTokenizer.encode
@@ -205,6 +211,14 @@ def test_streamed_dataset_inference_writes_masks(run, results):
     for row, expected in zip(rows, results[0], strict=True):
         assert row["response"] == expected["response"]
         assert [m["codes"] for m in row["masks"]] == [m["codes"] for m in expected["masks"]]
+
+
+def test_streamed_dataset_inference_writes_pictures_where_asked_only(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(stream=True, max_batch_size=None)
+    assert not (tmp_path / "masks").exists()
+    run(stream=True, max_batch_size=None, mask_dir=tmp_path / "asked")
+    assert list((tmp_path / "asked").iterdir())
 
 
 def test_interactive_mode_prints_where_the_mask_was_written(stage_two, world, tmp_path, monkeypatch, capsys):

@@ -335,6 +335,11 @@ def test_rows_in_one_sequence_have_the_loss_of_rows_in_a_batch(train, world, mon
         assert logged(packed, key) == pytest.approx(logged(plain, key), rel=1e-3), key
 
 
+def test_masks_belong_to_the_image_file_where_the_template_shrinks_images(train, batches, world, codes_of):
+    train([world.segment(world.left)], max_pixels=32 * 32)
+    assert batches[0].codes(batches[0].labels) == codes_of(world.left)
+
+
 def test_columns_of_the_dataset_that_are_not_ours_do_no_harm(train, batches, world, codes_of):
     train([world.segment(world.left, source="coco", number=3)])
     assert batches[0].codes(batches[0].labels) == codes_of(world.left)
