@@ -46,8 +46,10 @@ def rle_to_mask(counts: str | bytes | Sequence[int], size: Sequence[int]) -> np.
         raise ValueError(f"counts is {short(counts)}: expected a compressed string or a list of integers")
     total = sum(runs)
     if min(runs, default=0) < 0 or total != h * w:
-        raise ValueError(f"counts {short(counts)} has runs from {min(runs, default=0)} adding up to {total}: "
-                         f"expected none below 0 and h * w = {h} * {w} = {h * w}")
+        raise ValueError(
+            f"counts {short(counts)} has runs from {min(runs, default=0)} adding up to {total}: "
+            f"expected none below 0 and h * w = {h} * {w} = {h * w}"
+        )
     foreground = np.arange(len(runs)) % 2 == 1
     return np.repeat(foreground, runs).reshape(w, h).T
 
@@ -116,8 +118,9 @@ def _decompress(counts: str | bytes) -> list[int]:
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > _MAX_GROUP:
-        raise ValueError(f"counts {short(counts)} has a run of {lengths.max()} characters: "
-                         f"expected at most {_MAX_GROUP}")
+        raise ValueError(
+            f"counts {short(counts)} has a run of {lengths.max()} characters: expected at most {_MAX_GROUP}"
+        )
     position = np.arange(len(sextets)) - np.repeat(starts, lengths)
     values = np.add.reduceat((sextets & (_MORE - 1)) << (_DATA_BITS * position), starts)
     values -= np.where(sextets[ends] & _SIGN, np.int64(1) << (_DATA_BITS * lengths), 0)
@@ -133,8 +136,10 @@ def _check_polygon(polygon: Any, name: str, h: int, w: int) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is {short(polygon)}: expected numbers [x1, y1, x2, y2, ...]") from error
     if flat.ndim != 1 or flat.size % 2 or flat.size < 6:
-        raise ValueError(f"{name} is {short(polygon)}, of shape {flat.shape}: expected x, y of at least three points, "
-                         "an even number of coordinates")
+        raise ValueError(
+            f"{name} is {short(polygon)}, of shape {flat.shape}: expected x, y of at least three points, "
+            "an even number of coordinates"
+        )
     points = flat.reshape(-1, 2)
     border = np.array([w, h], dtype=np.float64)
     inside = (points >= -POLYGON_TOLERANCE) & (points <= border + POLYGON_TOLERANCE)  # false for NaN as well

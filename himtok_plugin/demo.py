@@ -1,6 +1,6 @@
 """`himtok demo`: all three stages on generated scenes, from nothing to a picture, by calling `swift` itself.
 
-Writes scenes, trains a mask tokenizer and a tiny LMM with the shipped `swift_configs/stage*_tiny_full.yaml`, infers on held-out
+Writes scenes, trains a mask tokenizer and a tiny LMM with the shipped `stage*_tiny_full` configs, infers on held-out
 scenes, scores, and draws image, truth, prediction and the growing mask. Contract: `run_demo` returns the scores and
 leaves everything in its folder. How training works is not known here: what a user would type is what runs.
 """

@@ -254,8 +254,10 @@ def _binarise(array: np.ndarray, name: str) -> np.ndarray:
     if len(values) == 1 or (len(values) == 2 and values[0] == 0):
         return array > 0
     if values[-1] < GREY_THRESHOLD or values[-1] > 255:
-        raise ValueError(f"{name} has the values {_values(values)}, as a map of several labels has: expected "
-                         "0 and one more (a binary mask), or grey of 0 to 255")
+        raise ValueError(
+            f"{name} has the values {_values(values)}, as a map of several labels has: expected "
+            "0 and one more (a binary mask), or grey of 0 to 255"
+        )
     return array >= GREY_THRESHOLD
 
 

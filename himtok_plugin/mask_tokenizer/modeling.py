@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -171,8 +173,14 @@ class MaskTokenizer(PreTrainedModel):
         logits = self.pixel_decoder(self.decoder(rows)).float()
         return torch.sigmoid((logits - self.config.output_shift) * self.config.output_scale)
 
-    def forward(self, squares: Tensor) -> Tensor:
-        """Reconstruction at full length: (b, s, s) -> (b, s, s) float32 in [0, 1]."""
+    def forward(self, squares: Tensor, objective: Callable[..., Any] | None = None, **kwargs) -> Any:
+        """Reconstruction at full length: (b, s, s) -> (b, s, s) float32 in [0, 1].
+
+        With a training `objective`, that is called with the squares and `kwargs` instead: training has to pass through
+        here, because wrappers for mixed precision and for several processes act on this call.
+        """
+        if objective is not None:
+            return objective(squares, **kwargs)
         return self.decode_rows(self.quantize.rows(self.encode(squares)))
 
     def _check_length(self, name: str, value: Tensor, ndim: int) -> None:

@@ -191,12 +191,12 @@ class StageOneObjective:
         flat = directions.flatten(0, 1)
         unit_rows = F.normalize(self.model.quantize.codebook(), dim=-1)
         distance = 1 - (flat * unit_rows[codes.flatten()]).sum(-1)
-        count = min(len(dead), len(flat))
-        # Drawn by distance rather than the top of it: neighbours of one bad latent would all get the same place.
-        chosen = torch.multinomial(distance.clamp(min=1e-6), count, replacement=False)
+        # Drawn by distance rather than the top of it: neighbours of one bad latent would share a place. As many
+        # as there are dead codes, whatever the batch: every process has to broadcast the same shape.
+        chosen = torch.multinomial(distance.clamp(min=1e-6), len(dead), replacement=len(dead) > len(flat))
         rows = flat[chosen].clone()
         _share_from_first_process(rows)
-        self.model.quantize.place_codebook(rows * self.radius, dead[:count])
+        self.model.quantize.place_codebook(rows * self.radius, dead)
         self._idle_steps[dead] = 0
 
 

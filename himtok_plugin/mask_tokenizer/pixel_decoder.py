@@ -5,6 +5,7 @@ The decoder of MaskGIT's VQGAN (arXiv 2202.04200). Does not know where its featu
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -79,7 +80,8 @@ class PixelDecoder(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         """(b, channels, grid, grid) -> (b, s, s), the mean over the output channels."""
-        x = self.conv_in(grid)
+        # Convolutions are up to twice as fast in this layout in bfloat16, and hand it on.
+        x = self.conv_in(grid.contiguous(memory_format=torch.channels_last))
         for block in self.mid:
             x = block(x)
         for level in reversed(self.up):

@@ -26,8 +26,18 @@ class SelfAttention(nn.Module):
         batch, length, width = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        # On a CPU the fused kernel's backward pass takes longer than the plain formula on sequences this short.
+        fused = x.device.type != "cpu" or not torch.is_grad_enabled()
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed) if fused else _attend(q, k, v, allowed)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    """Scaled dot-product attention written out; (b, heads, n, d) each."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
 class FeedForward(nn.Module):

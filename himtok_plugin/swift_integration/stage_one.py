@@ -118,7 +118,7 @@ class StageOneTrainer(Seq2SeqTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         squares = inputs["squares"]
         mode = "train" if self.model.training else "eval"
-        output = self.objective(squares, self.state.global_step)
+        output = model(squares, objective=self.objective, step=self.state.global_step)
         loss = output.loss
         if num_items_in_batch is not None:  # a mean over the step's masks, however they are split into batches
             loss = loss * (len(squares) / num_items_in_batch)

@@ -60,7 +60,8 @@ class MaskTrainer(Seq2SeqTrainer):
                 if inputs.get(key) is not None:
                     inputs[key] = inputs[key].to(self.args.device)
             if len(masks.to_encode):
-                masks.codes[masks.to_encode] = self.mask_tokenizer.encode(masks.unknown_squares())
+                with self.accelerator.autocast():
+                    masks.codes[masks.to_encode] = self.mask_tokenizer.encode(masks.unknown_squares())
             masks.write_codes(inputs, self.masks.vocabulary)
             shape = inputs["input_ids"].shape
         # Codes are in place now, so ms-swift may trim the labels.
@@ -95,14 +96,15 @@ class MaskTrainer(Seq2SeqTrainer):
             total = self._masks_in_step
             processes = self.accelerator.num_processes if self._counts_over_processes(num_items) else 1
         settings = self.masks.settings
-        losses = self.mask_loss(
-            self.mask_tokenizer,
-            probabilities,
-            masks.targets(),
-            weights=torch.full((count,), 1 / total, device=logits.device),
-            full=settings.mask_loss_weight > 0,
-            hierarchical=settings.hierarchical_loss_weight > 0,
-        )
+        with self.accelerator.autocast():  # ms-swift's own covers the LMM's forward pass only
+            losses = self.mask_loss(
+                self.mask_tokenizer,
+                probabilities,
+                masks.targets(),
+                weights=torch.full((count,), 1 / total, device=logits.device),
+                full=settings.mask_loss_weight > 0,
+                hierarchical=settings.hierarchical_loss_weight > 0,
+            )
         metrics = self.custom_metrics[mode]
         for name in ("bce", "dice", "hierarchical"):
             metrics[f"loss_mask_{name}"].update(getattr(losses, name).detach() * (total / count))
