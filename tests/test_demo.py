@@ -1,0 +1,30 @@
+"""`himtok demo` from nothing to a picture, as small as it goes; it runs `swift` eight times."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from himtok_plugin.demo import Demo, DemoPlan
+
+
+@pytest.mark.slow
+def test_demo_leaves_checkpoints_scores_and_a_picture(tmp_path):
+    plan = DemoPlan(
+        train_scenes=60, held_out_scenes=8, train_masks=200, held_out_masks=20, steps=(20, 6, 4), warmup_steps=8
+    )
+    reported = []
+    scores = Demo(tmp_path, plan, lambda *progress: reported.append(progress)).run()
+    assert set(scores) == {"tokenizer", "stage 2, soft", "stage 3, soft", "stage 3, hard", "minutes"}
+    assert scores["stage 3, soft"]["samples"] == 8
+    assert json.loads((tmp_path / "scores.json").read_text()) == scores
+    assert (tmp_path / "stage3" / "checkpoint-4" / "mask_tokenizer" / "config.json").is_file()
+    assert Image.open(tmp_path / "demo.png").width > 200
+    assert ("stage 1", 1, 1) in reported
+
+
+@pytest.mark.slow
+def test_failed_command_names_its_log(tmp_path):
+    demo = Demo(tmp_path, DemoPlan(1, 1, 1, 1), lambda *progress: None)
+    with pytest.raises(RuntimeError, match=r"swift sft failed with status \d+, see .*broken.log"):
+        demo._swift("broken", None, "sft", "--plugin", "himtok", "--model", str(tmp_path / "absent"))
