@@ -68,7 +68,7 @@ def masks_of(ids: list[int]) -> tuple[list[list[int]], bool, list[int]]:
 
 @pytest.mark.parametrize("limit", [1, 3, MASK_TOKENS])
 def test_sampled_text_is_legal_mask_text(model, limit):
-    prompt = PROMPT.expand(256, -1)
+    prompt = PROMPT.expand(512, -1)
     ids = generate(model, [MaskGrammar(VOCABULARY, limit)], prompt)[:, prompt.shape[1] :].tolist()
     lengths = []
     for sequence in ids:

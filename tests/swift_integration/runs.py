@@ -149,9 +149,7 @@ class World:
         self.left, self.right = mask_of(48, 64, 8, 40, 4, 20), mask_of(48, 64, 4, 24, 40, 60)
         self.mask_file = root / "left.png"
         Image.fromarray(self.left).save(self.mask_file)
-        self.mask_rows = write_rows(
-            root / "masks.jsonl", [{"masks": [mask]} for row in rows for mask in row["masks"]]
-        )
+        self.mask_rows = write_rows(root / "masks.jsonl", [{"masks": [mask]} for row in rows for mask in row["masks"]])
 
     def row(self, *turns: str, masks=(), **columns) -> dict:
         """A row about the image; turns in order, the user's first."""

@@ -43,9 +43,7 @@ def test_stage_two_and_inference(name, build, world, tmp_path, monkeypatch):
     opening = write_rows(tmp_path / "asked.jsonl", asked)
     (plain,) = infer(opening, tmp_path / "plain.jsonl", model=checkpoint, max_new_tokens=8)
     assert isinstance(plain["masks"], list)
-    (row,) = infer(
-        opening, tmp_path / "opened.jsonl", model=checkpoint, max_new_tokens=8, response_prefix=MASK_START
-    )
+    (row,) = infer(opening, tmp_path / "opened.jsonl", model=checkpoint, max_new_tokens=8, response_prefix=MASK_START)
     assert row["masks"][0]["size"] == [48, 64]
     assert np.array_equal(load_mask(row["target_masks"][0]), world.left)
     assert read_rows(tmp_path / "opened.jsonl") == [row]
