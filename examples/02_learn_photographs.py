@@ -50,7 +50,7 @@ def main() -> None:
         *("swift.cli.main", "sft", config_path("stage1_tiny_full"), "--model", output / "untrained"),
         *("--dataset", masks_only, "--max_steps", steps_one, "--save_steps", steps_one, "--continuous_warmup_steps"),
         *(str(int(steps_one) // 3), "--per_device_train_batch_size", "16", "--eval_strategy", "no"),
-        *("--output_dir", output / "stage1", "--add_version", "false"),
+        *("--output_dir", output / "stage1"),
     )
     tokenizer = output / "stage1" / f"checkpoint-{steps_one}"
     texts = [turn["value"] for entry in entries for turn in entry["conversations"]]
@@ -59,7 +59,7 @@ def main() -> None:
         *("swift.cli.main", "sft", config_path("stage2_tiny_full"), "--model", output / "lmm"),
         *("--mask_tokenizer", tokenizer, "--dataset", rows, "--max_steps", steps_two, "--save_steps", steps_two),
         *("--per_device_train_batch_size", "4", "--eval_strategy", "no", "--dataloader_num_workers", "0"),
-        *("--output_dir", output / "stage2", "--add_version", "false"),
+        *("--output_dir", output / "stage2"),
     )
     checkpoint = output / "stage2" / f"checkpoint-{steps_two}"
     result = output / "out.jsonl"

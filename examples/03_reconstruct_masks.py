@@ -55,7 +55,7 @@ def main() -> None:
         *("-m", "swift.cli.main", "sft", config_path("stage1_tiny_full"), "--model", output / "untrained"),
         *("--dataset", rows, "--max_steps", arguments.steps, "--save_steps", arguments.steps, "--eval_strategy", "no"),
         *("--continuous_warmup_steps", arguments.steps // 3),
-        *("--output_dir", output / "stage1", "--add_version", "false"),
+        *("--output_dir", output / "stage1"),
     )
     tokenizer = MaskTokenizer.from_pretrained(output / "stage1" / f"checkpoint-{arguments.steps}")
     for n, scores in reconstruction_scores(tokenizer, held_out).items():

@@ -1,8 +1,8 @@
 """The `himtok` command: arguments in, one call into the module that does the work, results out.
 
 Contract: results go to stdout, progress and remarks to stderr. Bad input is one line `error: ...` on stderr and exit
-status 2; 1 means that there was nothing to do (text without a mask). Heavy modules are imported inside the verbs, so
-that `himtok --help` answers at once. Does not know how anything is computed.
+status 2; 1 means that there was nothing to do (text without a mask) or that a command of the demo failed. Heavy modules
+are imported inside the verbs, so that `himtok --help` answers at once. Does not know how anything is computed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import typer
 if TYPE_CHECKING:
     from .mask_tokenizer import MaskTokenizer
 
-NOTHING_TO_DO, BAD_INPUT, INTERRUPTED = 1, 2, 130  # exit statuses
+NOTHING_TO_DO = FAILED = 1  # exit statuses
+BAD_INPUT, INTERRUPTED = 2, 130
 
 app = typer.Typer(
     name="himtok",
@@ -45,9 +46,6 @@ def main(arguments: list[str] | None = None) -> None:
         status = INTERRUPTED
     except (ValueError, OSError) as error:
         status = _refuse(str(error))
-    except RuntimeError as error:  # a `swift` command that failed, which says where its log is
-        print("error:", error, file=sys.stderr)
-        status = NOTHING_TO_DO
     except Exception as error:
         # Usage errors belong to click, which typer ships a copy of: told by what they can do, not by their class.
         if not hasattr(error, "format_message"):
@@ -174,10 +172,14 @@ def demo(
 ) -> None:
     """Train all three stages on generated scenes, segment held-out ones, and draw the result."""
     _check_writable(out, force)
-    from .demo import run_demo
+    from .demo import CommandFailed, run_demo
 
     with _demo_progress() as report:
-        scores = run_demo(out, quick, report)
+        try:
+            scores = run_demo(out, quick, report)
+        except CommandFailed as failure:
+            print("error:", failure, file=sys.stderr)
+            raise typer.Exit(FAILED) from failure
     for name, values in scores.items():
         print(name)
         _print_table(values)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -50,6 +51,10 @@ QUICK = DemoPlan(
 )
 
 
+class CommandFailed(RuntimeError):
+    """A `swift` command ended with an error."""
+
+
 class Demo:
     """One run of the demo in one folder.
 
@@ -72,7 +77,7 @@ class Demo:
             Reconstruction IoU per token count, scores of the LMM per stage and decoding, minutes per part.
 
         Raises:
-            RuntimeError: a `swift` command failed; the message names its log.
+            CommandFailed: a `swift` command failed; the message names its log.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         train, held_out = self._write_data()
@@ -141,6 +146,7 @@ class Demo:
     def _stage(self, number: int, model: str, train: Path, held_out: Path, *extra: str) -> str:
         """`swift sft` with the stage's config; returns the last checkpoint."""
         output = self.folder / f"stage{number}"
+        shutil.rmtree(output, ignore_errors=True)  # an older run's checkpoint could be taken for this one's
         steps = self.plan.steps[number - 1]
         self._swift(
             f"stage {number}",
@@ -148,7 +154,7 @@ class Demo:
             "sft",
             os.fspath(config_path(f"stage{number}_tiny_full")),
             *("--model", model, "--dataset", os.fspath(train), "--val_dataset", os.fspath(held_out)),
-            *("--output_dir", os.fspath(output), "--add_version", "false"),
+            *("--output_dir", os.fspath(output)),
             *([] if steps is None else ["--max_steps", str(steps)]),
             *extra,
         )
@@ -192,7 +198,7 @@ class Demo:
                     process.wait()
         self.minutes[name] = (time.monotonic() - started) / 60
         if process.returncode:
-            raise RuntimeError(f"swift {arguments[0]} failed with status {process.returncode}, see {log}")
+            raise CommandFailed(f"swift {arguments[0]} failed with status {process.returncode}, see {log}")
         self.report(name, 1, 1)
 
     def _report_progress(self, name: str, progress_file: Path) -> None:
@@ -223,7 +229,7 @@ class Demo:
         from .mask_tokenizer import MaskTokenizer
         from .masks import Masks
         from .metrics import mask_iou
-        from .reconstruction import TOKEN_COUNTS
+        from .reconstruction import token_counts
 
         model = MaskTokenizer.from_pretrained(tokenizer)
         k = model.config.num_mask_tokens
@@ -238,7 +244,7 @@ class Demo:
             if result["masks"]:
                 prediction = np.logical_or.reduce([load_mask(_rle(mask), size) for mask in result["masks"]])
                 codes = torch.tensor([mask["codes"] for mask in result["masks"] if len(mask["codes"]) == k])
-                for n in sorted({n for n in TOKEN_COUNTS if n < k} | {k}):
+                for n in token_counts(k):
                     if len(codes):
                         with torch.inference_mode():
                             growth[n] = model.decode(codes[:, :n]).amax(0).numpy()

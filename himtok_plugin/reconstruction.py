@@ -20,6 +20,11 @@ TOKEN_COUNTS = (1, 2, 4, 8, 16, 32)
 BATCH = 32
 
 
+def token_counts(num_mask_tokens: int) -> list[int]:
+    """The numbers of tokens that are measured: powers of two below k, and k."""
+    return sorted({n for n in TOKEN_COUNTS if n < num_mask_tokens} | {num_mask_tokens})
+
+
 @torch.inference_mode()
 def reconstruction_scores(
     mask_tokenizer: MaskTokenizer, masks: Iterable[np.ndarray], threshold: float = 0.5
@@ -35,7 +40,7 @@ def reconstruction_scores(
         Number of tokens (powers of two below k, and k) -> what `SegmentationMetrics.compute` returns.
     """
     config = mask_tokenizer.config
-    counts = sorted({n for n in TOKEN_COUNTS if n < config.num_mask_tokens} | {config.num_mask_tokens})
+    counts = token_counts(config.num_mask_tokens)
     metrics = {n: SegmentationMetrics(boundary=n == config.num_mask_tokens) for n in counts}
     remaining = iter(masks)
     while batch := list(islice(remaining, BATCH)):

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from himtok_plugin.demo import Demo, DemoPlan
+from himtok_plugin.demo import CommandFailed, Demo, DemoPlan
 
 
 @pytest.mark.slow
@@ -26,5 +26,5 @@ def test_demo_leaves_checkpoints_scores_and_a_picture(tmp_path):
 @pytest.mark.slow
 def test_failed_command_names_its_log(tmp_path):
     demo = Demo(tmp_path, DemoPlan(1, 1, 1, 1), lambda *progress: None)
-    with pytest.raises(RuntimeError, match=r"swift sft failed with status \d+, see .*broken.log"):
+    with pytest.raises(CommandFailed, match=r"swift sft failed with status \d+, see .*broken.log"):
         demo._swift("broken", None, "sft", "--plugin", "himtok", "--model", str(tmp_path / "absent"))

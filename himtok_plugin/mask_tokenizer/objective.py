@@ -1,9 +1,9 @@
 """Stage 1: what the mask tokenizer is trained to minimise, and how its codebook is kept alive.
 
-Reconstruction (BCE + Dice) at full length and on a random prefix against its coarse target, plus the commitment,
-codebook and entropy terms of vector quantization (arXiv 1711.00937; entropy term arXiv 2310.05737). A fresh codebook
-would collapse to a few codes, so training starts without quantization, places the codebook among the latents by
-k-means, and moves codes that fell out of use onto latents that are badly served.
+Reconstruction (BCE + Dice) at full length and, for a quarter of the batch, on a random prefix against its coarse
+target, plus the commitment, codebook and entropy terms of vector quantization (arXiv 1711.00937; entropy term arXiv
+2310.05737). A fresh codebook would collapse to a few codes, so training starts without quantization, places the
+codebook among the latents by k-means, and moves codes that fell out of use onto latents that are badly served.
 
 Contract: `StageOneObjective(model, ...)(squares)` -> `StageOneOutput`. Does not know of trainers and data sets.
 """
@@ -79,7 +79,7 @@ class StageOneObjective:
             step: optimiser steps done so far; decides when the warm-up ends.
         """
         latents = self.model.encode_latents(squares).float()
-        if not self.model.config.codebook_ready:
+        if self.model.training and not self.model.config.codebook_ready:
             self._gather(latents)
             if step >= self.continuous_warmup_steps:
                 self._start_codebook()
@@ -109,7 +109,7 @@ class StageOneObjective:
         config = self.model.config
         length = int(draw_levels(1, config.num_mask_tokens))
         sigma = coarse_sigma(length, config.num_mask_tokens, config.image_size)
-        some = slice(0, max(1, round(PREFIX_SHARE * len(rows))))  # batches come shuffled
+        some = torch.randperm(len(rows), device=rows.device)[: max(1, round(PREFIX_SHARE * len(rows)))]
         return self._reconstruction(rows[some, :length], coarse_target(squares[some], sigma=sigma))
 
     def _on_sphere(self, latents: Tensor) -> Tensor:
@@ -174,7 +174,9 @@ class StageOneObjective:
         if not self.dead_code_steps:
             return
         size = self.model.config.codebook_size
-        used = torch.bincount(codes.flatten(), minlength=size)
+        flat_codes = codes.flatten()
+        used = torch.zeros(size, dtype=torch.int64, device=codes.device)  # bincount would wait for the device
+        used.index_add_(0, flat_codes, torch.ones_like(flat_codes))
         if dist.is_initialized():
             dist.all_reduce(used)
         if self._idle_steps is None:
@@ -190,7 +192,7 @@ class StageOneObjective:
             return
         flat = directions.flatten(0, 1)
         unit_rows = F.normalize(self.model.quantize.codebook(), dim=-1)
-        distance = 1 - (flat * unit_rows[codes.flatten()]).sum(-1)
+        distance = 1 - (flat * unit_rows[flat_codes]).sum(-1)
         # Drawn by distance rather than the top of it: neighbours of one bad latent would share a place. As many
         # as there are dead codes, whatever the batch: every process has to broadcast the same shape.
         chosen = torch.multinomial(distance.clamp(min=1e-6), len(dead), replacement=len(dead) > len(flat))

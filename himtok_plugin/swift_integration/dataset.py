@@ -14,11 +14,15 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
+from ..masks import load_mask, to_square
 
 ROW_NUMBER = "himtok_row"
 PACKED = "himtok_masks"  # key that tells a packed column from a path
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
+PLAIN_COLUMNS = ("query", "prompt", "instruction", "input", "question", "response", "answer", "output")
 TEXT_KEYS = ("content", "value")
 
 
@@ -78,10 +82,10 @@ def pack_mask_column(row: dict[str, Any]) -> dict[str, Any]:
     name = "row" if number is None else f"row {number}"
     masks = [_without_nulls(mask) for mask in _as_list(masks, f"{name}: masks")]
     codes = None if codes is None else _as_list(codes, f"{name}: mask_codes")
-    conversation = next((key for key in MESSAGE_COLUMNS if row.get(key)), None)
-    if conversation is not None:
-        row[conversation] = _with_mask_placeholders(row[conversation])
-    elif not any(row.get(key) for key in ("query", "response", "instruction", "prompt")):
+    for key in (*MESSAGE_COLUMNS, *PLAIN_COLUMNS):
+        if row.get(key):
+            row[key] = _with_mask_placeholders(row[key])
+    if not any(row.get(key) for key in (*MESSAGE_COLUMNS, *PLAIN_COLUMNS)):
         # A row for stage 1: ms-swift drops rows that say nothing.
         row["messages"] = [{"role": "user", "content": MASK_PLACEHOLDER * len(masks)}]
     row["masks"] = MaskColumn(masks, codes, number).to_json()
@@ -89,6 +93,8 @@ def pack_mask_column(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_mask_placeholders(messages: Any) -> Any:
+    if isinstance(messages, str):
+        return reference_placeholder_to_mask(messages)
     if not isinstance(messages, list):
         return messages
     for message in messages:
@@ -109,6 +115,27 @@ def _as_list(value: Any, name: str) -> list[Any]:
 def _without_nulls(mask: Any) -> Any:
     """Arrow gives every struct of a column the keys of all of them."""
     return {key: value for key, value in mask.items() if value is not None} if isinstance(mask, dict) else mask
+
+
+def load_squares(sources: dict[int, Any], side: int, size: tuple[int, int] | None, name: str) -> np.ndarray:
+    """Read masks of a row.
+
+    Args:
+        sources: index in `masks` -> source.
+        side: of the squares.
+        size: (h, w) that every mask must have, None: any.
+        name: how errors call the row.
+
+    Returns:
+        uint8 (m, s, s): squares of 8-bit pictures, a quarter of their float32 size on the way to the device.
+    """
+    squares = np.zeros((len(sources), side, side), np.uint8)
+    for square, (i, source) in zip(squares, sources.items(), strict=True):
+        try:
+            square[:] = np.rint(to_square(load_mask(mask_path(source), size), side) * 255)
+        except ValueError as error:
+            raise ValueError(f"{name}: masks[{i}]: {error}") from error
+    return squares
 
 
 def mask_path(source: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..mask_text import text_to_codes
+from ..mask_text import count_placeholders, text_to_codes
 from ..prediction import Answer, PredictedMask
 from ..visualization import overlay
 from .dataset import MaskColumn
@@ -44,7 +44,7 @@ def attach_masks(runtime: MaskRuntime, template_inputs: list, responses: list) -
                 answers.append(None)
                 continue
             text = choice.message.content
-            probabilities = runtime.generation.probabilities(sequence, _count_codes(runtime, text))
+            probabilities = runtime.generation.probabilities(sequence, _codes(runtime, text))
             answers.append(Answer(text, inputs.himtok_size, probabilities))
     predicted = iter(runtime.predict([answer for answer in answers if answer is not None]))
     for choice, answer in zip(choices, answers, strict=True):
@@ -56,19 +56,24 @@ def masks_of_text(runtime: MaskRuntime, text: str, row: dict[str, Any]) -> list[
     images = row.get("images") or []
     if not images:
         return []
-    probabilities = runtime.generation.probabilities(0, _count_codes(runtime, text))
+    probabilities = runtime.generation.probabilities(0, _codes(runtime, text))
     return runtime.predict([Answer(text, image_size(images[0]), probabilities)])[0]
 
 
-def _count_codes(runtime: MaskRuntime, text: str) -> int:
-    return sum(len(span.codes) for span in text_to_codes(text, runtime.codebook_size, runtime.num_mask_tokens))
+def _codes(runtime: MaskRuntime, text: str) -> list[int]:
+    spans = text_to_codes(text, runtime.codebook_size, runtime.num_mask_tokens)
+    return [code for span in spans for code in span.codes]
 
 
 def write_masks(row: dict[str, Any], masks: list[PredictedMask]) -> None:
-    """Put predicted masks into a result row; the row's own masks, the truth, move to `target_masks`."""
+    """Put predicted masks into a result row; the row's own masks of the answer, the truth, move to `target_masks`."""
     truth = row.pop("masks", None)
     if truth is not None:
-        row["target_masks"] = MaskColumn.parse(truth).masks
+        asked = row["messages"]
+        if asked and asked[-1]["role"] == "assistant":  # the answer just generated
+            asked = asked[:-1]
+        given = sum(count_placeholders(m["content"]) for m in asked if isinstance(m.get("content"), str))
+        row["target_masks"] = MaskColumn.parse(truth).masks[given:]
     row["masks"] = [mask.to_dict() for mask in masks]
 
 

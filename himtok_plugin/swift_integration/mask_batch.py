@@ -67,8 +67,13 @@ def collate(rows: list[dict[str, Any]], input_ids: Tensor, labels: Tensor | None
     if labels is not None:
         supervised = (labels.flatten()[positions] != IGNORE_INDEX).all(dim=1)
         batch["supervised"] = supervised.nonzero().flatten()
-    squares = [row["squares"] for row in rows if row["squares"] is not None]
-    if squares:
+    side = next((row["squares"].shape[-1] for row in rows if row["squares"] is not None), None)
+    if side is not None:
+        # A row without squares has masks all the same: zeros that nobody looks at keep the places.
+        squares = [
+            np.zeros((len(row["codes"]), side, side), np.uint8) if row["squares"] is None else row["squares"]
+            for row in rows
+        ]
         batch["squares"] = torch.from_numpy(np.concatenate(squares))
     return {PREFIX + name: value for name, value in batch.items()}
 

@@ -28,10 +28,17 @@ class MaskRuntime:
         source: folder or weights file of the mask tokenizer.
         config: its configuration.
         vocabulary: where its codes stand in the text tokenizer.
+        trainer_encodes: whether `MaskTrainer` encodes masks, a batch at a time; with any other trainer a row's masks
+            are encoded where the row is.
     """
 
     def __init__(
-        self, settings: HimTokArguments, source: Path, config: MaskTokenizerConfig, vocabulary: MaskVocabulary
+        self,
+        settings: HimTokArguments,
+        source: Path,
+        config: MaskTokenizerConfig,
+        vocabulary: MaskVocabulary,
+        trainer_encodes: bool = True,
     ):
         self.settings = settings
         self.source = source
@@ -44,6 +51,7 @@ class MaskRuntime:
             raise ValueError(f"num_mask_tokens={limit}: expected at most {config.num_mask_tokens} as the tokenizer")
         self.generated_mask_tokens = limit or config.num_mask_tokens
         self.generation = MaskGeneration(self)
+        self.trainer_encodes = trainer_encodes
         self._mask_tokenizer: MaskTokenizer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,8 +66,11 @@ class MaskRuntime:
 
     def mask_tokenizer(self) -> MaskTokenizer:
         """The mask tokenizer, loaded when first asked for."""
+        in_worker = torch.utils.data.get_worker_info() is not None
+        if in_worker and self._mask_tokenizer is not None and self._mask_tokenizer.device.type != "cpu":
+            self._mask_tokenizer = None  # a forked process cannot use its parent's device
         if self._mask_tokenizer is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = "cuda" if torch.cuda.is_available() and not in_worker else "cpu"
             self._mask_tokenizer = MaskTokenizer.from_pretrained(self.source).to(device).eval()
         return self._mask_tokenizer
 
@@ -105,18 +116,19 @@ class MaskGeneration:
         """Take note of the generated ids (b, n), prompt removed."""
         self._ids = ids
 
-    def probabilities(self, sequence: int, num_codes: int) -> torch.Tensor | None:
+    def probabilities(self, sequence: int, codes: list[int]) -> torch.Tensor | None:
         """(codes, v) float32 of the last call's answer, None where they were not recorded.
 
         Args:
             sequence: row of the batch.
-            num_codes: codes found in the answer's text; a different number of code tokens means that the text was
-                changed on its way, and then probabilities cannot be matched to it.
+            codes: the codes in the answer's text; if they are not those that were generated, the text was changed on
+                its way or is another answer's, and has no probabilities here.
         """
-        if self._recorder is None or self._ids is None or not num_codes:
+        if self._recorder is None or self._ids is None or not codes:
             return None
         vocabulary = self.runtime.vocabulary
-        ids = self._ids[sequence]
-        is_code = (ids >= vocabulary.first_code_id) & (ids < vocabulary.first_code_id + vocabulary.codebook_size)
-        steps = is_code.nonzero().flatten().tolist()
-        return self._recorder.probabilities(sequence, steps) if len(steps) == num_codes else None
+        generated = self._ids[sequence] - vocabulary.first_code_id
+        is_code = (generated >= 0) & (generated < vocabulary.codebook_size)
+        if generated[is_code].tolist() != codes:
+            return None
+        return self._recorder.probabilities(sequence, is_code.nonzero().flatten().tolist())

@@ -37,14 +37,21 @@ def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> N
         ValueError: no mask tokenizer to be found, or one that does not fit the text tokenizer's mask tokens.
     """
     settings = current_arguments()
-    if settings is None or not loader.model_meta.is_multimodal or loader.return_dummy_model:
+    if settings is None or loader.return_dummy_model or loader.model_meta.model_type == MaskTokenizerConfig.model_type:
+        return
+    if not loader.model_meta.is_multimodal:
+        if settings.mask_tokenizer or settings.trains_on_masks:
+            raise ValueError(
+                f"model_type={loader.model_meta.model_type!r}: got a text-only model with mask options, expected a "
+                "multimodal one"
+            )
         return
     tokenizer = loader._get_tokenizer(processor)
     source = find_source(settings.mask_tokenizer, loader.model_info.model_dir, settings.adapter_folders)
     tokenizer_config, mask_tokenizer = _load(source, with_weights=model is not None)
     added = extend_tokenizer(tokenizer, tokenizer_config.codebook_size)
     vocabulary = MaskVocabulary.of(tokenizer, tokenizer_config.codebook_size)
-    runtime = MaskRuntime(settings.options(), source, tokenizer_config, vocabulary)
+    runtime = MaskRuntime(settings.options(), source, tokenizer_config, vocabulary, trained_by_mask_trainer(settings))
     tokenizer.himtok = runtime
     if model is None:
         return
@@ -53,6 +60,11 @@ def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> N
         logger.info(f"Added {len(added)} mask tokens to the vocabulary.")
     attach(model, mask_tokenizer)
     runtime.attach(mask_tokenizer)
+
+
+def trained_by_mask_trainer(args) -> bool:
+    """Whether these arguments lead to `MaskTrainer`: `swift sft` and `swift pt`, not reinforcement learning."""
+    return not hasattr(args, "rlhf_type") and getattr(args, "task_type", None) in (None, "causal_lm")
 
 
 def find_source(asked: str | None, model_dir: str, adapters: list[str]) -> Path:

@@ -156,11 +156,13 @@ def _choose_trainers() -> None:
     """
     from swift.trainers import TrainerFactory
 
+    from .model import trained_by_mask_trainer
+
     original = TrainerFactory.get_trainer_cls.__func__
 
     def get_trainer_cls(cls, args):
         trainer_class = original(cls, args)
-        if hasattr(args, "rlhf_type") or args.task_type != "causal_lm":
+        if not trained_by_mask_trainer(args):
             return trainer_class
         from .stage_one import MODEL_TYPE, StageOneTrainer
         from .trainer import MaskTrainer

@@ -20,12 +20,12 @@ from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedToke
 
 from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from ..mask_tokenizer.objective import StageOneObjective, codebook_usage
-from ..masks import load_mask, to_square
 from ..metrics import SegmentationMetrics
-from .dataset import MaskColumn, mask_path
+from ..reconstruction import token_counts
+from .dataset import MaskColumn, load_squares
+from .device_means import DeviceMeans
 
 MODEL_TYPE = MaskTokenizerConfig.model_type
-EVALUATED_TOKENS = (1, 2, 4, 8, 16, 32)
 END_TOKEN = "<end>"
 
 
@@ -73,12 +73,7 @@ class MaskOnlyTemplate(Template):
         if not column.masks:
             raise ValueError(f"{column.name}: masks is empty, expected at least one mask")
         side = self.config.image_size
-        squares = np.zeros((len(column.masks), side, side), np.uint8)
-        for i, source in enumerate(column.masks):
-            try:
-                squares[i] = np.rint(to_square(load_mask(mask_path(source)), side) * 255)
-            except ValueError as error:
-                raise ValueError(f"{column.name}: masks[{i}]: {error}") from error
+        squares = load_squares(dict(enumerate(column.masks)), side, None, column.name)
         return {"squares": squares, "input_ids": [0], "length": len(squares)}
 
     def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Any]:
@@ -109,6 +104,7 @@ class StageOneTrainer(Seq2SeqTrainer):
             dice_weight=settings.mask_dice_weight,
         )
         self._usage = {mode: torch.zeros(model.config.codebook_size, dtype=torch.int64) for mode in ("train", "eval")}
+        self._means = DeviceMeans()
         super().__init__(*args, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -124,12 +120,13 @@ class StageOneTrainer(Seq2SeqTrainer):
             loss = loss * (len(squares) / num_items_in_batch)
             if self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes
-        metrics = self.custom_metrics[mode]
         for name, value in output.terms.items():
-            metrics[f"loss_{name}"].update(value)
+            self._means.update(mode, f"loss_{name}", value)
         if output.codes is not None:
-            self._usage[mode] += torch.bincount(output.codes.flatten().cpu(), minlength=len(self._usage[mode]))
-        if mode == "eval":
+            codes = output.codes.flatten()
+            usage = self._usage[mode] = self._usage[mode].to(codes.device)
+            usage.index_add_(0, codes, torch.ones_like(codes))
+        if mode == "eval" and self.model.config.codebook_ready:  # before that there are no codes to measure
             self._measure(squares)
         return (loss, output) if return_outputs else loss
 
@@ -147,7 +144,7 @@ class StageOneTrainer(Seq2SeqTrainer):
         codes = tokenizer.encode(squares)
         metrics = self.custom_metrics["eval"]
         target = (squares >= 0.5).cpu().numpy()
-        for n in sorted({n for n in EVALUATED_TOKENS if n < k} | {k}):
+        for n in token_counts(k):
             prediction = (tokenizer.decode(codes[:, :n]) >= 0.5).cpu().numpy()
             for i in range(len(target)):
                 scores = SegmentationMetrics(boundary=n == k)
@@ -163,4 +160,5 @@ class StageOneTrainer(Seq2SeqTrainer):
             prefix = "eval_" if mode == "eval" else ""
             logs.update({prefix + name: value for name, value in codebook_usage(self._usage[mode]).items()})
             self._usage[mode].zero_()
+        self._means.flush(mode, self.custom_metrics[mode])
         super().log(logs, *args, **kwargs)

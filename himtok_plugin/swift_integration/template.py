@@ -18,9 +18,8 @@ import torch
 from PIL import Image
 from swift.utils import get_logger
 
-from ..mask_text import MASK_PLACEHOLDER, MASK_START, codes_to_text
-from ..masks import load_mask, to_square
-from .dataset import MaskColumn, mask_path
+from ..mask_text import MASK_PLACEHOLDER, MASK_START, codes_to_text, count_placeholders
+from .dataset import MaskColumn, load_squares
 from .mask_batch import collate, encoded_masks
 from .mask_runtime import MaskRuntime
 
@@ -35,6 +34,11 @@ class MaskTemplateMixin:
     def masks(self) -> MaskRuntime:
         """The run's mask tokenizer and vocabulary, found by the model loader and kept at the text tokenizer."""
         return self.tokenizer.himtok
+
+    @property
+    def _defers_encoding(self) -> bool:
+        """Whether codes are computed in the training step; else every row gets its codes here."""
+        return self.is_training and self.masks.trainer_encodes
 
     # ----- a row
 
@@ -51,7 +55,7 @@ class MaskTemplateMixin:
     def _write_masks(self, inputs, column: MaskColumn) -> dict[str, Any]:
         """Replace every `<mask>` of the row by mask text; returns what the collator needs."""
         texts = [m for m in inputs.messages if isinstance(m.get("content"), str)]
-        placeholders = sum(m["content"].count(MASK_PLACEHOLDER) for m in texts)
+        placeholders = sum(count_placeholders(m["content"]) for m in texts)
         answered = bool(inputs.messages) and inputs.messages[-1]["role"] == "assistant"
         # At inference the last answer is cut off, and the masks that it held stay in the row unread.
         if placeholders > len(column.masks) or (placeholders < len(column.masks) and (self.is_training or answered)):
@@ -60,10 +64,10 @@ class MaskTemplateMixin:
                 "expected one mask for each"
             )
         sources, known = column.masks[:placeholders], self._known_codes(column, placeholders)
-        if not self.is_training:
-            known = self._encode_now(inputs, sources, known, column.name)
         squares = None
-        if self.is_training and (None in known or self.masks.settings.trains_on_masks):
+        if not self._defers_encoding:
+            known = self._encode_now(inputs, sources, known, column.name)
+        elif None in known or self.masks.settings.trains_on_masks:
             squares = self._squares(inputs, dict(enumerate(sources)), column.name)
         blank = [0] * self.masks.num_mask_tokens
         written = iter([codes_to_text(blank if codes is None else codes) for codes in known])
@@ -110,15 +114,7 @@ class MaskTemplateMixin:
 
     def _squares(self, inputs, sources: dict[int, Any], name: str) -> np.ndarray:
         """uint8 (m, s, s); every mask must have the size of the row's first image, where there is one."""
-        side = self.masks.image_size
-        squares = np.zeros((len(sources), side, side), np.uint8)
-        for square, (i, source) in zip(squares, sources.items(), strict=True):
-            try:
-                mask = load_mask(mask_path(source), inputs.himtok_size)
-            except ValueError as error:
-                raise ValueError(f"{name}: masks[{i}]: {error}") from error
-            square[:] = np.rint(to_square(mask, side) * 255)
-        return squares
+        return load_squares(sources, self.masks.image_size, inputs.himtok_size, name)
 
     def _encode_truncated(self, inputs) -> dict[str, Any]:
         from swift.template import MaxLengthError
@@ -141,7 +137,8 @@ class MaskTemplateMixin:
         if isinstance(encoded, list):
             raise ValueError("truncation_strategy='split': got a row with masks, expected 'raise', 'left' or 'right'")
         self._check_uncut(encoded["input_ids"], masks)
-        encoded["himtok_masks"] = masks
+        if self._defers_encoding:
+            encoded["himtok_masks"] = masks
 
     def _check_uncut(self, input_ids: list[int], masks: dict[str, Any]) -> None:
         from swift.template import MaxLengthError
@@ -159,7 +156,9 @@ class MaskTemplateMixin:
     def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Any]:
         rows = [masks for row in batch for masks in _masks_of(row)]
         collated = super()._data_collator(batch, padding_to=padding_to)
-        if rows and "input_ids" in collated:
+        if rows:
+            if "input_ids" not in collated:
+                raise RuntimeError(f"{type(self).__name__} hands on no input_ids to write mask codes into")
             masks = self.masks
             collated.update(
                 collate(rows, collated["input_ids"], collated.get("labels"), masks.vocabulary, masks.num_mask_tokens)

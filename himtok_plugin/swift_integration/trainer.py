@@ -18,6 +18,7 @@ from torch import Tensor
 from ..hierarchical_loss import HierarchicalMaskLoss, code_probabilities
 from ..mask_tokenizer import MaskTokenizer
 from ..mask_tokenizer.conversion import SIDECAR_FOLDER
+from .device_means import DeviceMeans
 from .mask_batch import IGNORE_INDEX, PREFIX, MaskBatch
 from .model import ATTRIBUTE, attached_mask_tokenizer
 
@@ -35,6 +36,12 @@ class MaskTrainer(Seq2SeqTrainer):
         _choose_trained_parts(self.mask_tokenizer, settings.detokenizer_is_trained)
         self.mask_loss = HierarchicalMaskLoss(settings.num_coarse_levels, settings.mask_dice_weight)
         self._masks_in_step: int | None = None
+        self._means = DeviceMeans()
+        if template.sequence_parallel_size > 1 and settings.trains_on_masks:
+            raise ValueError(
+                f"sequence_parallel_size={template.sequence_parallel_size}: got a mask loss, "
+                "which needs a row's logits in one place, expected 1"
+            )
         super().__init__(*args, **kwargs)
 
     # ----- a step
@@ -92,7 +99,8 @@ class MaskTrainer(Seq2SeqTrainer):
         count = len(masks.supervised)
         probabilities = code_probabilities(logits).unflatten(0, (count, self.masks.num_mask_tokens))
         total, processes = count, 1
-        if mode == "train" and self._masks_in_step:
+        # Without num_items the trainer divides by the accumulation steps itself.
+        if mode == "train" and num_items is not None and self._masks_in_step:
             total = self._masks_in_step
             processes = self.accelerator.num_processes if self._counts_over_processes(num_items) else 1
         settings = self.masks.settings
@@ -105,9 +113,8 @@ class MaskTrainer(Seq2SeqTrainer):
                 full=settings.mask_loss_weight > 0,
                 hierarchical=settings.hierarchical_loss_weight > 0,
             )
-        metrics = self.custom_metrics[mode]
         for name in ("bce", "dice", "hierarchical"):
-            metrics[f"loss_mask_{name}"].update(getattr(losses, name).detach() * (total / count))
+            self._means.update(mode, f"loss_mask_{name}", getattr(losses, name) * (total / count))
         mask_loss = losses.bce + settings.mask_dice_weight * losses.dice
         weighted = settings.mask_loss_weight * mask_loss + settings.hierarchical_loss_weight * losses.hierarchical
         # Gradients are averaged over processes, while `total` counts the masks of all of them.
@@ -126,7 +133,12 @@ class MaskTrainer(Seq2SeqTrainer):
             own = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
             processes = self.accelerator.num_processes if self._counts_over_processes(num_items) else 1
             value = value * num_items / own / processes
-        self.custom_metrics[mode]["loss_next_token"].update(value)
+        self._means.update(mode, "loss_next_token", value)
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        mode = "train" if self.model.training else "eval"
+        self._means.flush(mode, self.custom_metrics[mode])
+        super().log(logs, *args, **kwargs)
 
     # ----- checkpoints
 
@@ -141,9 +153,16 @@ class MaskTrainer(Seq2SeqTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        folder = os.path.join(resume_from_checkpoint, SIDECAR_FOLDER)
+        self._load_sidecar(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_sidecar(self.state.best_model_checkpoint)
+
+    def _load_sidecar(self, checkpoint: str) -> None:
+        folder = os.path.join(checkpoint, SIDECAR_FOLDER)
         if not os.path.isdir(folder):
-            raise ValueError(f"resume_from_checkpoint={resume_from_checkpoint!r}: has no {SIDECAR_FOLDER}/")
+            raise ValueError(f"checkpoint {checkpoint!r}: has no {SIDECAR_FOLDER}/")
         saved = MaskTokenizer.from_pretrained(folder)
         self.mask_tokenizer.load_state_dict(saved.state_dict())
 
