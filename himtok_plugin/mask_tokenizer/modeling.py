@@ -104,6 +104,10 @@ class MaskTokenizer(PreTrainedModel):
             raise ValueError(f"mask tokenizer {os.fspath(found)!r} does not fit: {wrong}")
         return loaded
 
+    def enable_input_require_grads(self) -> None:
+        """Nothing to do: there are no input embeddings. (ms-swift replaces transformers' method, which would see that,
+        in every process that has loaded an InternVL.)"""
+
     def encode(self, squares: Tensor) -> Tensor:
         """Squares to codes, without gradient.
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from swift.utils import get_logger
+from swift.utils import get_logger, patch_getattr
 
 from ..mask_text import MASK_PLACEHOLDER, MASK_START, codes_to_text, count_placeholders
 from .dataset import MaskColumn, load_squares
@@ -34,6 +34,13 @@ class MaskTemplateMixin:
     def masks(self) -> MaskRuntime:
         """The run's mask tokenizer and vocabulary, found by the model loader and kept at the text tokenizer."""
         return self.tokenizer.himtok
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a spawned data-loader worker: ms-swift lets processors answer for their tokenizers, but only where it
+        loaded them itself."""
+        self.__dict__.update(state)
+        if hasattr(self.processor, "tokenizer"):
+            patch_getattr(type(self.processor), "tokenizer")
 
     @property
     def _defers_encoding(self) -> bool:

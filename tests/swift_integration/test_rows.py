@@ -232,9 +232,10 @@ def test_stage_three_with_offline_codes_opens_no_mask_file(train, batches, world
     assert batches[0].codes(batches[0].labels) == [[1, 2, 3, 4]]
 
 
-def test_rows_with_and_without_offline_codes_mix(train, batches, world, codes_of):
+@pytest.mark.parametrize("stage", [STAGE_TWO, {}], ids=["stage 2", "stage 3"])
+def test_rows_with_and_without_offline_codes_mix(train, batches, world, codes_of, stage):
     rows = [world.segment(world.left, mask_codes=[[1, 2, 3, 4]]), world.segment(world.right)]
-    train(rows, **STAGE_TWO)
+    train(rows, **stage)
     assert batches[0].codes(batches[0].labels) == [[1, 2, 3, 4], *codes_of(world.right)]
 
 
