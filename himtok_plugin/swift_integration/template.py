@@ -63,9 +63,10 @@ class MaskTemplateMixin:
         """Replace every `<mask>` of the row by mask text; returns what the collator needs."""
         texts = [m for m in inputs.messages if isinstance(m.get("content"), str)]
         placeholders = sum(count_placeholders(m["content"]) for m in texts)
-        answered = bool(inputs.messages) and inputs.messages[-1]["role"] == "assistant"
-        # At inference the last answer is cut off, and the masks that it held stay in the row unread.
-        if placeholders > len(column.masks) or (placeholders < len(column.masks) and (self.is_training or answered)):
+        answered = not self.is_training and bool(inputs.messages) and inputs.messages[-1]["role"] == "assistant"
+        # At inference the last answer is cut off and its masks stay unread; a rejected answer may have fewer.
+        all_used = self._defers_encoding or answered
+        if placeholders > len(column.masks) or (placeholders < len(column.masks) and all_used):
             raise ValueError(
                 f"{column.name}: messages hold {placeholders} {MASK_PLACEHOLDER}, masks holds {len(column.masks)}: "
                 "expected one mask for each"
