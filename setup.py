@@ -71,19 +71,19 @@ class BuildWithStartupHook(build):
 INSTALL_REQUIRES = [
     # Minor version pinned: swift_integration/ overrides methods that ms-swift does not promise to keep.
     "ms-swift>=4.6,<4.7",
-    "torch>=2.4,<3",
-    "torchvision>=0.19,<1",
-    "transformers>=5.0,<6",
-    "peft>=0.15,<1",  # trainable_token_indices
-    "datasets>=4.0,<5",
-    "accelerate>=1.0,<2",
-    "safetensors>=0.4.3,<1",
-    "pillow>=10,<14",
-    "numpy>=1.26,<3",
-    "scipy>=1.11,<2",
+    "torch>=2.15,<3",
+    "torchvision>=0.29,<1",
+    "transformers>=5.19,<6",
+    "peft>=0.20,<1",  # trainable_token_indices
+    "datasets>=4.8,<5",
+    "accelerate>=1.15,<2",
+    "safetensors>=0.8,<1",
+    "pillow>=13,<14",
+    "numpy>=2.4,<3",
+    "scipy>=1.17,<2",
     "pycocotools>=2.0.7,<3",
-    "rich>=13,<16",
-    "typer>=0.12,<1",
+    "rich>=15,<16",
+    "typer>=0.29,<1",
     "tqdm>=4.66,<5",
 ]
 
@@ -112,7 +112,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.10,<3.14",
+    python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     # Namespace packages, because plugin/ has no __init__.py (see himtok_plugin/plugin/himtok.py). swift_configs/ stays

@@ -7,7 +7,6 @@ attaches the mask tokenizer as its submodule `mask_tokenizer`, excluded from the
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -119,9 +118,18 @@ def attached_mask_tokenizer(model: nn.Module) -> MaskTokenizer:
     raise RuntimeError("the model has no mask tokenizer: was it loaded with --plugin himtok?")
 
 
-def is_mask_tokenizer_folder(folder: str | os.PathLike) -> bool:
-    """Whether a folder's config.json is that of a mask tokenizer."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        return False
-    return json.loads(path.read_text(encoding="utf-8")).get("model_type") == MaskTokenizerConfig.model_type
+def save_sidecar(model: nn.Module, folder: str, state_dict: dict | None) -> None:
+    """Save the attached mask tokenizer into a checkpoint's `mask_tokenizer/`; nothing for a model without one.
+
+    Args:
+        model: the LMM, however it is wrapped.
+        folder: the checkpoint.
+        state_dict: the model's weights gathered over processes, names possibly with wrappers in front; None where no
+            gathering was needed.
+    """
+    mask_tokenizer = next((m for m in model.modules() if isinstance(m, MaskTokenizer)), None)
+    if mask_tokenizer is None or mask_tokenizer is model:
+        return
+    marker = f"{ATTRIBUTE}."
+    own = {k.rpartition(marker)[2]: v for k, v in (state_dict or {}).items() if marker in k}
+    mask_tokenizer.save_pretrained(os.path.join(folder, SIDECAR_FOLDER), state_dict=own or None)

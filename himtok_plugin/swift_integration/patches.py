@@ -25,6 +25,7 @@ def apply() -> None:
     _compose_templates()
     _extend_models()
     _choose_trainers()
+    _save_sidecars()
     _attach_masks_to_responses()
     _write_masks_to_results()
     setattr(Template, _MARK, True)
@@ -172,6 +173,25 @@ def _choose_trainers() -> None:
         return MaskTrainer if args.model_meta.is_multimodal else trainer_class
 
     TrainerFactory.get_trainer_cls = classmethod(get_trainer_cls)
+
+
+def _save_sidecars() -> None:
+    """What: every checkpoint of every trainer gets the mask tokenizer beside it.
+    Why: a callback's `on_save` sees sharded parameters ungathered, `template.save_callback` replaces the whole saving.
+    Goes when: there is a hook that is given the gathered weights.
+    """
+    from swift.trainers.mixin import SwiftMixin
+
+    from .model import save_sidecar
+
+    original = SwiftMixin._save
+
+    @wraps(original)
+    def _save(self, output_dir=None, state_dict=None):
+        original(self, output_dir, state_dict)
+        save_sidecar(self.model, output_dir or self.args.output_dir, state_dict)
+
+    SwiftMixin._save = _save
 
 
 def _attach_masks_to_responses() -> None:

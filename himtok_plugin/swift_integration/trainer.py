@@ -1,8 +1,8 @@
 """Stages 2 and 3: ms-swift's trainer with masks in its batches.
 
 Contract: codes are computed on the device, once for the whole batch, before the LMM runs; the mask losses are added to
-the LMM's own loss; every checkpoint gets the mask tokenizer beside it, and resuming restores it. What kind of base
-model and tuner it is, is not known here.
+the LMM's own loss; resuming restores the mask tokenizer beside the checkpoint. What kind of base model and tuner it is,
+is not known here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..mask_tokenizer import MaskTokenizer
 from ..mask_tokenizer.conversion import SIDECAR_FOLDER
 from .device_means import DeviceMeans
 from .mask_batch import IGNORE_INDEX, PREFIX, MaskBatch
-from .model import ATTRIBUTE, attached_mask_tokenizer
+from .model import attached_mask_tokenizer
 
 BATCH = "himtok_batch"  # key under which a batch's masks go from `_prepare_inputs` to `compute_loss`
 
@@ -141,15 +141,6 @@ class MaskTrainer(Seq2SeqTrainer):
         super().log(logs, *args, **kwargs)
 
     # ----- checkpoints
-
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        super()._save(output_dir, state_dict)
-        folder = os.path.join(output_dir or self.args.output_dir, SIDECAR_FOLDER)
-        marker = f"{ATTRIBUTE}."
-        own = None
-        if state_dict is not None:  # gathered over processes; names may have wrappers in front
-            own = {k.rpartition(marker)[2]: v for k, v in state_dict.items() if marker in k}
-        self.mask_tokenizer.save_pretrained(folder, state_dict=own or None)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

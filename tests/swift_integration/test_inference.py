@@ -189,7 +189,8 @@ def test_masks_in_questions_are_encoded(run, world, monkeypatch, stage_two):
     ((squares, codes),) = encoded
     assert np.allclose(squares[0].numpy(), to_square(world.right, 16), atol=1 / 255)
     assert len(codes) == 1
-    assert len(result["target_masks"]) == 2
+    (truth,) = result["target_masks"]  # of the answer, not of the question
+    assert np.array_equal(load_mask(truth), world.left)
 
 
 def test_rows_without_masks_and_without_answers_are_answered(run, world):

@@ -24,7 +24,14 @@ def test_preference_rows_train_on_real_codes(world, tmp_path, monkeypatch):
         return collate(self, model, batch, *args, **kwargs)
 
     monkeypatch.setattr(DPOTrainer, "get_batch_loss_metrics", spy)
-    options = {**COMMON, "per_device_train_batch_size": 2, "max_steps": 1, **LMM}
+    options = {
+        **COMMON,
+        "per_device_train_batch_size": 2,
+        "max_steps": 1,
+        **LMM,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
     result = rlhf_main(
         flags(
             **options,
@@ -36,7 +43,7 @@ def test_preference_rows_train_on_real_codes(world, tmp_path, monkeypatch):
         )
     )
     assert logged(result, "loss")
-    tokenizer = MaskTokenizer.from_pretrained(world.mask_tokenizer)
+    tokenizer = MaskTokenizer.from_pretrained(tmp_path / "out" / "checkpoint-1" / "mask_tokenizer")
     square = torch.from_numpy(to_square(load_mask(world.left), tokenizer.config.image_size))[None]
     text = codes_to_text(tokenizer.encode(square)[0].tolist())
     assert sum(text in answer for answer in seen[0]["texts"]) == 2
