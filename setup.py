@@ -95,6 +95,8 @@ EXTRAS_REQUIRE = {
         "ruff>=0.6,<1",
         "scikit-image>=0.24,<1",  # reference values of the metrics
         "tensorboard>=2.16,<3",
+        "qwen-vl-utils>=0.0.14,<1",  # with decord: what ms-swift's Qwen-VL templates need, for tests of that base
+        "decord>=0.6,<1",
         "build>=1.2,<2",
         "setuptools>=70.1",  # tests/test_packaging.py builds wheels without build isolation
     ],

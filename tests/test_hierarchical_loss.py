@@ -67,9 +67,7 @@ def test_terms_by_hand(model):
 
 def test_gradient_reaches_logits_and_de_tokenizer_but_not_the_encoder(model):
     logits = random_logits(2).requires_grad_()
-    losses = HierarchicalMaskLoss()(
-        model, code_probabilities(logits), random_squares(2), levels=torch.tensor([1, 3])
-    )
+    losses = HierarchicalMaskLoss()(model, code_probabilities(logits), random_squares(2), levels=torch.tensor([1, 3]))
     losses.hierarchical.backward(retain_graph=True)
     assert (logits.grad[:, :3] != 0).any(dim=-1).all() and not logits.grad[:, 3].any()
     (losses.bce + losses.dice).backward()

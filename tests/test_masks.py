@@ -192,8 +192,18 @@ def test_polygons_are_united():
 
 
 @pytest.mark.parametrize(
-    "polygon", [[0, 0, 5, 0, 5, 99], [-3, 0, 5, 0, 5, 5], [0, 0, 5, 0, 5], [0, 0, 5, 5], [], [0, 0, 5, 0, 5, np.nan],
-                ["a"] * 6, 4, [[0, 0], [5, 0], [5, 5]]],
+    "polygon",
+    [
+        [0, 0, 5, 0, 5, 99],
+        [-3, 0, 5, 0, 5, 5],
+        [0, 0, 5, 0, 5],
+        [0, 0, 5, 5],
+        [],
+        [0, 0, 5, 0, 5, np.nan],
+        ["a"] * 6,
+        4,
+        [[0, 0], [5, 0], [5, 5]],
+    ],
 )
 def test_a_bad_polygon_is_refused_by_index(polygon):
     refused({"polygons": [[0, 0, 4, 0, 4, 4], polygon], "size": [10, 10]}, "polygons[1]")
