@@ -9,7 +9,7 @@ output of any engine, or a log file, can be read without installing one.
 
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 MASK_START = "<|mt_start|>"
@@ -146,25 +146,9 @@ def _is_space(text: str, start: int, end: int) -> bool:
     return start == end or text[start:end].isspace()
 
 
-def find_placeholders(text: str) -> list[tuple[int, int]]:
-    """Character offsets (start, end) of every `<mask>` in the text, in order."""
-    return [match.span() for match in re.finditer(re.escape(MASK_PLACEHOLDER), text)]
-
-
 def count_placeholders(text: str) -> int:
     """Number of `<mask>` placeholders in the text."""
     return text.count(MASK_PLACEHOLDER)
-
-
-def replace_placeholders(text: str, replacements: Sequence[str]) -> str:
-    """Put `replacements[i]` where the i-th `<mask>` stands; ValueError if their counts differ."""
-    pieces = text.split(MASK_PLACEHOLDER)
-    if len(pieces) - 1 != len(replacements):
-        raise ValueError(
-            f"text has {len(pieces) - 1} {MASK_PLACEHOLDER} placeholders: expected one for each of the "
-            f"{len(replacements)} masks"
-        )
-    return pieces[0] + "".join(new + rest for new, rest in zip(replacements, pieces[1:], strict=True))
 
 
 def reference_placeholder_to_mask(text: str, num_mask_tokens: int = MAX_MASK_TOKENS) -> str:

@@ -12,12 +12,10 @@ from himtok_plugin.mask_text import (
     answer_regex,
     codes_to_text,
     count_placeholders,
-    find_placeholders,
     mask_regex,
     mask_token,
     mask_tokens,
     reference_placeholder_to_mask,
-    replace_placeholders,
     text_to_codes,
 )
 
@@ -120,12 +118,8 @@ def test_long_hostile_texts_are_read_in_linear_time():
     assert text_to_codes("<|mt_1111" * 20000) == []
 
 
-def test_placeholders_are_found_counted_and_replaced_in_order():
-    assert find_placeholders("a<mask>b<mask>") == [(1, 7), (8, 14)]
+def test_placeholders_are_counted():
     assert count_placeholders("a<mask>b<mask>") == 2
-    assert replace_placeholders("a<mask>b<mask>", ["<mask>", "y"]) == "a<mask>by"
-    with pytest.raises(ValueError, match="2 <mask> placeholders.*1 masks"):
-        replace_placeholders("a<mask>b<mask>", ["x"])
 
 
 def test_the_references_placeholder_becomes_ours_and_other_masks_stay():
