@@ -131,7 +131,9 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         load_released(tmp_path / "nothing.pth")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello, I am a text file\n", b"version https://git-lfs.github.com/spec/v1\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello, I am a text file\n", b"version https://git-lfs.github.com/spec/v1\n"]
+)
 def test_a_text_file_named_pth_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "himtok.pth"
     path.write_bytes(content)
