@@ -87,7 +87,7 @@ def test_init_writes_a_tokenizer_that_loads(himtok, tmp_path):
     status, printed, _ = himtok("init", "--size", "tiny", out, *fields, "--set", "latent_layout=legacy_reshape")
     assert status == 0 and printed.strip() == str(out)
     config = MaskTokenizer.from_pretrained(out).config
-    assert (config.encoder_layers, config.image_size, config.latent_layout) == (1, 64, "legacy_reshape")
+    assert (config.encoder_layers, config.image_size, config.latent_layout) == (1, 32, "legacy_reshape")
     assert config.pixel_channel_multipliers == [1, 1, 1, 2]
 
 
@@ -103,7 +103,7 @@ def test_init_overwrites_only_when_forced(himtok, tokenizer):
     assert_refused(himtok("init", tokenizer), "is not empty; give --force")
     assert (tokenizer / "config.json").read_text() == before
     assert himtok("init", tokenizer, "--force")[0] == 0
-    assert MaskTokenizer.from_pretrained(tokenizer).config.image_size == 64
+    assert MaskTokenizer.from_pretrained(tokenizer).config.image_size == 32
     assert_refused(himtok("init", tokenizer / "config.json", "--force"), "is a file, expected a folder")
 
 

@@ -30,7 +30,8 @@ def test_large_is_the_default_configuration():
 
 def test_overrides_reach_the_model():
     model = build_mask_tokenizer("tiny", num_mask_tokens=4, encoder_layers=1, decoder_layers=1)
-    assert model.encode(torch.zeros(1, 64, 64)).shape == (1, 4)
+    side = model.config.image_size
+    assert model.encode(torch.zeros(1, side, side)).shape == (1, 4)
 
 
 @pytest.mark.parametrize(
