@@ -1,6 +1,6 @@
 """Train a mask tokenizer on masks of your own and measure it on images that it has not seen.
 
-    python examples/03_reconstruct_masks.py [MASKS.jsonl] [--output DIR] [--steps N]
+    python examples/03_reconstruct_masks.py [MASKS.jsonl] [--output DIR] [--steps N] [--start default]
 
 MASKS.jsonl: one `{"image_id": …, "segmentation": COCO RLE}` per line, as COCO's annotations hold them. Every fifth
 image is held out. Generated shapes join the training, since a few hundred masks alone are learned by heart. Without a
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("masks", nargs="?", type=Path)
     parser.add_argument("--output", type=Path, default=Path("reconstruction"))
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--start", metavar="DIR", help="go on from this tokenizer (`default`: the shipped one)")
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of the configuration")
     arguments = parser.parse_args()
@@ -48,11 +49,14 @@ def main() -> None:
     rows = output / "masks.jsonl"
     rows.write_text("".join(json.dumps({"masks": [mask]}) + "\n" for mask in train * COPIES + generated))
 
-    overrides = [part for field in arguments.set for part in ("--set", field)]
-    init = ["init", "--size", arguments.size, "--force", *overrides, output / "untrained"]
-    run("-c", "from himtok_plugin.cli import main; main()", *init)
+    start = output / "untrained"
+    if arguments.start:
+        start.parent.mkdir(parents=True, exist_ok=True)
+        MaskTokenizer.from_pretrained(arguments.start).save_pretrained(start)
+    else:
+        initialise(arguments, start)
     run(
-        *("-m", "swift.cli.main", "sft", config_path("stage1_tiny_full"), "--model", output / "untrained"),
+        *("-m", "swift.cli.main", "sft", config_path("stage1_tiny_full"), "--model", start),
         *("--dataset", rows, "--max_steps", arguments.steps, "--save_steps", arguments.steps, "--eval_strategy", "no"),
         *("--continuous_warmup_steps", arguments.steps // 3),
         *("--output_dir", output / "stage1"),
@@ -60,6 +64,13 @@ def main() -> None:
     tokenizer = MaskTokenizer.from_pretrained(output / "stage1" / f"checkpoint-{arguments.steps}")
     for n, scores in reconstruction_scores(tokenizer, held_out).items():
         print(f"{n:2d} tokens: mean IoU {scores['gIoU']:.3f}, cIoU {scores['cIoU']:.3f}")
+
+
+def initialise(arguments: argparse.Namespace, folder: Path) -> None:
+    """A tokenizer with fresh weights, by `himtok init`."""
+    overrides = [part for field in arguments.set for part in ("--set", field)]
+    init = ["init", "--size", arguments.size, "--force", *overrides, folder]
+    run("-c", "from himtok_plugin.cli import main; main()", *init)
 
 
 def run(*arguments: object) -> None:
