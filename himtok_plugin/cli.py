@@ -167,7 +167,7 @@ def evaluate(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("himtok_demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A look in about 3 minutes; too short to learn much.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A look in a few minutes; too short to learn much.")] = False,
     force: ForceOption = False,
 ) -> None:
     """Train all three stages on generated scenes, segment held-out ones, and draw the result."""
