@@ -14,7 +14,7 @@ from swift.utils import HfConfigFactory, get_logger
 from torch import nn
 
 from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
-from ..mask_tokenizer.conversion import SIDECAR_FOLDER, find_mask_tokenizer, load_released
+from ..mask_tokenizer.conversion import RELEASED_FILE, SIDECAR_FOLDER, find_mask_tokenizer, load_released
 from ..vocabulary import MaskVocabulary, extend_embeddings, extend_tokenizer
 from .arguments import current_arguments
 from .mask_runtime import MaskRuntime
@@ -75,7 +75,7 @@ def find_source(asked: str | None, model_dir: str, adapters: list[str]) -> Path:
     if asked:
         return find_mask_tokenizer(asked)
     for folder in (*adapters, model_dir):
-        if (Path(folder) / SIDECAR_FOLDER).is_dir() or (Path(folder) / "himtok.pth").is_file():
+        if (Path(folder) / SIDECAR_FOLDER).is_dir() or (Path(folder) / RELEASED_FILE).is_file():
             return find_mask_tokenizer(folder)
     raise ValueError(
         f"mask_tokenizer: none given, and {model_dir} has no folder {SIDECAR_FOLDER}/: expected --mask_tokenizer DIR"
@@ -110,12 +110,20 @@ def attach(model: nn.Module, mask_tokenizer: MaskTokenizer) -> None:
     model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or ()) | names
 
 
-def attached_mask_tokenizer(model: nn.Module) -> MaskTokenizer:
-    """The mask tokenizer inside a model, however the model is wrapped."""
+def find_attached(model: nn.Module) -> MaskTokenizer | None:
+    """The mask tokenizer inside a model, however the model is wrapped; None for a model without one."""
     for name, module in model.named_modules():
         if isinstance(module, MaskTokenizer) and name.rpartition(".")[2] == ATTRIBUTE:
             return module
-    raise RuntimeError("the model has no mask tokenizer: was it loaded with --plugin himtok?")
+    return None
+
+
+def attached_mask_tokenizer(model: nn.Module) -> MaskTokenizer:
+    """`find_attached`, where there has to be one."""
+    mask_tokenizer = find_attached(model)
+    if mask_tokenizer is None:
+        raise RuntimeError("the model has no mask tokenizer: was it loaded with --plugin himtok?")
+    return mask_tokenizer
 
 
 def save_sidecar(model: nn.Module, folder: str, state_dict: dict | None) -> None:
@@ -127,8 +135,8 @@ def save_sidecar(model: nn.Module, folder: str, state_dict: dict | None) -> None
         state_dict: the model's weights gathered over processes, names possibly with wrappers in front; None where no
             gathering was needed.
     """
-    mask_tokenizer = next((m for m in model.modules() if isinstance(m, MaskTokenizer)), None)
-    if mask_tokenizer is None or mask_tokenizer is model:
+    mask_tokenizer = find_attached(model)
+    if mask_tokenizer is None:
         return
     marker = f"{ATTRIBUTE}."
     own = {k.rpartition(marker)[2]: v for k, v in (state_dict or {}).items() if marker in k}

@@ -50,15 +50,17 @@ class MaskTrainer(Seq2SeqTrainer):
         """Count the supervised masks of an optimiser step, over which the mask loss is the mean."""
         samples, num_items = super().get_batch_samples(*args, **kwargs)
         count = sum(len(batch.get(PREFIX + "supervised", ())) for batch in samples)
-        if self._counts_over_processes(num_items) and self.masks.settings.trains_on_masks:
+        if self._averaging_processes(num_items) > 1 and self.masks.settings.trains_on_masks:
             total = torch.tensor(count, device=self.args.device)
             dist.all_reduce(total)
             count = int(total)
         self._masks_in_step = count
         return samples, num_items
 
-    def _counts_over_processes(self, num_items: Any) -> bool:
-        return num_items is not None and self.args.average_tokens_across_devices and self.accelerator.num_processes > 1
+    def _averaging_processes(self, num_items: Any) -> int:
+        """Over how many processes a step's items are counted, and its loss scaled up by."""
+        over_all = num_items is not None and self.args.average_tokens_across_devices
+        return self.accelerator.num_processes if over_all else 1
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         masks = MaskBatch.take(inputs, self.args.device)
@@ -102,7 +104,7 @@ class MaskTrainer(Seq2SeqTrainer):
         # Without num_items the trainer divides by the accumulation steps itself.
         if mode == "train" and num_items is not None and self._masks_in_step:
             total = self._masks_in_step
-            processes = self.accelerator.num_processes if self._counts_over_processes(num_items) else 1
+            processes = self._averaging_processes(num_items)
         settings = self.masks.settings
         with self.accelerator.autocast():  # ms-swift's own covers the LMM's forward pass only
             losses = self.mask_loss(
@@ -131,8 +133,7 @@ class MaskTrainer(Seq2SeqTrainer):
         if num_items is not None and labels is not None:
             # The loss is this batch's share of the step's; as a mean over its own tokens it compares between batches.
             own = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
-            processes = self.accelerator.num_processes if self._counts_over_processes(num_items) else 1
-            value = value * num_items / own / processes
+            value = value * num_items / own / self._averaging_processes(num_items)
         self._means.update(mode, "loss_next_token", value)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:

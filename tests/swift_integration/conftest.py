@@ -39,3 +39,22 @@ def stage_two(world):
         **STAGE_TWO,
     )
     return result, world.root / "stage_two" / "checkpoint-60"
+
+
+@pytest.fixture
+def train(world, tmp_path):
+    """One step on rows."""
+    from runs import LMM, sft, write_rows
+
+    def run(rows, **options):
+        defaults = {
+            "model": world.lmm,
+            "mask_tokenizer": world.mask_tokenizer,
+            "dataset": write_rows(tmp_path / "rows.jsonl", rows),
+            "output_dir": tmp_path / "out",
+            "max_steps": 1,
+            **LMM,
+        }
+        return sft(**{**defaults, **options})
+
+    return run

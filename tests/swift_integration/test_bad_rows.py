@@ -8,26 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import LMM, STAGE_TWO, infer, logged, sft, write_rows
+from runs import STAGE_TWO, infer, logged, sft, write_rows
 from tiny_models import released_state, tiny_model
 
 from himtok_plugin.masks import to_rle
-
-
-@pytest.fixture
-def train(world, tmp_path):
-    def run(rows, **options):
-        defaults = {
-            "model": world.lmm,
-            "mask_tokenizer": world.mask_tokenizer,
-            "dataset": write_rows(tmp_path / "rows.jsonl", rows),
-            "output_dir": tmp_path / "out",
-            "max_steps": 1,
-            **LMM,
-        }
-        return sft(**{**defaults, **options})
-
-    return run
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import LMM, STAGE_TWO, logged, sft, write_rows
+from runs import STAGE_TWO, logged, write_rows
 from torch import Tensor
 
 from himtok_plugin import MaskTokenizer
@@ -58,23 +58,17 @@ def batches(monkeypatch):
 
 
 @pytest.fixture
-def train(world, tmp_path):
+def train(train):
     """One step over all rows in their order."""
 
     def run(rows, **options):
         defaults = {
-            "model": world.lmm,
-            "mask_tokenizer": world.mask_tokenizer,
-            "dataset": write_rows(tmp_path / "rows.jsonl", rows),
-            "output_dir": tmp_path / "out",
-            "max_steps": 1,
             "per_device_train_batch_size": len(rows),
             "train_dataloader_shuffle": False,
             "dataset_shuffle": False,
             "use_logits_to_keep": False,
-            **LMM,
         }
-        return sft(**{**defaults, **options})
+        return train(rows, **{**defaults, **options})
 
     return run
 
