@@ -10,14 +10,12 @@ Does not know tokens and models.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from ..mask_rows import as_list, row_masks
+from ..mask_rows import load_squares as load_squares  # for the templates
 from ..mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
-from ..masks import load_mask, to_square
 
 ROW_NUMBER = "himtok_row"
 PACKED = "himtok_masks"  # key that tells a packed column from a path
@@ -51,7 +49,7 @@ class MaskColumn:
             if isinstance(payload, dict) and PACKED in payload:
                 return cls(payload[PACKED], payload["codes"], payload["row"])
             value = payload
-        return cls(_as_list(value, "masks"), None if codes is None else _as_list(codes, "mask_codes"), None)
+        return cls(as_list(value, "masks"), None if codes is None else as_list(codes, "mask_codes"), None)
 
     def to_json(self) -> str:
         return json.dumps({PACKED: self.masks, "codes": self.codes, "row": self.row}, ensure_ascii=False)
@@ -71,17 +69,15 @@ def pack_mask_column(row: dict[str, Any]) -> dict[str, Any]:
     number = row.pop(ROW_NUMBER, None)
     if isinstance(row.get("masks"), str) and row["masks"].startswith(f'{{"{PACKED}":'):
         return row  # ms-swift preprocesses in several passes
-    masks, codes = row.pop("masks", None), row.pop("mask_codes", None)
-    if masks is None and row.get("mask") is not None:
-        masks = row["mask"]
+    name = "row" if number is None else f"row {number}"
+    masks, codes = row_masks(row, name), row.pop("mask_codes", None)
+    row.pop("masks", None)
     row.pop("mask", None)
     if masks is None:
         if codes is None:
             return row
         masks = []
-    name = "row" if number is None else f"row {number}"
-    masks = [_without_nulls(mask) for mask in _as_list(masks, f"{name}: masks")]
-    codes = None if codes is None else _as_list(codes, f"{name}: mask_codes")
+    codes = None if codes is None else as_list(codes, f"{name}: mask_codes")
     for key in (*MESSAGE_COLUMNS, *PLAIN_COLUMNS):
         if row.get(key):
             row[key] = _with_mask_placeholders(row[key])
@@ -102,45 +98,3 @@ def _with_mask_placeholders(messages: Any) -> Any:
             if isinstance(message, dict) and isinstance(message.get(key), str):
                 message[key] = reference_placeholder_to_mask(message[key])
     return messages
-
-
-def _as_list(value: Any, name: str) -> list[Any]:
-    if isinstance(value, (str, dict)):
-        return [value]
-    if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{name}: got {value!r:.80}, expected a list")
-    return list(value)
-
-
-def _without_nulls(mask: Any) -> Any:
-    """Arrow gives every struct of a column the keys of all of them."""
-    return {key: value for key, value in mask.items() if value is not None} if isinstance(mask, dict) else mask
-
-
-def load_squares(sources: dict[int, Any], side: int, size: tuple[int, int] | None, name: str) -> np.ndarray:
-    """Read masks of a row.
-
-    Args:
-        sources: index in `masks` -> source.
-        side: of the squares.
-        size: (h, w) that every mask must have, None: any.
-        name: how errors call the row.
-
-    Returns:
-        uint8 (m, s, s): squares of 8-bit pictures, a quarter of their float32 size on the way to the device.
-    """
-    squares = np.zeros((len(sources), side, side), np.uint8)
-    for square, (i, source) in zip(squares, sources.items(), strict=True):
-        try:
-            square[:] = np.rint(to_square(load_mask(mask_path(source), size), side) * 255)
-        except ValueError as error:
-            raise ValueError(f"{name}: masks[{i}]: {error}") from error
-    return squares
-
-
-def mask_path(source: Any) -> Any:
-    """A mask's path by ms-swift's rule for images: a relative one is looked for in `ROOT_IMAGE_DIR`, if that is set."""
-    root = os.environ.get("ROOT_IMAGE_DIR")
-    if not isinstance(source, str) or not root or os.path.isabs(source) or os.path.exists(source):
-        return source
-    return os.path.join(root, source)
