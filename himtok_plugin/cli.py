@@ -164,6 +164,67 @@ def evaluate(
     _print_table(scores)
 
 
+bench_app = typer.Typer(help="Measure this package against plain implementations of the same.", rich_markup_mode=None)
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.callback()
+def bench() -> None:
+    """Measure this package against plain implementations of the same."""
+
+
+@bench_app.command("loss")
+def bench_loss(
+    batch: Annotated[int, typer.Option("--batch", help="Samples, each with one mask.")] = 8,
+    length: Annotated[int, typer.Option("--length", help="Tokens of a sample.")] = 1024,
+    vocabulary: Annotated[int, typer.Option("--vocabulary", help="Columns of the LMM's logits.")] = 151_936,
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens of a mask.")] = 32,
+    size: Annotated[str, typer.Option("--size", help="Mask tokenizer: tiny, small, base or large.")] = "tiny",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the logits: bfloat16 or float32.")] = "bfloat16",
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed runs of each; the median counts.")] = 5,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the numbers as JSON; - prints only them.")
+    ] = None,
+) -> None:
+    """Time and peak memory of stage 2's mask loss, forward and backward, beside a plain implementation of it."""
+    from tqdm import tqdm
+
+    from .benchmark import LossBenchmark, bench_loss
+
+    settings = LossBenchmark(batch, length, vocabulary, tokens, size, device, dtype, repeats)
+    with tqdm(unit="run", disable=None, leave=False) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        result = bench_loss(settings, report)
+    if json_file == "-":
+        print(json.dumps(result))
+        return
+    if json_file is not None:
+        Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _print_loss_bench(result)
+
+
+def _print_loss_bench(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(", ".join(f"{name} {value}" for name, value in result["settings"].items()), highlight=False)
+    table = Table("mask loss, forward + backward")
+    for title in ("seconds", "peak extra MiB", "loss"):
+        table.add_column(title, justify="right")
+    for name in ("himtok", "plain"):
+        row = result[name]
+        table.add_row(name, f"{row['seconds']:.3f}", f"{row['peak_extra_mib']:.1f}", f"{row['loss']:.5f}")
+    ratios = (f"{result[name]:.2f}" for name in ("ratio_seconds", "ratio_peak_extra_memory"))
+    table.add_row("ratio plain / himtok", *ratios, "", style="bold")
+    console.print(table)
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("himtok_demo"),
