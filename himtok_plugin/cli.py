@@ -1,8 +1,9 @@
 """The `himtok` command: arguments in, one call into the module that does the work, results out.
 
 Contract: results go to stdout, progress and remarks to stderr. Bad input is one line `error: ...` on stderr and exit
-status 2; 1 means that there was nothing to do (text without a mask) or that a command of the demo failed. Heavy modules
-are imported inside the verbs, so that `himtok --help` answers at once. Does not know how anything is computed.
+status 2; 1 means that there was nothing to do (text without a mask), that rows were set aside or that a command of the
+demo failed. Heavy modules are imported inside the verbs, so that `himtok --help` answers at once. Does not know how
+anything is computed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +20,7 @@ import typer
 if TYPE_CHECKING:
     from .mask_tokenizer import MaskTokenizer
 
-NOTHING_TO_DO = FAILED = 1  # exit statuses
+NOTHING_TO_DO = FAILED = SOME_REJECTED = 1  # exit statuses
 BAD_INPUT, INTERRUPTED = 2, 130
 
 app = typer.Typer(
@@ -139,6 +141,42 @@ def decode(
         raise typer.Exit(NOTHING_TO_DO)
 
 
+@app.command()
+def tokenize(
+    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Rows with masks, as for training.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="The same rows with mask_codes.")],
+    mask_tokenizer: MaskTokenizerOption = "default",
+    batch_size: Annotated[int, typer.Option("--batch_size", help="Masks encoded at once.")] = 64,
+    num_workers: Annotated[
+        int | None, typer.Option("--num_workers", help="Processes that read masks; by default one less than cores.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Where masks are encoded: cpu, cuda, cuda:1; a GPU if there is one.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a bad row; otherwise it goes to OUT.jsonl.rejects.jsonl.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again, whatever is there.")] = False,
+) -> None:
+    """Put the codes of all masks into a dataset; run again after a kill, it goes on. Works under torchrun."""
+    model = _load_mask_tokenizer(mask_tokenizer, device)
+    from .offline_codes import write_codes
+
+    workers = _free_cores() if num_workers is None else num_workers
+    options = {"batch_size": batch_size, "num_workers": workers, "strict": strict, "overwrite": overwrite}
+    first = _environment_int("RANK", 0) == 0
+    with _row_progress(shown=first) as report:
+        summary = write_codes(source, out, model, **options, on_progress=report)
+    if first:
+        _print_table(asdict(summary))
+        if summary.finished_before == summary.rows:
+            print(f"{out} is complete, there was nothing left to encode", file=sys.stderr)
+        if summary.rejected:
+            print(f"rejected rows: {summary.rejected}, with errors in {out}.rejects.jsonl", file=sys.stderr)
+    if summary.rejected:
+        raise typer.Exit(SOME_REJECTED)
+
+
 @app.command("eval")
 def evaluate(
     result: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Result file of `swift infer --plugin himtok`.")],
@@ -248,6 +286,28 @@ def demo(
 
 
 @contextmanager
+def _row_progress(shown: bool):
+    """A progress bar of rows, on stderr, that appears with the first report."""
+    from tqdm import tqdm
+
+    bar = None
+
+    def report(finished: int, total: int, rejected: int) -> None:
+        nonlocal bar
+        if bar is None:  # rows of an earlier run say nothing about this one's speed
+            bar = tqdm(total=total, initial=finished, unit="row", disable=None if shown else True, leave=False)
+        if rejected:
+            bar.set_postfix(rejected=rejected, refresh=False)
+        bar.update(finished - bar.n)
+
+    try:
+        yield report
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+@contextmanager
 def _demo_progress():
     """A progress bar per part of the demo, on stderr."""
     from rich.console import Console
@@ -286,13 +346,43 @@ def _check_writable(out: Path, force: bool) -> None:
         raise ValueError(f"{out}: is not empty; give --force to write into it")
 
 
-def _load_mask_tokenizer(name: str) -> MaskTokenizer:
-    import torch
-
+def _load_mask_tokenizer(name: str, device: str | None = None) -> MaskTokenizer:
     from .mask_tokenizer import MaskTokenizer
 
+    device = _device(device)
     _quiet_unless_watched()
-    return MaskTokenizer.from_pretrained(name).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return MaskTokenizer.from_pretrained(name).eval().to(device)
+
+
+def _device(name: str | None) -> str:
+    """The device asked for, or a GPU if there is one; of several GPUs, under torchrun, this process's own."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        device = torch.device(name or ("cuda" if gpus else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}: expected cpu, cuda or cuda:NUMBER") from error
+    if device.type != "cuda":
+        return str(device)
+    index = _environment_int("LOCAL_RANK", 0) % max(gpus, 1) if device.index is None else device.index
+    if index >= gpus:
+        raise ValueError(f"device is {name!r}: expected one of the {gpus} GPUs that there are, or cpu")
+    return f"cuda:{index}"
+
+
+def _free_cores() -> int:
+    """Cores that are left for reading: all but one for each of torchrun's processes on this machine."""
+    import os
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // _environment_int("LOCAL_WORLD_SIZE", 1) - 1, 0)
+
+
+def _environment_int(name: str, default: int) -> int:
+    import os
+
+    return int(os.environ.get(name, default))
 
 
 def _quiet_unless_watched() -> None:
@@ -322,3 +412,7 @@ def _print_table(scores: dict[str, float | int | None]) -> None:
     for name, value in scores.items():
         table.add_row(name, "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value))
     Console().print(table)
+
+
+if __name__ == "__main__":  # `torchrun -m himtok_plugin.cli tokenize ...`
+    main()
