@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AddedToken, PreTrainedTokenizerBase
+from transformers import AddedToken, PretrainedConfig, PreTrainedTokenizerBase
 
 from .mask_text import MASK_END, MASK_START, mask_token, mask_tokens
 
 ROWS_MULTIPLE = 64  # embedding matrices grow to a multiple of this, which keeps matrix products fast
 NOISE_SCALE = 0.1  # of new rows around the old rows' mean, in units of the old rows' standard deviation
+PER_LAYER_EMBEDDING = "embed_tokens_per_layer"  # Gemma 4: what every layer adds to a token
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class MaskVocabulary:
     def code_ids(self) -> slice:
         """The columns of the codes in a matrix over the vocabulary."""
         return slice(self.first_code_id, self.first_code_id + self.codebook_size)
+
+    def ids(self) -> list[int]:
+        """Ids of all mask tokens in ascending order."""
+        return sorted([self.start_id, self.end_id, *range(self.code_ids.start, self.code_ids.stop)])
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> MaskVocabulary:
@@ -86,7 +91,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> 
     return tokenizer.convert_tokens_to_ids(wanted)
 
 
-def extend_embeddings(model: nn.Module, added_ids: list[int], vocabulary_size: int) -> None:
+def extend_embeddings(model: nn.Module, added_ids: list[int], vocabulary_size: int) -> int:
     """Make room for new tokens in a model's input and output embeddings and initialise their rows.
 
     Rows are also initialised where the matrices had room to spare, since those rows were never trained.
@@ -95,23 +100,57 @@ def extend_embeddings(model: nn.Module, added_ids: list[int], vocabulary_size: i
         model: has `get_input_embeddings`, `get_output_embeddings`, `resize_token_embeddings`.
         added_ids: ids of the new tokens.
         vocabulary_size: entries of the text tokenizer after adding.
+
+    Returns:
+        What the model's configuration has to say as `vocab_size`.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
-    if vocabulary_size > rows:
-        rounded = -(-vocabulary_size // ROWS_MULTIPLE) * ROWS_MULTIPLE
-        model.resize_token_embeddings(rounded, mean_resizing=False)
-    added = torch.tensor(added_ids)
-    first_new = int(added.min())
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    input_rows = inputs.weight.shape[0]
+    rows = input_rows if outputs is None else min(input_rows, outputs.weight.shape[0])
+    # A text tokenizer that leaves ids out (Phi-4) has ids beyond its number of entries.
+    needed = max(vocabulary_size, max(added_ids) + 1)
+    if needed > rows:
+        extra, rows = input_rows - rows, -(-needed // ROWS_MULTIPLE) * ROWS_MULTIPLE
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        if extra:
+            # Llama 3.2 Vision: 8 input rows beyond its vocab_size, expected at reloading, forgotten by transformers.
+            wider = model._get_resized_embeddings(model.get_input_embeddings(), rows + extra, mean_resizing=False)
+            model.set_input_embeddings(wider)
+    added, first_new = torch.tensor(added_ids), min(added_ids)
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     weights = [inputs.weight]
     if outputs is not None and outputs.weight is not inputs.weight:
         weights.append(outputs.weight)
     for weight in weights:
         initialise_rows(weight, added.to(weight.device), first_new)
+    for name, module in model.named_modules():
+        if name.endswith(PER_LAYER_EMBEDDING):
+            # Without noise: an adapter does not save these rows, and they must be the same when it is loaded.
+            initialise_rows(module.weight, added.to(module.weight.device), first_new, noise_scale=0)
+    return rows
+
+
+def check_ids_are_text(config: PretrainedConfig, ids: list[int]) -> None:
+    """Refuse ids that the model embeds as something else than text, whatever its text tokenizer says.
+
+    Args:
+        config: of the model.
+        ids: of the mask tokens.
+
+    Raises:
+        ValueError: from some id on, all are images or sounds (Gemma 3n), so that no token can be added.
+    """
+    for name, part in vars(config).items():
+        offset = getattr(part, "vocab_offset", None)
+        if isinstance(offset, int) and max(ids) >= offset:
+            raise ValueError(
+                f"model_type={config.model_type!r}: mask tokens got ids {min(ids)} to {max(ids)}, but ids from "
+                f"{offset} on belong to its {name}: expected a base model whose vocabulary can grow"
+            )
 
 
 @torch.no_grad()
-def initialise_rows(weight: Tensor, rows: Tensor, num_old: int) -> None:
+def initialise_rows(weight: Tensor, rows: Tensor, num_old: int, noise_scale: float = NOISE_SCALE) -> None:
     """Draw rows near the mean of the old ones, in place.
 
     At the mean a new token is as likely as an average old one, so the first steps are not spent on unlearning; the
@@ -121,8 +160,9 @@ def initialise_rows(weight: Tensor, rows: Tensor, num_old: int) -> None:
         weight: (vocabulary, hidden) embedding matrix.
         rows: (n,) int64 rows to draw.
         num_old: the first so many rows are the old ones.
+        noise_scale: in units of the old rows' standard deviation.
     """
     old = weight[:num_old].float()
     mean, std = old.mean(0), old.std(0)
     noise = torch.randn(len(rows), weight.shape[1], device=weight.device)
-    weight[rows] = (mean + NOISE_SCALE * std * noise).to(weight.dtype)
+    weight[rows] = (mean + noise_scale * std * noise).to(weight.dtype)

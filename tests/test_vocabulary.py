@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from transformers import AddedToken, Qwen2Config, Qwen2ForCausalLM
+from transformers import AddedToken, Gemma3nConfig, Gemma4Config, Qwen2Config, Qwen2ForCausalLM
 
 from himtok_plugin.mask_text import codes_to_text, mask_tokens
 from himtok_plugin.tiny_lmm import train_tokenizer
-from himtok_plugin.vocabulary import MaskVocabulary, extend_embeddings, extend_tokenizer
+from himtok_plugin.vocabulary import MaskVocabulary, check_ids_are_text, extend_embeddings, extend_tokenizer
 
 CODES = 12
 
@@ -126,3 +126,37 @@ def test_matrices_grow_to_a_multiple_of_64(tokenizer):
     rows = model.get_input_embeddings().weight.shape[0]
     assert rows % 64 == 0 and len(tokenizer) <= rows < len(tokenizer) + 64
     assert model.config.vocab_size == model.get_output_embeddings().weight.shape[0] == rows
+
+
+def test_matrices_grow_to_the_highest_id_where_a_tokenizer_leaves_ids_out():
+    model = language_model(100, tied=False)
+    assert extend_embeddings(model, list(range(130, 144)), vocabulary_size=114) == 192
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert len(layer.weight) == 192 and len(layer.weight[130:144].unique(dim=0)) == 14
+
+
+def test_input_rows_beyond_the_vocabulary_are_kept_beyond_it():
+    """Llama 3.2 Vision: its input embeddings are made with 8 rows more than `vocab_size`."""
+    model = language_model(100, tied=False)
+    old = torch.nn.Embedding(108, 16)
+    model.set_input_embeddings(old)
+    assert extend_embeddings(model, list(range(101, 115)), vocabulary_size=115) == model.config.vocab_size == 128
+    inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert (len(inputs), len(outputs)) == (136, 128)
+    assert torch.equal(inputs[:101], old.weight[:101])
+
+
+def test_rows_that_every_layer_adds_are_the_same_whenever_they_are_made():
+    """Gemma 4: no adapter saves them, so drawing them would give other ones at inference."""
+    model = language_model(128, tied=False)
+    per_layer = model.model.embed_tokens_per_layer = torch.nn.Embedding(128, 4)
+    old = per_layer.weight.detach().clone()
+    extend_embeddings(model, list(range(100, 114)), vocabulary_size=114)
+    torch.testing.assert_close(per_layer.weight[100:114], old[:100].mean(0).expand(14, -1))
+    assert torch.equal(per_layer.weight[:100], old[:100])
+
+
+def test_ids_that_a_model_embeds_as_something_else_are_refused():
+    with pytest.raises(ValueError, match="'gemma3n': mask tokens got ids 262145 to 262158, but ids from 262"):
+        check_ids_are_text(Gemma3nConfig(), list(range(262145, 262159)))
+    check_ids_are_text(Gemma4Config(), list(range(262145, 262159)))

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from ..mask_tokenizer.conversion import RELEASED_FILE, SIDECAR_FOLDER, find_mask_tokenizer, load_released
-from ..vocabulary import MaskVocabulary, extend_embeddings, extend_tokenizer
+from ..vocabulary import MaskVocabulary, check_ids_are_text, extend_embeddings, extend_tokenizer
 from .arguments import current_arguments
 from .mask_runtime import MaskRuntime
 
@@ -50,6 +50,7 @@ def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> N
     tokenizer_config, mask_tokenizer = _load(source, with_weights=model is not None)
     added = extend_tokenizer(tokenizer, tokenizer_config.codebook_size)
     vocabulary = MaskVocabulary.of(tokenizer, tokenizer_config.codebook_size)
+    check_ids_are_text(config, vocabulary.ids())
     runtime = MaskRuntime(settings.options(), source, tokenizer_config, vocabulary, trained_by_mask_trainer(settings))
     tokenizer.himtok = runtime
     if model is None:
@@ -97,8 +98,7 @@ def _extend_model(loader, model: nn.Module, config, added: list[int], vocabulary
 
     # Where a family's LMM does not hold the embeddings itself, ms-swift knows which part does.
     owner = get_lm_head_model(model, loader.model_meta)
-    extend_embeddings(owner, added, vocabulary_size)
-    HfConfigFactory.set_config_attr(config, "vocab_size", owner.get_input_embeddings().weight.shape[0])
+    HfConfigFactory.set_config_attr(config, "vocab_size", extend_embeddings(owner, added, vocabulary_size))
 
 
 def attach(model: nn.Module, mask_tokenizer: MaskTokenizer) -> None:
