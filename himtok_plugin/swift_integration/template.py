@@ -144,9 +144,17 @@ class MaskTemplateMixin:
             return
         if isinstance(encoded, list):
             raise ValueError("truncation_strategy='split': got a row with masks, expected 'raise', 'left' or 'right'")
+        self._check_has_ids(encoded)
         self._check_uncut(encoded["input_ids"], masks)
         if self._defers_encoding:
             encoded["himtok_masks"] = masks
+
+    def _check_has_ids(self, encoded: dict[str, Any]) -> None:
+        if encoded.get("input_ids") is None:
+            raise ValueError(
+                f"template {self.template_meta.template_type!r}: hands on {sorted(encoded)} without input_ids, which "
+                "mask codes are written into: this base model cannot learn masks"
+            )
 
     def _check_uncut(self, input_ids: list[int], masks: dict[str, Any]) -> None:
         from swift.template import MaxLengthError
@@ -165,8 +173,7 @@ class MaskTemplateMixin:
         rows = [masks for row in batch for masks in _masks_of(row)]
         collated = super()._data_collator(batch, padding_to=padding_to)
         if rows:
-            if "input_ids" not in collated:
-                raise RuntimeError(f"{type(self).__name__} hands on no input_ids to write mask codes into")
+            self._check_has_ids(collated)
             masks = self.masks
             collated.update(
                 collate(rows, collated["input_ids"], collated.get("labels"), masks.vocabulary, masks.num_mask_tokens)
@@ -231,9 +238,18 @@ def with_masks(template_class: type) -> type:
     """The template class with `MaskTemplateMixin` in front; the same class for the same argument.
 
     It is found again by name in a spawned data-loader worker, so its name says which class it was made of.
+
+    Raises:
+        ValueError: the base model is an encoder-decoder (Florence) or a diffusion model (DiffusionGemma).
     """
     if issubclass(template_class, MaskTemplateMixin):
         return template_class
+    if template_class.is_encoder_decoder:
+        # Masks of an answer are looked for among the ids that go into the model, and predicted one after the other.
+        raise ValueError(
+            f"{template_class.__name__}: got a base model whose answer is no continuation of its input_ids, expected a "
+            "decoder-only one"
+        )
     name = f"{CLASS_PREFIX}{template_class.__module__.replace('.', '__DOT__')}__CLASS__{template_class.__qualname__}"
     module = sys.modules[__name__]
     if name not in module.__dict__:

@@ -95,6 +95,12 @@ class MaskTrainer(Seq2SeqTrainer):
             return self._touch_detokenizer()
         if getattr(outputs, "logits", None) is None:
             raise RuntimeError("the mask loss needs the model's logits, which use_liger_kernel does not keep")
+        if logits_to_keep is None and outputs.logits.shape[:-1] != shape:
+            # Older bases (XComposer2, Yi-VL) put images between the ids only inside the model.
+            raise ValueError(
+                f"template {self.template.template_meta.template_type!r}: the base model made of {shape[-1]} input_ids "
+                f"{outputs.logits.shape[1]} logits, expected as many: it cannot learn with a mask loss, only without"
+            )
         rows = masks.supervised_logit_rows(shape, logits_to_keep)
         # Columns first: what is copied is as wide as the codebook, not as the vocabulary.
         logits = outputs.logits[..., self.masks.vocabulary.code_ids].flatten(0, 1).index_select(0, rows)
