@@ -24,6 +24,8 @@ def apply() -> None:
     _keep_mask_columns()
     _compose_templates()
     _extend_models()
+    _mark_image_tokens_of_gemma3()
+    _join_features_of_gemma4()
     _choose_trainers()
     _save_sidecars()
     _attach_masks_to_responses()
@@ -148,6 +150,55 @@ def _extend_models() -> None:
         extend_loaded_model(self, model, processor, config)
 
     ModelLoader._add_new_special_tokens = _add_new_special_tokens
+
+
+def _mark_image_tokens_of_gemma3() -> None:
+    """What: Gemma 3's image tokens, and no other, are of the type of those that see each other.
+    Why: ms-swift asks the processor for their id, which in transformers 5.19 answers with the token before them: images
+    would be read from left to right here, as they were in no training before and are by no other engine.
+    Goes when: ms-swift asks the text tokenizer.
+    """
+    from swift.template.templates.gemma import Gemma3VisionTemplate
+
+    original = Gemma3VisionTemplate._encode
+
+    @wraps(original)
+    def _encode(self, inputs):
+        encoded = original(self, inputs)
+        image_token_id = self.tokenizer.image_token_id
+        encoded["token_type_ids"] = [int(token == image_token_id) for token in encoded["input_ids"]]
+        return encoded
+
+    Gemma3VisionTemplate._encode = _encode
+
+
+def _join_features_of_gemma4() -> None:
+    """What: Gemma 4's features of several images or videos come as one tensor.
+    Why: ms-swift's own forward pass of Gemma 4, written against transformers 5.6, expects that; 5.19 gives one each.
+    Goes when: ms-swift's joins them.
+    """
+    import swift.model.models.gemma as gemma
+    import torch
+
+    original = gemma._patch_gemma4_forward
+
+    def joined(get_features):
+        @wraps(get_features)
+        def get_joined_features(*args, **kwargs):
+            output = get_features(*args, **kwargs)
+            if isinstance(output.pooler_output, (tuple, list)):
+                output.pooler_output = torch.cat(tuple(output.pooler_output))
+            return output
+
+        return get_joined_features
+
+    @wraps(original)
+    def _patch_gemma4_forward(model, *args, **kwargs):
+        original(model, *args, **kwargs)
+        for name in ("get_image_features", "get_video_features"):
+            setattr(model, name, joined(getattr(model, name)))
+
+    gemma._patch_gemma4_forward = _patch_gemma4_forward
 
 
 def _choose_trainers() -> None:
