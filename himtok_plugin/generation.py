@@ -15,11 +15,21 @@ from .vocabulary import MaskVocabulary
 
 
 class MaskProgress:
-    """How far each sequence is into a mask, read off its newest tokens without waiting for the device."""
+    """How far each sequence is into a mask, read off its newest tokens without waiting for the device.
 
-    def __init__(self, vocabulary: MaskVocabulary, num_mask_tokens: int):
+    Args:
+        vocabulary: where the mask tokens stand.
+        num_mask_tokens: codes of a mask at most.
+        prompt: (b, n) int64 tokens of the prompts, padded on the left, where `generate` does not know them because they
+            go in as embeddings: a mask that a prompt opens is seen all the same.
+    """
+
+    def __init__(self, vocabulary: MaskVocabulary, num_mask_tokens: int, prompt: Tensor | None = None):
         self.vocabulary = vocabulary
         self.num_mask_tokens = num_mask_tokens
+        # One token more than the longest run of codes is enough to see the start token before it.
+        self.window = num_mask_tokens + 1
+        self.prompt = None if prompt is None else prompt[:, -self.window :]
 
     def __call__(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Progress of each sequence.
@@ -30,8 +40,11 @@ class MaskProgress:
         Returns:
             inside (b,) bool: the next token belongs to a mask; codes (b,) int64: codes of that mask so far.
         """
-        # One token more than the longest run of codes is enough to see the start token before it.
-        recent = input_ids[:, -(self.num_mask_tokens + 1) :].flip(1)
+        recent = input_ids[:, -self.window :]
+        if self.prompt is not None and recent.shape[1] < self.window:
+            copies = len(input_ids) // len(self.prompt)  # beams and several answers stand beside each other
+            recent = torch.cat([self.prompt.repeat_interleave(copies, 0), recent], dim=1)[:, -self.window :]
+        recent = recent.flip(1)
         first, size = self.vocabulary.first_code_id, self.vocabulary.codebook_size
         is_code = (recent >= first) & (recent < first + size)
         codes = is_code.long().cumprod(dim=1).sum(dim=1)
@@ -46,10 +59,10 @@ class MaskGrammar(LogitsProcessor):
     Inside a mask: one code at least, `num_mask_tokens` at most, then the end token. Outside: no code and no end token.
     """
 
-    def __init__(self, vocabulary: MaskVocabulary, num_mask_tokens: int):
+    def __init__(self, vocabulary: MaskVocabulary, num_mask_tokens: int, prompt: Tensor | None = None):
         self.vocabulary = vocabulary
         self.num_mask_tokens = num_mask_tokens
-        self.progress = MaskProgress(vocabulary, num_mask_tokens)
+        self.progress = MaskProgress(vocabulary, num_mask_tokens, prompt)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(b, n) tokens so far, (b, V) scores -> (b, V) scores, -inf where a token is not allowed next."""
@@ -77,9 +90,9 @@ class CodeProbabilityRecorder(LogitsProcessor):
     Must stand before `MaskGrammar` and before temperature, so that it sees what the model said.
     """
 
-    def __init__(self, vocabulary: MaskVocabulary, num_mask_tokens: int):
+    def __init__(self, vocabulary: MaskVocabulary, num_mask_tokens: int, prompt: Tensor | None = None):
         self.vocabulary = vocabulary
-        self.progress = MaskProgress(vocabulary, num_mask_tokens)
+        self.progress = MaskProgress(vocabulary, num_mask_tokens, prompt)
         self._prompt_length: int | None = None
         self._steps: dict[int, Tensor] = {}  # step -> (b, v) logits
 

@@ -54,7 +54,7 @@ def score_rows(
             consumed += len(line)
             if line.strip():
                 try:
-                    metrics.update(*_read_row(line, root))
+                    metrics.update(*prediction_and_target(_read_row(line), root))
                 except ValueError as error:
                     raise ValueError(f"{path}: row {number}: {error}") from error
             if on_progress is not None:
@@ -64,14 +64,19 @@ def score_rows(
     return metrics.compute()
 
 
-def _read_row(line: bytes, root: str | Path | None) -> tuple[np.ndarray | None, np.ndarray]:
-    """(prediction, target) of a row: bool (h, w) each; the prediction is None for a missing answer."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"is {short(row)}: expected a JSON object")
+def prediction_and_target(
+    row: dict[str, Any], root: str | Path | None = None
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """What a result row says beside what is true.
+
+    Args:
+        row: with `masks` and `target_masks`, see `score_rows`.
+        root: see `score_rows`.
+    Returns:
+        bool (h, w) each; the prediction is None for a missing answer.
+    Raises:
+        ValueError: a row that cannot be scored.
+    """
     predicted, true = _sources(row, PREDICTED), _sources(row, TRUE)
     for i, source in enumerate(predicted):
         if not isinstance(source, dict):
@@ -82,6 +87,16 @@ def _read_row(line: bytes, root: str | Path | None) -> tuple[np.ndarray | None, 
     prediction = _masks(predicted, PREDICTED, size, None)
     union = target.union()
     return (None if not predicted and union.any() else prediction.union()), union
+
+
+def _read_row(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"is {short(row)}: expected a JSON object")
+    return row
 
 
 def _sources(row: dict[str, Any], key: str) -> list[MaskSource]:

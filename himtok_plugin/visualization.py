@@ -83,6 +83,23 @@ def mask_strip(masks: Iterable[np.ndarray], labels: Sequence[str] | None = None,
     return _stack([_beside([_titled(p, text) for p, text in zip(panels, labels or [""] * len(panels), strict=True)])])
 
 
+def comparison(image: Image.Image | np.ndarray, target: np.ndarray, prediction: np.ndarray) -> Image.Image:
+    """Image, true mask on it, predicted mask on it: side by side, for logs.
+
+    Args:
+        image: see `overlay`.
+        target, prediction: bool (h, w) of the image's size.
+    Returns:
+        PIL RGB image of the same height.
+    """
+    panels = [
+        _rgb(image),
+        overlay(image, [target], colors=[TRUTH_COLOR]),
+        overlay(image, [prediction], colors=[PREDICTION_COLOR]),
+    ]
+    return _beside(panels)
+
+
 @dataclass(frozen=True)
 class DemoRow:
     """One scene of `demo_figure`.

@@ -46,6 +46,10 @@ class HimTokArguments:
     train_detokenizer: bool | None = _option(
         None, "Whether the de-tokenizer is trained with the LMM. None: exactly when a mask loss weight is above 0."
     )
+    detokenizer_lr: float | None = _option(None, "Learning rate of the de-tokenizer, > 0. None: --learning_rate.")
+    mask_rows_lr: float | None = _option(
+        None, "Learning rate of the mask tokens' embedding rows, input and output, > 0. None: --learning_rate."
+    )
 
     # Inference
     mask_decoding: Literal["soft", "hard"] = _option(
@@ -80,6 +84,9 @@ class HimTokArguments:
         ):
             value = getattr(self, name)
             _expect(_is_number(value) and value >= 0, name, value, "a finite number >= 0")
+        for name in ("detokenizer_lr", "mask_rows_lr"):
+            value = getattr(self, name)
+            _expect(value is None or (_is_number(value) and value > 0), name, value, "a finite number > 0 or None")
         for name in ("continuous_warmup_steps", "dead_code_steps"):
             value = getattr(self, name)
             _expect(_is_integer(value) and value >= 0, name, value, "an integer >= 0")
@@ -102,6 +109,11 @@ class HimTokArguments:
             "a number between 0 and 1, both excluded",
         )
         _expect(self.mask_decoding in ("soft", "hard"), "mask_decoding", self.mask_decoding, "'soft' or 'hard'")
+        # ms-swift's own default scores text, with a library that is not among its requirements.
+        if getattr(self, "predict_with_generate", False) and getattr(self, "eval_metric", None) is None:
+            self.eval_metric = "mask"
+            if self.metric_for_best_model is None:
+                self.metric_for_best_model = "cIoU"
         _current[:] = [self]
 
     @property
@@ -115,8 +127,9 @@ class HimTokArguments:
 
     @property
     def adapter_folders(self) -> list[str]:
-        """Folders of the adapters that are loaded on top of the model."""
-        return list(getattr(self, "adapters", None) or [])
+        """Folders of what is loaded on top of the model: adapters, or the checkpoint that a run is resumed from."""
+        resumed = getattr(self, "resume_from_checkpoint", None)
+        return [*(getattr(self, "adapters", None) or []), *([resumed] if resumed else [])]
 
     def options(self) -> "HimTokArguments":
         """These options alone, without ms-swift's: small, and picklable where ms-swift is not imported."""

@@ -96,12 +96,13 @@ class MaskPictures:
             paths.append(os.fspath(path))
         if masks:
             path = self.folder / f"{self.prefix}{number:05d}_overlay.png"
-            overlay(_load_image(row["images"][0]), [mask.mask for mask in masks]).save(path)
+            overlay(load_row_image(row["images"][0]), [mask.mask for mask in masks]).save(path)
             paths.append(os.fspath(path))
         return paths
 
 
-def _load_image(image: Any) -> Image.Image:
+def load_row_image(image: Any) -> Image.Image:
+    """An image as result rows hold it."""
     from swift.template.vision_utils import load_image
 
     if isinstance(image, dict):

@@ -52,6 +52,7 @@ class MaskRuntime:
         self.generated_mask_tokens = limit or config.num_mask_tokens
         self.generation = MaskGeneration(self)
         self.trainer_encodes = trainer_encodes
+        self.rows_are_new = False  # whether the mask tokens' embedding rows were drawn when the model was loaded
         self._mask_tokenizer: MaskTokenizer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,10 +92,15 @@ class MaskGeneration:
     def __init__(self, runtime: MaskRuntime):
         self.runtime = runtime
         self._recorder: CodeProbabilityRecorder | None = None
+        self._prompt: torch.Tensor | None = None
         self._ids: torch.Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_recorder": None, "_ids": None}
+        return {**self.__dict__, "_recorder": None, "_prompt": None, "_ids": None}
+
+    def asked(self, input_ids: torch.Tensor | None) -> None:
+        """Take note of the prompts' tokens (b, n), which a template may turn into embeddings before `prepare`."""
+        self._prompt = input_ids
 
     def prepare(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Add the logits processors to the arguments of `generate`."""
@@ -103,12 +109,15 @@ class MaskGeneration:
         runtime = self.runtime
         processors = LogitsProcessorList(generate_kwargs.get("logits_processor") or [])
         self._recorder = self._ids = None
+        prompt, self._prompt = self._prompt, None
+        if generate_kwargs.get("input_ids") is not None:
+            prompt = None
         config = generate_kwargs.get("generation_config")
         if getattr(config, "num_beams", 1) in (None, 1):  # beams change places, so rows would not be sequences
-            self._recorder = CodeProbabilityRecorder(runtime.vocabulary, runtime.num_mask_tokens)
+            self._recorder = CodeProbabilityRecorder(runtime.vocabulary, runtime.num_mask_tokens, prompt)
             processors.append(self._recorder)
         if runtime.settings.constrained_decoding:
-            processors.append(MaskGrammar(runtime.vocabulary, runtime.generated_mask_tokens))
+            processors.append(MaskGrammar(runtime.vocabulary, runtime.generated_mask_tokens, prompt))
         generate_kwargs["logits_processor"] = processors
         return generate_kwargs
 

@@ -16,6 +16,7 @@ from torch import nn
 from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from ..mask_tokenizer.conversion import RELEASED_FILE, SIDECAR_FOLDER, find_mask_tokenizer, load_released
 from ..vocabulary import MaskVocabulary, check_ids_are_text, extend_embeddings, extend_tokenizer
+from .adapters import adapter_size, check_adapter
 from .arguments import current_arguments
 from .mask_runtime import MaskRuntime
 
@@ -58,6 +59,10 @@ def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> N
     if added:
         _extend_model(loader, model, config, added, len(tokenizer))
         logger.info(f"Added {len(added)} mask tokens to the vocabulary.")
+    width = lm_of(model, loader.model_meta).get_input_embeddings().weight.shape[1]
+    for folder in settings.adapter_folders:
+        check_adapter(folder, vocabulary, width)
+    runtime.rows_are_new = bool(added)
     attach(model, mask_tokenizer)
     runtime.attach(mask_tokenizer)
 
@@ -93,11 +98,15 @@ def _load(source: Path, with_weights: bool) -> tuple[MaskTokenizerConfig, MaskTo
     return model.config, model
 
 
-def _extend_model(loader, model: nn.Module, config, added: list[int], vocabulary_size: int) -> None:
+def lm_of(model: nn.Module, model_meta) -> nn.Module:
+    """The part with the embeddings: where a family's LMM does not hold them itself, ms-swift knows which part does."""
     from swift.model.patcher import get_lm_head_model
 
-    # Where a family's LMM does not hold the embeddings itself, ms-swift knows which part does.
-    owner = get_lm_head_model(model, loader.model_meta)
+    return get_lm_head_model(model, model_meta)
+
+
+def _extend_model(loader, model: nn.Module, config, added: list[int], vocabulary_size: int) -> None:
+    owner = lm_of(model, loader.model_meta)
     HfConfigFactory.set_config_attr(config, "vocab_size", extend_embeddings(owner, added, vocabulary_size))
 
 
@@ -141,3 +150,6 @@ def save_sidecar(model: nn.Module, folder: str, state_dict: dict | None) -> None
     marker = f"{ATTRIBUTE}."
     own = {k.rpartition(marker)[2]: v for k, v in (state_dict or {}).items() if marker in k}
     mask_tokenizer.save_pretrained(os.path.join(folder, SIDECAR_FOLDER), state_dict=own or None)
+    size = adapter_size(folder)
+    if size is not None:
+        logger.info(f"Saved an adapter of {size[0]:,} parameters, {size[1] / 2**20:.1f} MiB, in {folder}.")

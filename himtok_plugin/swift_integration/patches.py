@@ -24,6 +24,7 @@ def apply() -> None:
     _keep_mask_columns()
     _compose_templates()
     _extend_models()
+    _train_mask_rows()
     _mark_image_tokens_of_gemma3()
     _join_features_of_gemma4()
     _choose_trainers()
@@ -152,6 +153,33 @@ def _extend_models() -> None:
     ModelLoader._add_new_special_tokens = _add_new_special_tokens
 
 
+def _train_mask_rows() -> None:
+    """What: adapters train and save the mask tokens' rows of the embeddings as well.
+    Why: ms-swift builds PEFT's configuration from its own flags, without `trainable_token_indices`.
+    Goes when: that is one of them.
+    """
+    from swift.pipelines.train.tuner import TunerMixin
+
+    from .adapters import keep_embeddings_out, train_mask_rows
+    from .inference import runtime_of
+    from .model import lm_of
+
+    original = TunerMixin.prepare_model.__func__
+
+    @wraps(original)
+    def prepare_model(cls, args, model, *, template=None, **kwargs):
+        runtime = None if template is None else runtime_of(template)
+        owner = None if runtime is None else lm_of(model, args.model_meta)
+        model = original(cls, args, model, template=template, **kwargs)
+        if runtime is not None and args.is_adapter:
+            if not (args.resume_from_checkpoint or args.adapters):
+                train_mask_rows(model, owner, runtime.vocabulary, runtime.rows_are_new)
+            keep_embeddings_out(model)
+        return model
+
+    TunerMixin.prepare_model = classmethod(prepare_model)
+
+
 def _mark_image_tokens_of_gemma3() -> None:
     """What: Gemma 3's image tokens, and no other, are of the type of those that see each other.
     Why: ms-swift asks the processor for their id, which in transformers 5.19 answers with the token before them: images
@@ -227,14 +255,29 @@ def _choose_trainers() -> None:
 
 
 def _save_sidecars() -> None:
-    """What: every checkpoint of every trainer gets the mask tokenizer beside it.
+    """What: every checkpoint of every trainer, and what `swift export` writes, gets the mask tokenizer beside it.
     Why: a callback's `on_save` sees sharded parameters ungathered, `template.save_callback` replaces the whole saving.
     Goes when: there is a hook that is given the gathered weights.
     """
+    from importlib import import_module
+
     from swift.trainers.mixin import SwiftMixin
 
     from .model import save_sidecar
 
+    def with_sidecar(save):
+        @wraps(save)
+        def save_checkpoint(model, processor, output_dir, **kwargs):
+            save(model, processor, output_dir, **kwargs)
+            if model is not None:
+                save_sidecar(model, output_dir, None)
+
+        return save_checkpoint
+
+    # By name, since the package has functions of the modules' names.
+    for name in ("merge_lora", "quant"):
+        module = import_module(f"swift.pipelines.export.{name}")
+        module.save_checkpoint = with_sidecar(module.save_checkpoint)
     original = SwiftMixin._save
 
     @wraps(original)

@@ -190,6 +190,11 @@ class MaskTemplateMixin:
 
     # ----- generation
 
+    def pre_forward_hook(self, model, args, kwargs):
+        if not self.is_training:
+            self.masks.generation.asked(kwargs.get("input_ids"))
+        return super().pre_forward_hook(model, args, kwargs)
+
     def prepare_generate_kwargs(self, generate_kwargs: dict[str, Any], *, model=None) -> dict[str, Any]:
         generate_kwargs = super().prepare_generate_kwargs(generate_kwargs, model=model)
         return self.masks.generation.prepare(generate_kwargs)

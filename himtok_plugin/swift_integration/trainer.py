@@ -14,14 +14,20 @@ import torch
 import torch.distributed as dist
 from swift.trainers import Seq2SeqTrainer
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ..hierarchical_loss import HierarchicalMaskLoss, code_probabilities
 from ..mask_tokenizer import MaskTokenizer
 from ..mask_tokenizer.conversion import SIDECAR_FOLDER
+from .adapters import ROWS_KEY
 from .device_means import DeviceMeans
+from .evaluation import MaskEvaluation, row_number
+from .inference import RESPONSE_ATTRIBUTE, write_masks
+from .learning_rates import set_own_learning_rates
 from .mask_batch import IGNORE_INDEX, PREFIX, MaskBatch
-from .model import attached_mask_tokenizer
+from .model import attached_mask_tokenizer, lm_of
 
+DETOKENIZER = ("decoder", "pixel_decoder")  # parts of a mask tokenizer
 BATCH = "himtok_batch"  # key under which a batch's masks go from `_prepare_inputs` to `compute_loss`
 
 
@@ -42,7 +48,52 @@ class MaskTrainer(Seq2SeqTrainer):
                 f"sequence_parallel_size={template.sequence_parallel_size}: got a mask loss, "
                 "which needs a row's logits in one place, expected 1"
             )
+        if settings.trains_on_masks and not _may_have_masks(kwargs.get("train_dataset")):
+            raise ValueError(
+                f"mask_loss_weight={settings.mask_loss_weight}, hierarchical_loss_weight="
+                f"{settings.hierarchical_loss_weight}: got rows without masks, expected some with a column `masks`"
+            )
         super().__init__(*args, **kwargs)
+        create_optimizer = self.optimizer_callback.create_optimizer
+        self.optimizer_callback.create_optimizer = lambda model=None: self._with_own_rates(create_optimizer(model))
+        if self.args.predict_with_generate:
+            self.mask_evaluation = MaskEvaluation(self.args.process_index)
+            self.infer_engine.infer = self._noting_masks(self.infer_engine.infer)
+
+    def _with_own_rates(self, optimizer: Optimizer) -> Optimizer:
+        settings, args = self.masks.settings, self.args
+        detokenizer = row_parameters = matrix_rows = None
+        if settings.detokenizer_lr is not None:
+            detokenizer = self.mask_tokenizer.parameters(), settings.detokenizer_lr
+        if settings.mask_rows_lr is not None:
+            own = [p for name, p in self.model.named_parameters() if ROWS_KEY in name]
+            if own:
+                row_parameters = own, settings.mask_rows_lr
+            elif self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                raise ValueError(
+                    f"mask_rows_lr={settings.mask_rows_lr}: got full training with a sharded optimizer, which does not "
+                    "know rows, expected LoRA or no sharding"
+                )
+            else:
+                owner = lm_of(self.model, self.model.model_meta)
+                layers = (owner.get_input_embeddings(), owner.get_output_embeddings())
+                matrices = [layer.weight for layer in layers if layer is not None]
+                matrix_rows = matrices, torch.tensor(self.masks.vocabulary.ids()), settings.mask_rows_lr
+        set_own_learning_rates(optimizer, args.learning_rate, detokenizer, row_parameters, matrix_rows)
+        return optimizer
+
+    def _noting_masks(self, infer):
+        """Generated answers become result rows, here and in `predict.jsonl`."""
+
+        def infer_and_note(rows, *args, **kwargs):
+            responses = infer(rows, *args, **kwargs)
+            for row, response in zip(rows, responses, strict=True):
+                number = row_number(row)
+                write_masks(row, getattr(response.choices[0].message, RESPONSE_ATTRIBUTE, []))
+                self.mask_evaluation.add(row, number)
+            return responses
+
+        return infer_and_note
 
     # ----- a step
 
@@ -162,11 +213,37 @@ class MaskTrainer(Seq2SeqTrainer):
         if not os.path.isdir(folder):
             raise ValueError(f"checkpoint {checkpoint!r}: has no {SIDECAR_FOLDER}/")
         saved = MaskTokenizer.from_pretrained(folder)
+        if not _same_codes(saved, self.mask_tokenizer):
+            raise ValueError(
+                f"checkpoint {checkpoint!r}: was trained with another mask tokenizer than {str(self.masks.source)!r}, "
+                "whose codes mean other masks"
+            )
         self.mask_tokenizer.load_state_dict(saved.state_dict())
+
+
+def _may_have_masks(dataset: Any) -> bool:
+    """False for a data set that has no column of masks; True where columns are not known before reading (streams)."""
+    while hasattr(dataset, "dataset"):  # ms-swift's lazy and packing wrappers
+        dataset = dataset.dataset
+    columns = getattr(dataset, "column_names", None)
+    return columns is None or any(name in columns for name in ("masks", "himtok_masks"))
+
+
+def _same_codes(one: MaskTokenizer, other: MaskTokenizer) -> bool:
+    """Whether two mask tokenizers give a mask the same codes: encoder and codebook stay as they are in stages 2 and 3,
+    only the de-tokenizer may have been trained."""
+    own, others = (
+        {name: value for name, value in model.state_dict().items() if not name.startswith(DETOKENIZER)}
+        for model in (one, other)
+    )
+    return own.keys() == others.keys() and all(
+        value.shape == others[name].shape and torch.equal(value.to(others[name].device), others[name])
+        for name, value in own.items()
+    )
 
 
 def _choose_trained_parts(mask_tokenizer: MaskTokenizer, detokenizer: bool) -> None:
     """Encoder and codebook stay as they are, so that codes, made offline too, keep their meaning."""
     mask_tokenizer.requires_grad_(False)
-    for part in (mask_tokenizer.decoder, mask_tokenizer.pixel_decoder):
-        part.requires_grad_(detokenizer)
+    for name in DETOKENIZER:
+        getattr(mask_tokenizer, name).requires_grad_(detokenizer)

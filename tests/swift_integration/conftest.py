@@ -43,14 +43,14 @@ def stage_two(world):
 
 @pytest.fixture
 def train(world, tmp_path):
-    """One step on rows."""
+    """One step on rows, by default the world's scenes."""
     from runs import LMM, sft, write_rows
 
-    def run(rows, **options):
+    def run(rows=None, **options):
         defaults = {
             "model": world.lmm,
             "mask_tokenizer": world.mask_tokenizer,
-            "dataset": write_rows(tmp_path / "rows.jsonl", rows),
+            "dataset": world.scenes if rows is None else write_rows(tmp_path / "rows.jsonl", rows),
             "output_dir": tmp_path / "out",
             "max_steps": 1,
             **LMM,

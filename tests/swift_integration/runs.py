@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tiny_models import tiny_model
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from himtok_plugin.data.scenes import generate_scenes, scene_row
 from himtok_plugin.masks import to_rle
@@ -110,6 +111,24 @@ def run_swift(*argv, cwd: Path, timeout: int = 300, **environment) -> subprocess
         text=True,
         timeout=timeout,
     )
+
+
+def untie(lmm: Path, folder: Path) -> Path:
+    """A copy of the LMM whose output embeddings are its own."""
+    model = AutoModelForImageTextToText.from_pretrained(lmm)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 0.01)
+    for config in (model.config, model.config.text_config):
+        config.tie_word_embeddings = False
+    model.save_pretrained(folder)
+    AutoProcessor.from_pretrained(lmm).save_pretrained(folder)
+    return folder
+
+
+def export(**options) -> None:
+    """`swift export --plugin himtok`."""
+    from swift.pipelines import export_main
+
+    export_main(flags(**options))
 
 
 def mask_of(h: int, w: int, top: int, bottom: int, left: int, right: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from runs import LMM, STAGE_TWO, logged, pretrain, sft, write_rows
+from runs import LMM, STAGE_TWO, logged, pretrain, sft, untie, write_rows
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -187,13 +187,7 @@ def test_resuming_without_a_mask_tokenizer_is_refused(train, tmp_path):
 
 
 def test_untied_lmm_trains_and_saves_both_matrices(train, world, tmp_path):
-    model = AutoModelForImageTextToText.from_pretrained(world.lmm)
-    untied = tmp_path / "untied"
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 0.01)
-    for config in (model.config, model.config.text_config):
-        config.tie_word_embeddings = False
-    model.save_pretrained(untied)
-    AutoProcessor.from_pretrained(world.lmm).save_pretrained(untied)
+    untied = untie(world.lmm, tmp_path / "untied")
     result = train(model=untied, **STAGE_TWO, **SAVED)
     assert all(len(logged(result, term)) == 2 for term in TERMS)
     saved, report = AutoModelForImageTextToText.from_pretrained(

@@ -1,0 +1,138 @@
+"""Adapters: beside LoRA's own weights, just the mask tokens' rows of the embeddings are trained and saved.
+
+Contract: `train_mask_rows` wraps a PEFT model's embeddings with PEFT's trainable tokens, input and output side, tied or
+not; `check_adapter` refuses an adapter whose rows are not this model's; `adapter_size` is what a checkpoint weighs.
+PEFT does the rest: the rows are in the adapter's file, and merging writes them into the base. Does not know trainers.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.other import TrainableTokensWrapper, set_additional_trainable_modules
+from safetensors import safe_open
+from torch import nn
+
+from ..vocabulary import MaskVocabulary
+
+ADAPTER = "default"  # PEFT's name for the adapter in training, which ms-swift saves
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+ROWS_KEY = "token_adapter.trainable_tokens_delta"
+
+
+def train_mask_rows(model: nn.Module, owner: nn.Module, vocabulary: MaskVocabulary, rows_are_new: bool) -> bool:
+    """Make the mask tokens' rows trainable beside an adapter that was just made.
+
+    Args:
+        model: what ms-swift made of the base model and the tuner.
+        owner: the part of the base model that has `get_input_embeddings` and `get_output_embeddings`.
+        vocabulary: where the mask tokens stand.
+        rows_are_new: the rows were drawn at load, so an adapter without them would be of no use.
+
+    Returns:
+        Whether rows are trained; not if the embeddings are trained as a whole, or with a tuner that cannot.
+
+    Raises:
+        ValueError: the rows are new and this tuner cannot train them.
+    """
+    if any(_is_adapted(layer) for layer in _embeddings(owner)):
+        return False
+    config = model.peft_config[ADAPTER] if isinstance(model, PeftModel) else None
+    if config is None or not hasattr(config, "trainable_token_indices"):
+        if not rows_are_new:
+            return False
+        kind = type(model).__name__ if config is None else config.peft_type.value
+        raise ValueError(
+            f"tuner {kind}: cannot train the mask tokens' new embedding rows, expected a kind of LoRA with PEFT, full "
+            "training, or a base model that knows mask tokens already"
+        )
+    base = model.get_base_model()
+    names = {module: name for name, module in base.named_modules()}
+    inputs, outputs = owner.get_input_embeddings(), owner.get_output_embeddings()
+    layers = [inputs]
+    tied = outputs is not None and outputs.weight is inputs.weight
+    if outputs is not None and not tied:
+        layers.append(outputs)
+    config.trainable_token_indices = {names[layer]: vocabulary.ids() for layer in layers}
+    set_additional_trainable_modules(model, config, BaseTuner.get_model_config(base), ADAPTER)
+    found = _embeddings(owner)
+    if not all(isinstance(layer, TrainableTokensWrapper) for layer in found):
+        # PEFT goes by the configuration, which can say otherwise than the weights.
+        raise RuntimeError(f"PEFT left an embedding of {type(base).__name__} as it was: are its weights tied or not?")
+    for layer in found:
+        rows = layer.token_adapter.trainable_tokens_delta[ADAPTER]
+        rows.data = rows.data.float()  # like LoRA's own weights: small steps would be lost in half precision
+    return True
+
+
+def keep_embeddings_out(model: nn.Module) -> None:
+    """PEFT adds whole embedding matrices to an adapter's file when the vocabulary has grown; the rows are in it."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+
+
+def _embeddings(owner: nn.Module) -> list[nn.Module]:
+    layers = (owner.get_input_embeddings(), owner.get_output_embeddings())
+    return [layer for layer in layers if layer is not None]
+
+
+def _is_adapted(layer: nn.Module) -> bool:
+    return isinstance(layer, (AuxiliaryTrainingWrapper, BaseTunerLayer))
+
+
+def check_adapter(folder: str | Path, vocabulary: MaskVocabulary, hidden: int) -> None:
+    """Refuse an adapter that was trained on other rows or another width than the model's.
+
+    Args:
+        folder: the adapter's checkpoint; one without rows of mask tokens passes.
+        vocabulary: the model's mask tokens.
+        hidden: width of the model's embeddings.
+
+    Raises:
+        ValueError: the adapter belongs to another base model or another mask tokenizer.
+    """
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        return
+    rows = json.loads(path.read_text(encoding="utf-8")).get("trainable_token_indices") or {}
+    for layer, ids in rows.items() if isinstance(rows, dict) else [("the embeddings", rows)]:
+        expected = vocabulary.ids()
+        if ids != expected:
+            raise ValueError(
+                f"adapter {str(folder)!r}: trained {_span(ids)} of {layer}, but the base model's mask tokens are "
+                f"{_span(expected)}: it belongs to another base model or mask tokenizer"
+            )
+    weights = Path(folder) / WEIGHTS_FILE
+    if not weights.is_file():
+        return
+    with safe_open(weights, "pt") as file:
+        for name in file.keys():
+            if ROWS_KEY in name and (width := file.get_slice(name).get_shape()[-1]) != hidden:
+                raise ValueError(
+                    f"adapter {str(folder)!r}: its rows are {width} wide, the base model's embeddings {hidden}: "
+                    "it belongs to another base model"
+                )
+
+
+def _span(ids: list[int]) -> str:
+    return f"{len(ids)} rows {min(ids)} to {max(ids)}" if ids else "no rows"
+
+
+def adapter_size(folder: str | Path) -> tuple[int, int] | None:
+    """(parameters, bytes) in an adapter's checkpoint, None where there is none."""
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        count = 0
+        for name in file.keys():
+            size = 1
+            for length in file.get_slice(name).get_shape():
+                size *= length
+            count += size
+    return count, path.stat().st_size

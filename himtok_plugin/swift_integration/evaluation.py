@@ -1,0 +1,103 @@
+"""Mask metrics while training: what `--predict_with_generate` generates, scored as `himtok eval` scores a result file.
+
+Contract: `MaskEvaluation` notes result rows as they are generated; `MaskMetrics`, registered with ms-swift as
+`--eval_metric mask`, hands their scores to the log, to early stopping and to the choice of the best checkpoint, and a
+few overlays to TensorBoard. Does not know how answers are generated.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from swift.metrics import eval_metrics_map
+from swift.metrics.base import EvalMetrics
+
+from ..metrics import SegmentationMetrics
+from ..scoring import prediction_and_target
+from ..visualization import comparison
+from .dataset import MaskColumn
+from .inference import load_row_image
+
+METRIC = "mask"
+BEST = "cIoU"  # what the best checkpoint is chosen by, unless the user says otherwise
+MAX_PICTURES = 4
+
+
+def register_mask_metrics() -> None:
+    """Make `--eval_metric mask` known to ms-swift; idempotent."""
+    eval_metrics_map[METRIC] = MaskMetrics
+
+
+class MaskEvaluation:
+    """The result rows of one evaluation, as far as they are needed: scores of each, pictures of the first.
+
+    Args:
+        process: number of this process; only process 0 keeps pictures.
+    """
+
+    def __init__(self, process: int = 0):
+        self.process = process
+        self._scores: dict[Any, SegmentationMetrics] = {}
+        self.pictures: list[np.ndarray] = []
+
+    def add(self, row: dict[str, Any], number: int | None) -> None:
+        """Note a result row.
+
+        Args:
+            row: with `masks`, `target_masks` and `images`.
+            number: of the row in its file, None when unknown. The last batch of several processes is filled up with
+                rows that others have as well; numbered ones count once.
+        """
+        prediction, target = prediction_and_target(row, os.environ.get("ROOT_IMAGE_DIR"))
+        scores = SegmentationMetrics(boundary=False)
+        scores.update(prediction, target)
+        self._scores[(self.process, len(self._scores)) if number is None else number] = scores
+        if self.process == 0 and len(self.pictures) < MAX_PICTURES and row.get("images"):
+            self.pictures.append(self._picture(row, prediction, target))
+
+    @staticmethod
+    def _picture(row: dict[str, Any], prediction: np.ndarray | None, target: np.ndarray) -> np.ndarray:
+        image = load_row_image(row["images"][0])
+        size = (image.height, image.width)
+        empty = np.zeros(size, bool)
+        target = target if target.shape == size else empty  # a row without any mask has no size
+        shown = empty if prediction is None or prediction.shape != size else prediction
+        return np.asarray(comparison(image, target, shown))
+
+    def compute(self) -> dict[str, float]:
+        """Scores over the rows of all processes; a share of no rows is left out. Starts anew."""
+        everywhere = [self._scores]
+        if dist.is_initialized():
+            everywhere = [None] * dist.get_world_size()
+            dist.all_gather_object(everywhere, self._scores)
+        merged = SegmentationMetrics(boundary=False)
+        for scores in {key: value for part in everywhere for key, value in part.items()}.values():
+            merged.merge(scores)
+        self._scores = {}
+        return {name: value for name, value in merged.compute().items() if value is not None}
+
+
+class MaskMetrics(EvalMetrics):
+    """ms-swift's metric `mask`: cIoU, gIoU, P@x, N-acc, T-acc of the generated masks."""
+
+    def compute_metrics(self, eval_prediction) -> dict[str, float]:
+        evaluation: MaskEvaluation = self.trainer.mask_evaluation
+        scores = evaluation.compute()
+        self._show(evaluation.pictures)
+        evaluation.pictures = []
+        return scores
+
+    def _show(self, pictures: list[np.ndarray]) -> None:
+        for callback in self.trainer.callback_handler.callbacks:
+            writer = getattr(callback, "tb_writer", None)
+            for i, picture in enumerate(pictures if writer is not None else []):
+                writer.add_image(f"eval/mask_{i}", picture, self.trainer.state.global_step, dataformats="HWC")
+
+
+def row_number(row: dict[str, Any]) -> int | None:
+    """Number of a dataset row in its file, None when unknown; read before its masks are replaced by predicted ones."""
+    masks = row.get("masks")
+    return None if masks is None else MaskColumn.parse(masks).row
