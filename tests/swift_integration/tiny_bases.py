@@ -248,13 +248,13 @@ def build_gemma3(folder: Path) -> Path:
 
 
 def build_gemma4(folder: Path) -> Path:
-    """E2B: every layer has an embedding of each token of its own."""
-    turns = {"<|turn>": 105, "<turn|>": 106, "<|think|>": 98, "<|channel>": 100, "<channel|>": 101}
+    """E2B: every layer has an embedding of each token of its own. ms-swift takes all ids from its configuration."""
     images = {"boi_token": "<|image>", "eoi_token": "<image|>", "image_token": "<|image|>"}
     sounds = {"boa_token": "<|audio>", "eoa_token": "<audio|>", "audio_token": "<|audio|>"}
-    placed = zip([*images.values(), *sounds.values()], (255999, 258882, 258880, 256000, 258883, 258881), strict=True)
-    special = {**GEMMA_SPECIAL, **turns, **dict(placed), "<|video|>": 258884}
-    tokenizer = byte_tokenizer(262144, special, extra_special_tokens={**images, **sounds}, **GEMMA_ROLES)
+    turns = "<|turn> <turn|> <|think|> <|channel> <channel|> <|video|>"
+    special = GEMMA_SPECIAL | numbered(" ".join([turns, *images.values(), *sounds.values()]), 300)
+    tokenizer = byte_tokenizer(320, special, extra_special_tokens={**images, **sounds}, **GEMMA_ROLES)
+    ids = {f"{role}_id": special[token] for role, token in {**images, **sounds}.items() if role != "eoa_token"}
     text = {
         **TEXT,
         "num_hidden_layers": 2,
@@ -262,11 +262,18 @@ def build_gemma4(folder: Path) -> Path:
         "head_dim": 8,
         "global_head_dim": 8,
         "hidden_size_per_layer_input": 4,
+        "vocab_size": len(tokenizer),
+        "vocab_size_per_layer_input": len(tokenizer),
     }
-    config = Gemma4Config(text_config=text, vision_config={**TEXT, "head_dim": 8})
-    processor = Gemma4Processor(
-        Gemma4AudioFeatureExtractor(), Gemma4ImageProcessor(), tokenizer, Gemma4VideoProcessor()
+    config = Gemma4Config(
+        text_config=text,
+        vision_config={**TEXT, "head_dim": 8},
+        video_token_id=special["<|video|>"],
+        eoa_token_index=special["<audio|>"],
+        **ids,
     )
+    image_processor = Gemma4ImageProcessor(max_soft_tokens=70)  # the least it takes: an image fills them all
+    processor = Gemma4Processor(Gemma4AudioFeatureExtractor(), image_processor, tokenizer, Gemma4VideoProcessor())
     return save(folder, Gemma4ForConditionalGeneration, config, processor)
 
 
