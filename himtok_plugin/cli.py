@@ -226,6 +226,11 @@ def bench_loss(
     ] = None,
 ) -> None:
     """Time and peak memory of stage 2's mask loss, forward and backward, beside a plain implementation of it."""
+    import os
+
+    # Remarks of the profiler, which reads the memory on a CPU; to be set before torch is imported.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from tqdm import tqdm
 
     from .benchmark import LossBenchmark, bench_loss
