@@ -6,11 +6,12 @@ from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .mask_tokenizer import MaskTokenizer
 from .masks import from_square, to_square
@@ -25,6 +26,37 @@ def token_counts(num_mask_tokens: int) -> list[int]:
     return sorted({n for n in TOKEN_COUNTS if n < num_mask_tokens} | {num_mask_tokens})
 
 
+class ReconstructionMetrics:
+    """Streaming scores of what a mask tokenizer decodes from its codes, per number of tokens.
+
+    Args:
+        num_mask_tokens: k of the mask tokenizer.
+        threshold: probability from which a pixel is foreground.
+    """
+
+    def __init__(self, num_mask_tokens: int, threshold: float = 0.5):
+        self.threshold = threshold
+        # The boundary is the slowest number by far, and says little about a prefix.
+        self.metrics = {n: SegmentationMetrics(boundary=n == num_mask_tokens) for n in token_counts(num_mask_tokens)}
+
+    @torch.inference_mode()
+    def update(self, mask_tokenizer: MaskTokenizer, codes: Tensor, masks: Sequence[np.ndarray]) -> None:
+        """Add masks.
+
+        Args:
+            mask_tokenizer: in evaluation mode.
+            codes: (b, k) int64, of the masks.
+            masks: b masks, bool (h, w) each, of any sizes.
+        """
+        for n, metrics in self.metrics.items():
+            for square, mask in zip(mask_tokenizer.decode(codes[:, :n]).cpu().numpy(), masks, strict=True):
+                metrics.update(from_square(square, mask.shape, self.threshold), mask)
+
+    def compute(self) -> dict[int, dict[str, float | int | None]]:
+        """Number of tokens (powers of two below k, and k) -> what `SegmentationMetrics.compute` returns."""
+        return {n: metrics.compute() for n, metrics in self.metrics.items()}
+
+
 @torch.inference_mode()
 def reconstruction_scores(
     mask_tokenizer: MaskTokenizer, masks: Iterable[np.ndarray], threshold: float = 0.5
@@ -37,16 +69,12 @@ def reconstruction_scores(
         threshold: probability from which a pixel is foreground.
 
     Returns:
-        Number of tokens (powers of two below k, and k) -> what `SegmentationMetrics.compute` returns.
+        See `ReconstructionMetrics.compute`.
     """
     config = mask_tokenizer.config
-    counts = token_counts(config.num_mask_tokens)
-    metrics = {n: SegmentationMetrics(boundary=n == config.num_mask_tokens) for n in counts}
+    metrics = ReconstructionMetrics(config.num_mask_tokens, threshold)
     remaining = iter(masks)
     while batch := list(islice(remaining, BATCH)):
         squares = torch.from_numpy(np.stack([to_square(mask, config.image_size) for mask in batch]))
-        codes = mask_tokenizer.encode(squares.to(mask_tokenizer.device))
-        for n in counts:
-            for square, mask in zip(mask_tokenizer.decode(codes[:, :n]).cpu().numpy(), batch, strict=True):
-                metrics[n].update(from_square(square, mask.shape, threshold), mask)
-    return {n: metrics[n].compute() for n in counts}
+        metrics.update(mask_tokenizer, mask_tokenizer.encode(squares.to(mask_tokenizer.device)), batch)
+    return metrics.compute()

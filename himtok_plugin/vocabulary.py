@@ -6,6 +6,8 @@ as *non-special* ones, because servers strip special tokens from their output. D
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +93,9 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> 
     return tokenizer.convert_tokens_to_ids(wanted)
 
 
-def extend_embeddings(model: nn.Module, added_ids: list[int], vocabulary_size: int) -> int:
+def extend_embeddings(
+    model: nn.Module, added_ids: list[int], vocabulary_size: int, codebook: Tensor | None = None
+) -> int:
     """Make room for new tokens in a model's input and output embeddings and initialise their rows.
 
     Rows are also initialised where the matrices had room to spare, since those rows were never trained.
@@ -100,13 +104,15 @@ def extend_embeddings(model: nn.Module, added_ids: list[int], vocabulary_size: i
         model: has `get_input_embeddings`, `get_output_embeddings`, `resize_token_embeddings`.
         added_ids: ids of the new tokens.
         vocabulary_size: entries of the text tokenizer after adding.
+        codebook: (v, d) float32; codes whose rows in it are alike then begin with rows that are alike. None: each
+            new row begins with noise of its own.
 
     Returns:
         What the model's configuration has to say as `vocab_size`.
     """
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    input_rows = inputs.weight.shape[0]
-    rows = input_rows if outputs is None else min(input_rows, outputs.weight.shape[0])
+    input_rows = full_shape(inputs.weight)[0]
+    rows = input_rows if outputs is None else min(input_rows, full_shape(outputs.weight)[0])
     # A text tokenizer that leaves ids out (Phi-4) has ids beyond its number of entries.
     needed = max(vocabulary_size, max(added_ids) + 1)
     if needed > rows:
@@ -122,12 +128,32 @@ def extend_embeddings(model: nn.Module, added_ids: list[int], vocabulary_size: i
     if outputs is not None and outputs.weight is not inputs.weight:
         weights.append(outputs.weight)
     for weight in weights:
-        initialise_rows(weight, added.to(weight.device), first_new)
+        with gathered(weight):
+            directions = None if codebook is None else code_directions(codebook, added_ids, weight.shape[1])
+            initialise_rows(weight, added.to(weight.device), first_new, directions)
     for name, module in model.named_modules():
         if name.endswith(PER_LAYER_EMBEDDING):
             # Without noise: an adapter does not save these rows, and they must be the same when it is loaded.
-            initialise_rows(module.weight, added.to(module.weight.device), first_new, noise_scale=0)
+            with gathered(module.weight):
+                initialise_rows(module.weight, added.to(module.weight.device), first_new, noise_scale=0)
     return rows
+
+
+def full_shape(weight: Tensor) -> torch.Size:
+    """Shape of a parameter, also where ZeRO-3 has left a piece of it in this process."""
+    return getattr(weight, "ds_shape", weight.shape)
+
+
+@contextmanager
+def gathered(weight: Tensor) -> Iterator[None]:
+    """Within it a parameter that ZeRO-3 has sharded is whole; what process 0 writes into it, all of them get."""
+    if not hasattr(weight, "ds_id"):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):
+        yield
 
 
 def check_ids_are_text(config: PretrainedConfig, ids: list[int]) -> None:
@@ -150,7 +176,9 @@ def check_ids_are_text(config: PretrainedConfig, ids: list[int]) -> None:
 
 
 @torch.no_grad()
-def initialise_rows(weight: Tensor, rows: Tensor, num_old: int, noise_scale: float = NOISE_SCALE) -> None:
+def initialise_rows(
+    weight: Tensor, rows: Tensor, num_old: int, directions: Tensor | None = None, noise_scale: float = NOISE_SCALE
+) -> None:
     """Draw rows near the mean of the old ones, in place.
 
     At the mean a new token is as likely as an average old one, so the first steps are not spent on unlearning; the
@@ -160,9 +188,30 @@ def initialise_rows(weight: Tensor, rows: Tensor, num_old: int, noise_scale: flo
         weight: (vocabulary, hidden) embedding matrix.
         rows: (n,) int64 rows to draw.
         num_old: the first so many rows are the old ones.
+        directions: (n, hidden) float32 of unit variance instead of noise.
         noise_scale: in units of the old rows' standard deviation.
     """
     old = weight[:num_old].float()
     mean, std = old.mean(0), old.std(0)
-    noise = torch.randn(len(rows), weight.shape[1], device=weight.device)
-    weight[rows] = (mean + noise_scale * std * noise).to(weight.dtype)
+    if directions is None:
+        directions = torch.randn(len(rows), weight.shape[1], device=weight.device)
+    weight[rows] = (mean + noise_scale * std * directions.to(weight.device)).to(weight.dtype)
+
+
+@torch.no_grad()
+def code_directions(codebook: Tensor, ids: list[int], hidden: int) -> Tensor:
+    """The codebook in the embedding space, by a random map that keeps distances in expectation.
+
+    Args:
+        codebook: (v, d) float32.
+        ids: of all mask tokens, start and end first, then the codes in order, as `mask_text.mask_tokens` lists them.
+        hidden: width of the embeddings.
+
+    Returns:
+        (v + 2, hidden) float32 of unit variance; start and end are noise.
+    """
+    if len(ids) != len(codebook) + 2:
+        raise ValueError(f"ids: got {len(ids)}, expected start, end and {len(codebook)} codes")
+    centred = codebook.float().cpu() - codebook.float().cpu().mean(0)
+    mapped = centred @ torch.randn(codebook.shape[1], hidden)
+    return torch.cat([torch.randn(2, hidden), mapped / mapped.std().clamp(min=1e-6)])

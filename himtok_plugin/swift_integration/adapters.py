@@ -11,12 +11,14 @@ import json
 from functools import partial
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.other import TrainableTokensWrapper, set_additional_trainable_modules
 from safetensors import safe_open
 from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..vocabulary import MaskVocabulary
 
@@ -38,7 +40,7 @@ def train_mask_rows(model: nn.Module, owner: nn.Module, vocabulary: MaskVocabula
         Whether rows are trained; not if the embeddings are trained as a whole, or with a tuner that cannot.
 
     Raises:
-        ValueError: the rows are new and this tuner cannot train them.
+        ValueError: the rows are new and this tuner cannot train them, or PEFT cannot with ZeRO-3 on this device.
     """
     if any(_is_adapted(layer) for layer in _embeddings(owner)):
         return False
@@ -50,6 +52,10 @@ def train_mask_rows(model: nn.Module, owner: nn.Module, vocabulary: MaskVocabula
         raise ValueError(
             f"tuner {kind}: cannot train the mask tokens' new embedding rows, expected a kind of LoRA with PEFT, full "
             "training, or a base model that knows mask tokens already"
+        )
+    if is_deepspeed_zero3_enabled() and not torch.cuda.is_available():
+        raise ValueError(
+            "deepspeed=zero3 with LoRA: PEFT gathers embedding rows on CUDA devices only, expected ZeRO-2 without one"
         )
     base = model.get_base_model()
     names = {module: name for name, module in base.named_modules()}

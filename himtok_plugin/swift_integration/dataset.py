@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..mask_rows import as_list, row_masks
-from ..mask_rows import load_squares as load_squares  # for the templates
 from ..mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
 
 ROW_NUMBER = "himtok_row"

@@ -1,9 +1,9 @@
 """Learning rates of their own for the de-tokenizer and for the mask tokens' embedding rows.
 
-Contract: `set_own_learning_rates` changes an optimizer that ms-swift has just made, before its schedule is: parameters
-move into groups of their own; rows of a matrix that is trained as a whole have no group, so their share of every update
-is scaled instead, which for Adam with decoupled weight decay is the same as another rate. ViT, aligner and LLM have
-ms-swift's own flags. Does not know trainers and models.
+Contract: changes an optimizer that ms-swift has just made, before its schedule is: parameters move into groups of their
+own; rows of a matrix that is trained as a whole have no group, so their share of every update is scaled instead, which
+for Adam with decoupled weight decay is the same as another rate. ViT, aligner and LLM have ms-swift's own flags. Does
+not know trainers and models.
 """
 
 from __future__ import annotations
@@ -15,35 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-def set_own_learning_rates(
-    optimizer: Optimizer,
-    rate: float,
-    detokenizer: tuple[Iterable[nn.Parameter], float] | None = None,
-    row_parameters: tuple[Iterable[nn.Parameter], float] | None = None,
-    matrix_rows: tuple[Iterable[nn.Parameter], Tensor, float] | None = None,
-) -> None:
-    """Give parts of the model their own learning rate.
+def move_to_own_groups(optimizer: Optimizer, parameters: Iterable[nn.Parameter], rate: float) -> None:
+    """Give parameters a learning rate of their own.
 
-    Args:
-        optimizer: just made; its schedule is not.
-        rate: the run's learning rate.
-        detokenizer: the de-tokenizer's parameters and their rate.
-        row_parameters: parameters that hold mask tokens' rows and nothing else (adapters), and their rate.
-        matrix_rows: embedding matrices (vocabulary, hidden), the (n,) int64 rows of mask tokens in them and their rate.
+    The new groups keep everything else, such as weight decay, of the groups that the parameters stood in; parameters
+    that are not trained are passed over.
     """
-    for part in (detokenizer, row_parameters):
-        if part is not None:
-            _move_to_own_groups(optimizer, *part)
-    if matrix_rows is not None:
-        matrices, rows, own_rate = matrix_rows
-        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        found = list({id(p): p for p in matrices if id(p) in trained}.values())  # tied ones are one
-        if found:
-            RowUpdateScale(found, rows, own_rate / rate).attach(optimizer)
-
-
-def _move_to_own_groups(optimizer: Optimizer, parameters: Iterable[nn.Parameter], rate: float) -> None:
-    """The new groups keep everything else, such as weight decay, of the groups that the parameters stood in."""
     wanted = {id(p) for p in parameters}
     for group in list(optimizer.param_groups):
         own = [p for p in group["params"] if id(p) in wanted]
@@ -52,6 +29,21 @@ def _move_to_own_groups(optimizer: Optimizer, parameters: Iterable[nn.Parameter]
         group["params"] = [p for p in group["params"] if id(p) not in wanted]
         optimizer.add_param_group({**group, "params": own, "lr": rate})
     optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+
+
+def scale_row_updates(optimizer: Optimizer, matrices: Iterable[nn.Parameter], rows: Tensor, scale: float) -> None:
+    """Scale what every step of an optimizer does to some rows.
+
+    Args:
+        optimizer: steps on whole, unsharded matrices.
+        matrices: (vocabulary, hidden) embedding matrices; tied ones may be given twice, frozen ones are passed over.
+        rows: (n,) int64.
+        scale: the rows' learning rate in units of the matrices' own.
+    """
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    found = list({id(p): p for p in matrices if id(p) in trained}.values())
+    if found:
+        RowUpdateScale(found, rows, scale).attach(optimizer)
 
 
 class RowUpdateScale:

@@ -11,17 +11,19 @@ import os
 from pathlib import Path
 
 from swift.utils import HfConfigFactory, get_logger
-from torch import nn
+from torch import Tensor, nn
 
 from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from ..mask_tokenizer.conversion import RELEASED_FILE, SIDECAR_FOLDER, find_mask_tokenizer, load_released
-from ..vocabulary import MaskVocabulary, check_ids_are_text, extend_embeddings, extend_tokenizer
+from ..vocabulary import MaskVocabulary, check_ids_are_text, extend_embeddings, extend_tokenizer, full_shape
 from .adapters import adapter_size, check_adapter
 from .arguments import current_arguments
 from .mask_runtime import MaskRuntime
+from .sharding import loading_whole, whole_copy
 
 logger = get_logger()
 ATTRIBUTE = "mask_tokenizer"
+DETOKENIZER = ("decoder", "pixel_decoder")  # the parts of a mask tokenizer that stage 2 trains
 
 
 def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> None:
@@ -57,9 +59,10 @@ def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> N
     if model is None:
         return
     if added:
-        _extend_model(loader, model, config, added, len(tokenizer))
+        codebook = mask_tokenizer.quantize.codebook() if settings.mask_rows_init == "codebook" else None
+        _extend_model(loader, model, config, added, len(tokenizer), codebook)
         logger.info(f"Added {len(added)} mask tokens to the vocabulary.")
-    width = lm_of(model, loader.model_meta).get_input_embeddings().weight.shape[1]
+    width = full_shape(lm_of(model, loader.model_meta).get_input_embeddings().weight)[1]
     for folder in settings.adapter_folders:
         check_adapter(folder, vocabulary, width)
     runtime.rows_are_new = bool(added)
@@ -94,7 +97,9 @@ def _load(source: Path, with_weights: bool) -> tuple[MaskTokenizerConfig, MaskTo
         return model.config, model
     if not with_weights:
         return MaskTokenizerConfig.from_pretrained(source), None
-    model = MaskTokenizer.from_pretrained(source)
+    # Not sharded while loading (ZeRO-3): a whole copy is taken first, then DeepSpeed shards what it finds.
+    with loading_whole():
+        model = MaskTokenizer.from_pretrained(source)
     return model.config, model
 
 
@@ -105,9 +110,11 @@ def lm_of(model: nn.Module, model_meta) -> nn.Module:
     return get_lm_head_model(model, model_meta)
 
 
-def _extend_model(loader, model: nn.Module, config, added: list[int], vocabulary_size: int) -> None:
+def _extend_model(
+    loader, model: nn.Module, config, added: list[int], vocabulary_size: int, codebook: Tensor | None
+) -> None:
     owner = lm_of(model, loader.model_meta)
-    HfConfigFactory.set_config_attr(config, "vocab_size", extend_embeddings(owner, added, vocabulary_size))
+    HfConfigFactory.set_config_attr(config, "vocab_size", extend_embeddings(owner, added, vocabulary_size, codebook))
 
 
 def attach(model: nn.Module, mask_tokenizer: MaskTokenizer) -> None:
@@ -149,6 +156,11 @@ def save_sidecar(model: nn.Module, folder: str, state_dict: dict | None) -> None
         return
     marker = f"{ATTRIBUTE}."
     own = {k.rpartition(marker)[2]: v for k, v in (state_dict or {}).items() if marker in k}
+    whole = whole_copy(mask_tokenizer)
+    if own and whole is not None:
+        # What was trained comes out of the sharded model, perhaps in half precision; codes depend on every digit.
+        trained = {name: value for name, value in own.items() if name.startswith(DETOKENIZER)}
+        own = {**whole.state_dict(), **{name: value.float() for name, value in trained.items()}}
     mask_tokenizer.save_pretrained(os.path.join(folder, SIDECAR_FOLDER), state_dict=own or None)
     size = adapter_size(folder)
     if size is not None:

@@ -18,11 +18,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedTokenizerFast
 
+from ..mask_rows import load_squares
 from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from ..mask_tokenizer.objective import StageOneObjective, codebook_usage
-from ..metrics import SegmentationMetrics
-from ..reconstruction import token_counts
-from .dataset import MaskColumn, load_squares
+from ..reconstruction import ReconstructionMetrics
+from .dataset import MaskColumn
 from .device_means import DeviceMeans
 
 MODEL_TYPE = MaskTokenizerConfig.model_type
@@ -105,6 +105,7 @@ class StageOneTrainer(Seq2SeqTrainer):
         )
         self._usage = {mode: torch.zeros(model.config.codebook_size, dtype=torch.int64) for mode in ("train", "eval")}
         self._means = DeviceMeans()
+        self._reconstruction = ReconstructionMetrics(model.config.num_mask_tokens)
         super().__init__(*args, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -126,8 +127,8 @@ class StageOneTrainer(Seq2SeqTrainer):
             codes = output.codes.flatten()
             usage = self._usage[mode] = self._usage[mode].to(codes.device)
             usage.index_add_(0, codes, torch.ones_like(codes))
-        if mode == "eval" and self.model.config.codebook_ready:  # before that there are no codes to measure
-            self._measure(squares)
+            if mode == "eval":
+                self._reconstruction.update(self.objective.model, output.codes, list((squares >= 0.5).cpu().numpy()))
         return (loss, output) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **kwargs):
@@ -136,29 +137,25 @@ class StageOneTrainer(Seq2SeqTrainer):
             loss = self.compute_loss(model, inputs)
         return loss.detach(), None, None
 
-    @torch.no_grad()
-    def _measure(self, squares: torch.Tensor) -> None:
-        """IoU of the reconstruction at several prefix lengths, boundary F at full length."""
-        tokenizer = self.objective.model
-        k = tokenizer.config.num_mask_tokens
-        codes = tokenizer.encode(squares)
-        metrics = self.custom_metrics["eval"]
-        target = (squares >= 0.5).cpu().numpy()
-        for n in token_counts(k):
-            prediction = (tokenizer.decode(codes[:, :n]) >= 0.5).cpu().numpy()
-            for i in range(len(target)):
-                scores = SegmentationMetrics(boundary=n == k)
-                scores.update(prediction[i], target[i])
-                computed = scores.compute()
-                metrics[f"iou_{n}"].update(computed["gIoU"])
-                if n == k:
-                    metrics["boundary_F"].update(computed["boundary_F"])
-
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         mode = "train" if self.model.training else "eval"
         if self._usage[mode].any():
             prefix = "eval_" if mode == "eval" else ""
             logs.update({prefix + name: value for name, value in codebook_usage(self._usage[mode]).items()})
             self._usage[mode].zero_()
+        if mode == "eval":
+            self._hand_on_reconstruction()
         self._means.flush(mode, self.custom_metrics[mode])
         super().log(logs, *args, **kwargs)
+
+    def _hand_on_reconstruction(self) -> None:
+        """IoU at several prefix lengths, boundary F at full length, as sums that ms-swift adds up over processes."""
+        k = self.objective.model.config.num_mask_tokens
+        for n, scores in self._reconstruction.compute().items():
+            names = {f"iou_{n}": "gIoU", **({"boundary_F": "boundary_F"} if n == k else {})}
+            for name, score in names.items():
+                if scores["samples"]:
+                    metric = self.custom_metrics["eval"][name]
+                    metric.state += scores[score] * scores["samples"]
+                    metric.count += scores["samples"]
+        self._reconstruction = ReconstructionMetrics(k)

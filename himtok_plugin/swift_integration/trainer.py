@@ -13,21 +13,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from swift.trainers import Seq2SeqTrainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..hierarchical_loss import HierarchicalMaskLoss, code_probabilities
+from ..hierarchical_loss import HierarchicalMaskLoss, LogitTap, MaskLosses, code_probabilities, mask_logits
 from ..mask_tokenizer import MaskTokenizer
 from ..mask_tokenizer.conversion import SIDECAR_FOLDER
+from ..mask_tokenizer.reconstruction_loss import draw_levels
 from .adapters import ROWS_KEY
 from .device_means import DeviceMeans
 from .evaluation import MaskEvaluation, row_number
 from .inference import RESPONSE_ATTRIBUTE, write_masks
-from .learning_rates import set_own_learning_rates
+from .learning_rates import move_to_own_groups, scale_row_updates
 from .mask_batch import IGNORE_INDEX, PREFIX, MaskBatch
-from .model import attached_mask_tokenizer, lm_of
+from .model import DETOKENIZER, attached_mask_tokenizer, lm_of
+from .sharding import TOUCH, ShardedDetokenizer, keep_whole_copy, loading_whole, mark_as_used
 
-DETOKENIZER = ("decoder", "pixel_decoder")  # parts of a mask tokenizer
+LEVEL_SEED = 1_000_003  # keeps the steps of runs with neighbouring seeds apart
 BATCH = "himtok_batch"  # key under which a batch's masks go from `_prepare_inputs` to `compute_loss`
 
 
@@ -53,33 +55,46 @@ class MaskTrainer(Seq2SeqTrainer):
                 f"mask_loss_weight={settings.mask_loss_weight}, hierarchical_loss_weight="
                 f"{settings.hierarchical_loss_weight}: got rows without masks, expected some with a column `masks`"
             )
+        self._tap = LogitTap(lm_of(model, template.model_meta).get_output_embeddings() or nn.Identity())
         super().__init__(*args, **kwargs)
+        self._share_with_processes()
         create_optimizer = self.optimizer_callback.create_optimizer
         self.optimizer_callback.create_optimizer = lambda model=None: self._with_own_rates(create_optimizer(model))
         if self.args.predict_with_generate:
             self.mask_evaluation = MaskEvaluation(self.args.process_index)
             self.infer_engine.infer = self._noting_masks(self.infer_engine.infer)
 
+    def _share_with_processes(self) -> None:
+        """Say who encodes and who decodes; see sharding.py."""
+        self._encoder = self._detokenizer = self.mask_tokenizer
+        self._is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        trained = [p for p in self.mask_tokenizer.parameters() if p.requires_grad]
+        if self._is_sharded:
+            self._encoder = keep_whole_copy(self.mask_tokenizer)
+            self._detokenizer = ShardedDetokenizer(self._encoder, self.mask_tokenizer)
+        elif trained and self.accelerator.num_processes > 1:
+            mark_as_used(self.model, trained)
+
     def _with_own_rates(self, optimizer: Optimizer) -> Optimizer:
-        settings, args = self.masks.settings, self.args
-        detokenizer = row_parameters = matrix_rows = None
+        settings = self.masks.settings
         if settings.detokenizer_lr is not None:
-            detokenizer = self.mask_tokenizer.parameters(), settings.detokenizer_lr
-        if settings.mask_rows_lr is not None:
-            own = [p for name, p in self.model.named_parameters() if ROWS_KEY in name]
-            if own:
-                row_parameters = own, settings.mask_rows_lr
-            elif self.is_deepspeed_enabled or self.is_fsdp_enabled:
-                raise ValueError(
-                    f"mask_rows_lr={settings.mask_rows_lr}: got full training with a sharded optimizer, which does not "
-                    "know rows, expected LoRA or no sharding"
-                )
-            else:
-                owner = lm_of(self.model, self.model.model_meta)
-                layers = (owner.get_input_embeddings(), owner.get_output_embeddings())
-                matrices = [layer.weight for layer in layers if layer is not None]
-                matrix_rows = matrices, torch.tensor(self.masks.vocabulary.ids()), settings.mask_rows_lr
-        set_own_learning_rates(optimizer, args.learning_rate, detokenizer, row_parameters, matrix_rows)
+            move_to_own_groups(optimizer, self.mask_tokenizer.parameters(), settings.detokenizer_lr)
+        if settings.mask_rows_lr is None:
+            return optimizer
+        own = [p for name, p in self.model.named_parameters() if ROWS_KEY in name]
+        if own:
+            move_to_own_groups(optimizer, own, settings.mask_rows_lr)
+        elif self._is_sharded:
+            raise ValueError(
+                f"mask_rows_lr={settings.mask_rows_lr}: got full training with a sharded optimizer, which does not "
+                "know rows, expected LoRA or no sharding"
+            )
+        else:
+            owner = lm_of(self.model, self.model.model_meta)
+            layers = (owner.get_input_embeddings(), owner.get_output_embeddings())
+            matrices = [layer.weight for layer in layers if layer is not None]
+            rows = torch.tensor(self.masks.vocabulary.ids())
+            scale_row_updates(optimizer, matrices, rows, settings.mask_rows_lr / self.args.learning_rate)
         return optimizer
 
     def _noting_masks(self, infer):
@@ -121,7 +136,7 @@ class MaskTrainer(Seq2SeqTrainer):
                     inputs[key] = inputs[key].to(self.args.device)
             if len(masks.to_encode):
                 with self.accelerator.autocast():
-                    masks.codes[masks.to_encode] = self.mask_tokenizer.encode(masks.unknown_squares())
+                    masks.codes[masks.to_encode] = self._encoder.encode(masks.unknown_squares())
             masks.write_codes(inputs, self.masks.vocabulary)
             shape = inputs["input_ids"].shape
         # Codes are in place now, so ms-swift may trim the labels.
@@ -134,16 +149,21 @@ class MaskTrainer(Seq2SeqTrainer):
         masks, shape = inputs.pop(BATCH, (None, None))
         logits_to_keep = inputs.get("logits_to_keep")
         labels = inputs.get("labels")
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        mode = "train" if self.model.training else "eval"
-        self._log_next_token_loss(loss, labels, num_items_in_batch, mode)
-        if self.masks.settings.trains_on_masks:
-            loss = loss + self._mask_losses(outputs, masks, shape, logits_to_keep, num_items_in_batch, mode)
+        with self._tap:
+            loss, outputs = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+            mode = "train" if self.model.training else "eval"
+            self._log_next_token_loss(loss, labels, num_items_in_batch, mode)
+            if self.masks.settings.trains_on_masks:
+                loss = loss + self._mask_losses(outputs, masks, shape, logits_to_keep, num_items_in_batch, mode)
+            elif TOUCH in outputs:
+                loss = loss + outputs[TOUCH]
         return (loss, outputs) if return_outputs else loss
 
     def _mask_losses(self, outputs, masks: MaskBatch | None, shape, logits_to_keep, num_items, mode: str) -> Tensor:
         if masks is None or masks.supervised is None or not len(masks.supervised):
-            return self._touch_detokenizer()
+            return self._loss_of_no_mask(outputs)
         if getattr(outputs, "logits", None) is None:
             raise RuntimeError("the mask loss needs the model's logits, which use_liger_kernel does not keep")
         if logits_to_keep is None and outputs.logits.shape[:-1] != shape:
@@ -152,9 +172,13 @@ class MaskTrainer(Seq2SeqTrainer):
                 f"template {self.template.template_meta.template_type!r}: the base model made of {shape[-1]} input_ids "
                 f"{outputs.logits.shape[1]} logits, expected as many: it cannot learn with a mask loss, only without"
             )
+        if masks.squares is None:
+            raise ValueError(
+                "mask_loss_weight: got rows that were encoded, with --to_cached_dataset, for training without a mask "
+                "loss, expected the same --mask_loss_weight there"
+            )
         rows = masks.supervised_logit_rows(shape, logits_to_keep)
-        # Columns first: what is copied is as wide as the codebook, not as the vocabulary.
-        logits = outputs.logits[..., self.masks.vocabulary.code_ids].flatten(0, 1).index_select(0, rows)
+        logits = mask_logits(self._tap.logits_behind(outputs.logits), self.masks.vocabulary.code_ids, rows)
         count = len(masks.supervised)
         probabilities = code_probabilities(logits).unflatten(0, (count, self.masks.num_mask_tokens))
         total, processes = count, 1
@@ -164,14 +188,7 @@ class MaskTrainer(Seq2SeqTrainer):
             processes = self._averaging_processes(num_items)
         settings = self.masks.settings
         with self.accelerator.autocast():  # ms-swift's own covers the LMM's forward pass only
-            losses = self.mask_loss(
-                self.mask_tokenizer,
-                probabilities,
-                masks.targets(),
-                weights=torch.full((count,), 1 / total, device=logits.device),
-                full=settings.mask_loss_weight > 0,
-                hierarchical=settings.hierarchical_loss_weight > 0,
-            )
+            losses = self._terms(probabilities, masks.targets(), torch.full((count,), 1 / total, device=logits.device))
         for name in ("bce", "dice", "hierarchical"):
             self._means.update(mode, f"loss_mask_{name}", getattr(losses, name) * (total / count))
         mask_loss = losses.bce + settings.mask_dice_weight * losses.dice
@@ -179,11 +196,38 @@ class MaskTrainer(Seq2SeqTrainer):
         # Gradients are averaged over processes, while `total` counts the masks of all of them.
         return weighted * processes
 
-    def _touch_detokenizer(self) -> Tensor:
-        """A zero that every trained parameter of the de-tokenizer had a part in: DDP waits for all gradients."""
-        trained = [p for p in self.mask_tokenizer.parameters() if p.requires_grad]
-        zero = torch.zeros((), device=self.args.device)
-        return zero + sum(p.sum() for p in trained) * 0 if trained else zero
+    def _terms(self, probabilities: Tensor, target: Tensor, weights: Tensor) -> MaskLosses:
+        settings = self.masks.settings
+        return self.mask_loss(
+            self._detokenizer,
+            probabilities,
+            target,
+            weights=weights,
+            levels=self._levels(),
+            full=settings.mask_loss_weight > 0,
+            hierarchical=settings.hierarchical_loss_weight > 0,
+        )
+
+    def _levels(self) -> Tensor | None:
+        """Prefix lengths of this optimiser step: the same in all its batches and processes, and when it is resumed, so
+        that the gradient does not depend on how a step is split."""
+        k = self.masks.num_mask_tokens
+        if k == 1:
+            return None  # there is no prefix
+        generator = torch.Generator().manual_seed(self.args.seed * LEVEL_SEED + self.state.global_step)
+        return draw_levels(min(self.masks.settings.num_coarse_levels, k - 1), k, generator)
+
+    def _loss_of_no_mask(self, outputs) -> Tensor:
+        """A zero. Other processes may have masks, and the same must be communicated in all of them."""
+        if not self._is_sharded:
+            return outputs.get(TOUCH, torch.zeros((), device=self.args.device))
+        # One mask that does not count: sharded parts are gathered, and reduced, as they are called.
+        config, device = self._detokenizer.config, self.args.device
+        probabilities = torch.zeros((1, config.num_mask_tokens, config.codebook_size), device=device)
+        target = torch.zeros((1, config.image_size, config.image_size), device=device)
+        with self.accelerator.autocast():
+            losses = self._terms(probabilities, target, torch.zeros(1, device=device))
+        return losses.bce + losses.dice + losses.hierarchical
 
     def _log_next_token_loss(self, loss: Tensor, labels: Tensor | None, num_items, mode: str) -> None:
         value = loss.detach()
@@ -200,6 +244,11 @@ class MaskTrainer(Seq2SeqTrainer):
 
     # ----- checkpoints
 
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        if isinstance(resume_from_checkpoint, (str, os.PathLike)):
+            self._read_sidecar(os.fspath(resume_from_checkpoint))  # a wrong one is refused before anything is loaded
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_sidecar(resume_from_checkpoint)
@@ -209,16 +258,22 @@ class MaskTrainer(Seq2SeqTrainer):
         self._load_sidecar(self.state.best_model_checkpoint)
 
     def _load_sidecar(self, checkpoint: str) -> None:
+        saved = self._read_sidecar(checkpoint)
+        if not self._is_sharded:  # else DeepSpeed and FSDP have loaded it with the rest of the model
+            self.mask_tokenizer.load_state_dict(saved.state_dict())
+
+    def _read_sidecar(self, checkpoint: str) -> MaskTokenizer:
         folder = os.path.join(checkpoint, SIDECAR_FOLDER)
         if not os.path.isdir(folder):
             raise ValueError(f"checkpoint {checkpoint!r}: has no {SIDECAR_FOLDER}/")
-        saved = MaskTokenizer.from_pretrained(folder)
-        if not _same_codes(saved, self.mask_tokenizer):
+        with loading_whole():
+            saved = MaskTokenizer.from_pretrained(folder)
+        if not _same_codes(saved, self._encoder):
             raise ValueError(
                 f"checkpoint {checkpoint!r}: was trained with another mask tokenizer than {str(self.masks.source)!r}, "
                 "whose codes mean other masks"
             )
-        self.mask_tokenizer.load_state_dict(saved.state_dict())
+        return saved
 
 
 def _may_have_masks(dataset: Any) -> bool:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from himtok_plugin import MaskTokenizer
+from himtok_plugin.confidence import Calibration
 from himtok_plugin.mask_text import MASK_START
 from himtok_plugin.tiny_lmm import TinyLmmSize, build_tiny_internvl
 from himtok_plugin.vocabulary import MaskVocabulary
@@ -78,11 +79,14 @@ def test_adapter_infers_at_once_and_merges_into_a_vanilla_checkpoint_with_the_sa
     lora, bases, answers, tmp_path, kind
 ):
     checkpoint = lora(model=bases[kind])
+    calibration = Calibration((0.0, 1.0), (0.1, 0.9))
+    calibration.save(checkpoint / "mask_tokenizer")
     adapted = answers("adapted", adapters=checkpoint)
     assert all(row["masks"] and row["masks"][0]["complete"] for row in adapted), [r["response"] for r in adapted]
     export(adapters=checkpoint, merge_lora=True, output_dir=tmp_path / "merged", torch_dtype="float32")
     merged, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(report.values()), report
+    assert Calibration.load(tmp_path / "merged" / "mask_tokenizer") == calibration
     for one, other in zip(adapted, answers("merged", model=tmp_path / "merged"), strict=True):
         assert one["response"] == other["response"]
         # The scores' last digits move, since a merged weight is a sum rounded once.

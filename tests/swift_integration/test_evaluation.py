@@ -6,7 +6,7 @@ from runs import STAGE_TWO, logged, read_rows
 from transformers import AutoModelForImageTextToText
 
 from himtok_plugin import MaskTokenizer
-from himtok_plugin.swift_integration.learning_rates import RowUpdateScale, set_own_learning_rates
+from himtok_plugin.swift_integration.learning_rates import move_to_own_groups, scale_row_updates
 
 GENERATE = {
     "predict_with_generate": True,
@@ -115,7 +115,7 @@ def test_scaled_rows_move_as_with_another_rate():
         matrix = torch.nn.Parameter(torch.randn(5, 3))
         optimizer = torch.optim.AdamW([matrix], lr=rate, weight_decay=0.1)
         if scale is not None:
-            RowUpdateScale([matrix], torch.tensor([1, 4]), scale).attach(optimizer)
+            scale_row_updates(optimizer, [matrix, matrix], torch.tensor([1, 4]), scale)
         for _ in range(4):
             matrix.grad = torch.randn(5, 3)
             optimizer.step()
@@ -131,6 +131,6 @@ def test_own_groups_keep_the_weight_decay_of_the_groups_they_leave():
     other = torch.nn.Parameter(torch.zeros(2, 2))
     groups = [{"params": [decayed, other], "weight_decay": 0.1}, {"params": [plain], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1.0)
-    set_own_learning_rates(optimizer, 1.0, detokenizer=([decayed, plain], 0.5))
+    move_to_own_groups(optimizer, [decayed, plain], 0.5)
     found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert found == {id(decayed): (0.5, 0.1), id(plain): (0.5, 0.0), id(other): (1.0, 0.1)}

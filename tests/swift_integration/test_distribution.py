@@ -1,0 +1,155 @@
+"""Several processes: DDP, DeepSpeed and FSDP train, save, resume and infer; a step is the same however it is split."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from runs import flags, infer, run_swift, write_rows
+from safetensors.torch import load_file
+
+from himtok_plugin import MaskTokenizer
+from himtok_plugin.mask_text import MASK_START
+
+COMMON = {
+    "plugin": "himtok",
+    "tuner_type": "full",
+    "freeze_vit": False,
+    "freeze_aligner": False,
+    "use_cpu": True,
+    "ddp_backend": "gloo",
+    "check_model": False,
+    "report_to": "none",
+    "add_version": False,
+    "strict": True,
+    "logging_steps": 1,
+    "split_dataset_ratio": 0,
+    "eval_strategy": "no",
+    "load_from_cache_file": False,
+    "dataloader_num_workers": 0,
+    "gradient_checkpointing": False,
+    "attn_impl": "eager",
+    "mask_loss_weight": 1,
+    "hierarchical_loss_weight": 1,
+}
+FLOAT32 = {"torch_dtype": "float32", "fp16": False, "bf16": False}
+BFLOAT16 = {"torch_dtype": "bfloat16", "bf16": True}
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is an extra")
+
+
+@pytest.fixture(scope="module")
+def rows(world):
+    """Masks unevenly spread: two in one answer, one, none, and one in a question."""
+    without = {k: v for k, v in world.row("<image>What is it?", "No shape.").items() if k != "masks"}
+    kinds = [
+        world.row("<image>Both.", "<mask> and <mask>", masks=[world.left, world.right]),
+        world.segment(world.left),
+        without,
+        world.row("<image>What is <mask>?", "A thing, here: <mask>", masks=[world.left, world.right]),
+    ]
+    return write_rows(world.root / "uneven.jsonl", [*kinds, without, without, kinds[1], without])
+
+
+@pytest.fixture
+def launch(world, rows, tmp_path):
+    def run(processes, name="out", **options):
+        defaults = {"model": world.lmm, "mask_tokenizer": world.mask_tokenizer, "dataset": rows}
+        argv = flags(**{**COMMON, **defaults, "output_dir": tmp_path / name, **options})
+        environment = {} if processes == 1 else {"NPROC_PER_NODE": str(processes)}
+        done = run_swift("sft", *argv, cwd=tmp_path, timeout=300, **environment)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+        return tmp_path / name
+
+    return run
+
+
+def weights_after_one_step(folder):
+    lmm = load_file(folder / "checkpoint-1" / "model.safetensors")
+    detokenizer = load_file(folder / "checkpoint-1" / "mask_tokenizer" / "model.safetensors")
+    return {**lmm, **{f"mask_tokenizer.{name}": value for name, value in detokenizer.items()}}
+
+
+def test_one_batch_is_four_accumulated_ones_is_two_processes(launch):
+    """Plain gradient descent: the difference between weights is the gradient."""
+    options = {
+        **FLOAT32,
+        "optim": "sgd",
+        "learning_rate": 1,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 1e9,
+        "weight_decay": 0,
+        "max_steps": 1,
+        "save_steps": 1,
+        "train_dataloader_shuffle": False,
+        "dataset_shuffle": False,
+    }
+    whole = launch(1, "whole", per_device_train_batch_size=8, **options)
+    parts = launch(1, "parts", per_device_train_batch_size=2, gradient_accumulation_steps=4, **options)
+    two = launch(2, "two", per_device_train_batch_size=4, **options)
+    expected = weights_after_one_step(whole)
+    for folder in (parts, two):
+        for name, value in weights_after_one_step(folder).items():
+            assert torch.allclose(value, expected[name], atol=2e-5, rtol=1e-4), (folder.name, name)
+
+
+def check_checkpoint(checkpoint, world, tmp_path, trained=True):
+    """A complete mask tokenizer, codes as before to the last digit, and answers with masks."""
+    before = MaskTokenizer.from_pretrained(world.mask_tokenizer).state_dict()
+    after = MaskTokenizer.from_pretrained(checkpoint / "mask_tokenizer").state_dict()
+    assert before.keys() == after.keys()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert all(name.startswith(("decoder", "pixel_decoder")) for name in moved)
+    assert bool(moved) == trained
+    asked = write_rows(tmp_path / "asked.jsonl", [world.segment(world.left)])
+    model = {"adapters": checkpoint} if (checkpoint / "adapter_config.json").is_file() else {"model": checkpoint}
+    (row,) = infer(asked, tmp_path / "answers.jsonl", **model, response_prefix=MASK_START, max_new_tokens=8)
+    assert row["masks"]
+
+
+def losses(folder):
+    logged = [json.loads(line) for line in (folder / "logging.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in logged if "loss" in entry]
+
+
+CASES = {
+    "ddp": (2, FLOAT32),
+    "ddp lora": (2, {**FLOAT32, "tuner_type": "lora", "target_modules": "all-linear"}),
+    "zero2": (2, {**BFLOAT16, "deepspeed": "zero2"}),
+    "zero2 lora": (2, {**BFLOAT16, "deepspeed": "zero2", "tuner_type": "lora", "target_modules": "all-linear"}),
+    "zero3": (1, {**BFLOAT16, "deepspeed": "zero3"}),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=needs_deepspeed if "zero" in name else ()) for name in CASES],
+)
+def test_trains_saves_resumes_and_infers(case, launch, world, tmp_path):
+    """One row a process and step, so that some process has no mask in most steps."""
+    processes, options = CASES[case]
+    options = {**options, "per_device_train_batch_size": 1, "save_steps": 2, "learning_rate": 1e-3}
+    first = launch(processes, "first", max_steps=4, **options)
+    check_checkpoint(first / "checkpoint-4", world, tmp_path)
+    rest = launch(processes, "rest", max_steps=4, resume_from_checkpoint=first / "checkpoint-2", **options)
+    check_checkpoint(rest / "checkpoint-4", world, tmp_path)
+    assert losses(rest)[-2:] == pytest.approx(losses(first)[-2:], rel=1e-4)
+
+
+@needs_deepspeed
+def test_zero3_with_lora_on_a_cpu_is_refused_in_one_line(world, rows, tmp_path):
+    options = {**COMMON, **BFLOAT16, "deepspeed": "zero3", "tuner_type": "lora", "target_modules": "all-linear"}
+    names = {"model": world.lmm, "mask_tokenizer": world.mask_tokenizer, "dataset": rows, "output_dir": tmp_path}
+    done = run_swift("sft", *flags(**options, **names), cwd=tmp_path)
+    assert done.returncode != 0
+    assert "ValueError: deepspeed=zero3 with LoRA: PEFT gathers embedding rows on CUDA devices only" in done.stderr
+
+
+def test_rows_without_any_mask_train_beside_others(launch, world, tmp_path):
+    """Two processes, one of which never sees a mask."""
+    without = {key: value for key, value in world.row("<image>What?", "Nothing.").items() if key != "masks"}
+    uneven = write_rows(tmp_path / "uneven.jsonl", [world.segment(world.left), without] * 4)
+    order = {"train_dataloader_shuffle": False, "dataset_shuffle": False}
+    folder = launch(
+        2, dataset=uneven, per_device_train_batch_size=1, max_steps=3, save_strategy="no", **order, **FLOAT32
+    )
+    assert len(losses(folder)) == 3

@@ -1,0 +1,104 @@
+"""What users know of ms-swift's training works with masks in the batch."""
+
+import pytest
+import torch
+from runs import STAGE_TWO, export, logged, read_rows, write_rows
+from safetensors.torch import load_file
+
+from himtok_plugin import MaskTokenizer
+
+TERMS = ("loss", "loss_next_token", "loss_mask_bce", "loss_mask_dice", "loss_mask_hierarchical")
+
+
+def close(one, other, tolerance=1e-4):
+    for term in TERMS:
+        assert logged(one, term) == pytest.approx(logged(other, term), rel=tolerance), term
+
+
+@pytest.mark.parametrize("codes", [False, True], ids=["masks", "masks and codes"])
+def test_cached_dataset_trains_like_the_rows_it_was_made_of(train, world, tmp_path, codes):
+    rows = read_rows(world.scenes)[:4]
+    if codes:
+        from himtok_plugin.mask_rows import load_squares
+
+        tokenizer = MaskTokenizer.from_pretrained(world.mask_tokenizer)
+        for row in rows:
+            squares = load_squares(dict(enumerate(row["masks"])), 16, None, "row")
+            row["mask_codes"] = tokenizer.encode(torch.from_numpy(squares).float() / 255).tolist()
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    order = {"train_dataloader_shuffle": False, "dataset_shuffle": False, "max_steps": 1}
+    plain = train(dataset=path, output_dir=tmp_path / "plain", **order, **STAGE_TWO)
+    export(
+        model=world.lmm,
+        mask_tokenizer=world.mask_tokenizer,
+        dataset=path,
+        dataset_shuffle=False,
+        to_cached_dataset=True,
+        split_dataset_ratio=0,
+        output_dir=tmp_path / "cached",
+        **STAGE_TWO,
+    )
+    cached = train(
+        dataset=None, cached_dataset=tmp_path / "cached" / "train", output_dir=tmp_path / "from", **order, **STAGE_TWO
+    )
+    close(cached, plain)
+
+
+def test_codes_made_offline_need_no_encoder(train, world, tmp_path, monkeypatch):
+    rows = [{**row, "mask_codes": [[1, 2, 3, 4]] * len(row["masks"])} for row in read_rows(world.scenes)]
+
+    def refuse(*_):
+        raise AssertionError("the encoder ran")
+
+    monkeypatch.setattr(MaskTokenizer, "encode_latents", refuse)
+    assert logged(train(rows, **STAGE_TWO), "loss")
+
+
+def test_gradient_checkpointing_changes_nothing(train):
+    plain, saving = (train(gradient_checkpointing=on, **STAGE_TWO) for on in (False, True))
+    close(saving, plain, 1e-3)
+
+
+def test_half_precision_is_close_to_single(train):
+    single = train(attn_impl="eager", **STAGE_TWO)
+    half = train(attn_impl="eager", torch_dtype="float32", bf16=True, fp16=False, use_cpu=True, **STAGE_TWO)
+    close(half, single, 5e-2)
+
+
+def test_loss_scale_weighs_words_beside_the_mask_losses(train, world):
+    rows = [world.segment(world.left)] * 4
+    plain, scaled = train(rows, **STAGE_TWO), train(rows, loss_scale="ignore_empty_think", **STAGE_TWO)
+    close(scaled, plain, 1e-3)
+
+
+def test_resuming_goes_on_bit_for_bit(train, tmp_path):
+    options = {**STAGE_TWO, "save_strategy": "steps", "save_steps": 2}
+    train(max_steps=4, output_dir=tmp_path / "whole", **options)
+    train(max_steps=2, output_dir=tmp_path / "half", **options)
+    train(
+        max_steps=4,
+        output_dir=tmp_path / "rest",
+        resume_from_checkpoint=tmp_path / "half" / "checkpoint-2",
+        **options,
+    )
+    for file in ("model.safetensors", "mask_tokenizer/model.safetensors"):
+        whole, rest = (load_file(tmp_path / name / "checkpoint-4" / file) for name in ("whole", "rest"))
+        for name, value in whole.items():
+            assert torch.equal(value, rest[name]), name
+
+
+def test_frozen_parts_stay(train, world, tmp_path):
+    train(freeze_vit=True, freeze_aligner=True, max_steps=1, save_strategy="steps", save_steps=1, **STAGE_TWO)
+    before, after = (load_file(p / "model.safetensors") for p in (world.lmm, tmp_path / "out" / "checkpoint-1"))
+    moved = {name for name, value in before.items() if value.shape == after[name].shape}
+    moved = {name for name in moved if not torch.equal(before[name], after[name])}
+    assert moved and not any("vision_tower" in name or "multi_modal_projector" in name for name in moved)
+
+
+def test_rates_of_vit_and_aligner_are_ms_swifts_own(train, world, tmp_path):
+    options = {"vit_lr": 1e-12, "aligner_lr": 1e-12, "learning_rate": 1e-2, "detokenizer_lr": 1e-12}
+    train(max_steps=1, save_strategy="steps", save_steps=1, **options, **STAGE_TWO)
+    before, after = (load_file(p / "model.safetensors") for p in (world.lmm, tmp_path / "out" / "checkpoint-1"))
+    change = {n: (v - after[n]).abs().max() for n, v in before.items() if v.shape == after[n].shape}
+    assert max(v for n, v in change.items() if "vision_tower" in n or "multi_modal_projector" in n) < 1e-6
+    assert max(v for n, v in change.items() if "language_model" in n) > 1e-3
