@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,7 +82,8 @@ def init(
 
     _quiet_unless_watched()
     torch.manual_seed(seed)
-    build_mask_tokenizer(size, **fields).save_pretrained(out)
+    with _libraries_on_stderr():
+        build_mask_tokenizer(size, **fields).save_pretrained(out)
     print(out)
 
 
@@ -96,7 +98,8 @@ def convert(
     from .mask_tokenizer.conversion import load_released
 
     _quiet_unless_watched()
-    load_released(weights).save_pretrained(out)
+    with _libraries_on_stderr():
+        load_released(weights).save_pretrained(out)
     print(out)
 
 
@@ -202,6 +205,41 @@ def evaluate(
     _print_table(scores)
 
 
+@app.command()
+def calibrate(
+    result: Annotated[
+        Path, typer.Argument(metavar="OUT.jsonl", help="Result of `swift infer --plugin himtok` on held-out rows.")
+    ],
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", metavar="DIR", help="Checkpoint that made it, or its mask_tokenizer/.")
+    ],
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the numbers as JSON; - prints only them.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", metavar="DIR", help="Where relative paths of true masks start from.")
+    ] = None,
+) -> None:
+    """Make scores of masks mean their expected IoU: writes calibration.json beside the mask tokenizer."""
+    from tqdm import tqdm
+
+    from .confidence import fit_on_results, scored_masks
+    from .mask_tokenizer.conversion import find_mask_tokenizer
+
+    source = Path(find_mask_tokenizer(checkpoint))
+    with tqdm(total=result.stat().st_size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+        masks = scored_masks(result, root, on_progress=lambda consumed: bar.update(consumed - bar.n))
+    calibration, report = fit_on_results(masks)
+    path = calibration.save(source.parent if source.is_file() else source)
+    if json_file == "-":
+        print(json.dumps(report))
+        return
+    if json_file is not None:
+        Path(json_file).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    _print_table(report)
+    print(path)
+
+
 bench_app = typer.Typer(help="Measure this package against plain implementations of the same.", rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")
 
@@ -249,6 +287,68 @@ def bench_loss(
     if json_file is not None:
         Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     _print_loss_bench(result)
+
+
+@bench_app.command("infer")
+def bench_infer(
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option("--size", help="Mask tokenizer: tiny, small, base or large; may be repeated. By default tiny."),
+    ] = None,
+    batches: Annotated[
+        list[int] | None, typer.Option("--batch", help="Masks at once; may be repeated. By default 1, 8 and 32.")
+    ] = None,
+    devices: Annotated[
+        list[str] | None,
+        typer.Option("--device", help="May be repeated. By default the CPU, and the GPU if there is one."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", metavar="DIR", help="Segmenting LMM to measure end to end as well.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed runs of each; the median counts.")] = 5,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the numbers as JSON; - prints only them.")
+    ] = None,
+) -> None:
+    """Masks per second and latency of the mask tokenizer and, with a checkpoint, of questions and answers."""
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise ValueError(f"{checkpoint}: expected the folder of a checkpoint, found none")
+    from tqdm import tqdm
+
+    from .benchmark_inference import BATCHES, InferenceBenchmark, bench_inference, default_devices
+
+    names = tuple(devices or default_devices())
+    settings = InferenceBenchmark(tuple(sizes or ("tiny",)), tuple(batches or BATCHES), names, repeats)
+    ask = None
+    if checkpoint is not None:
+        with _libraries_on_stderr():
+            from . import Segmenter
+
+            ask = Segmenter.from_pretrained(checkpoint, device=names[-1], max_batch_size=max(settings.batches))
+    with tqdm(unit="measurement", disable=None, leave=False) as bar, _libraries_on_stderr():
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        timings = bench_inference(settings, ask, str(checkpoint), names[-1], report)
+    if json_file == "-":
+        print(json.dumps([timing.to_dict() for timing in timings]))
+        return
+    if json_file is not None:
+        rows = [timing.to_dict() for timing in timings]
+        Path(json_file).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("part", "size", "device")
+    for title in ("batch", "masks/s", "latency ms", "slowest ms"):
+        table.add_column(title, justify="right")
+    for timing in timings:
+        name = Path(timing.size).name if timing.part == "end to end" else timing.size
+        numbers = (f"{timing.masks_per_second:.1f}", f"{1e3 * timing.seconds:.2f}", f"{1e3 * timing.slowest:.2f}")
+        table.add_row(timing.part, name, timing.device, str(timing.batch), *numbers)
+    Console().print(table)
 
 
 def _print_loss_bench(result: dict[str, Any]) -> None:
@@ -356,7 +456,15 @@ def _load_mask_tokenizer(name: str, device: str | None = None) -> MaskTokenizer:
 
     device = _device(device)
     _quiet_unless_watched()
-    return MaskTokenizer.from_pretrained(name).eval().to(device)
+    with _libraries_on_stderr():
+        return MaskTokenizer.from_pretrained(name).eval().to(device)
+
+
+@contextmanager
+def _libraries_on_stderr() -> Iterator[None]:
+    """DeepSpeed, which transformers imports on loading and saving, logs to stdout, where our results go."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def _device(name: str | None) -> str:

@@ -7,13 +7,14 @@ without a mask gives an empty list; a malformed mask is marked, never guessed. D
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .confidence import Calibration, mask_confidence
 from .mask_text import text_to_codes
 from .mask_tokenizer.modeling import MaskTokenizer
 from .masks import from_square, to_rle
@@ -45,9 +46,12 @@ class PredictedMask:
     Attributes:
         mask: bool (h, w).
         codes: the codes as written.
-        score: mean probability of the codes in [0, 1], None when no probabilities were recorded.
+        score: confidence in [0, 1], None when no probabilities were recorded: the mean probability of the codes, or
+            with a calibration the IoU to be expected.
         complete: False if the mask text is cut or malformed; the mask is then that of the codes that are there.
         start, end: character span in the answer's text.
+        raw_score: what `score` was before calibration; None without one.
+        square: float32 (s, s) mask probabilities, where `MaskPredictor` was asked to keep them.
     """
 
     mask: np.ndarray
@@ -56,10 +60,16 @@ class PredictedMask:
     complete: bool
     start: int
     end: int
+    raw_score: float | None = None
+    square: np.ndarray | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: {"size": [h, w], "counts": RLE, "codes": [...], "score": p, "complete": bool}."""
-        return {**to_rle(self.mask), "codes": self.codes, "score": self.score, "complete": self.complete}
+        """JSON form: {"size": [h, w], "counts": RLE, "codes": [...], "score": p, "complete": bool}.
+
+        With a calibration there is also "raw_score", which `himtok calibrate` starts from.
+        """
+        row = {**to_rle(self.mask), "codes": self.codes, "score": self.score, "complete": self.complete}
+        return row if self.raw_score is None else {**row, "raw_score": self.raw_score}
 
 
 class MaskPredictor:
@@ -69,24 +79,38 @@ class MaskPredictor:
         mask_tokenizer: decodes, on the device and in the dtype it has.
         decoding: `soft` decodes recorded probabilities where there are any, `hard` the codes alone.
         threshold: mask probability from which a pixel belongs to the mask, in (0, 1).
+        calibration: turns raw scores into expected IoU.
+        min_score: masks with a lower score are left out; those without a score stay, nothing speaks against them.
+        keep_squares: whether masks carry their probabilities, which refiners want.
     """
 
-    def __init__(self, mask_tokenizer: MaskTokenizer, decoding: Decoding = "soft", threshold: float = 0.5):
+    def __init__(
+        self,
+        mask_tokenizer: MaskTokenizer,
+        decoding: Decoding = "soft",
+        threshold: float = 0.5,
+        calibration: Calibration | None = None,
+        min_score: float = 0.0,
+        keep_squares: bool = False,
+    ):
         if decoding not in ("soft", "hard"):
             raise ValueError(f"decoding={decoding!r}: expected 'soft' or 'hard'")
         self.mask_tokenizer = mask_tokenizer
         self.decoding = decoding
         self.threshold = threshold
+        self.calibration = calibration
+        self.min_score = min_score
+        self.keep_squares = keep_squares
 
     @torch.inference_mode()
     def __call__(self, answers: list[Answer]) -> list[list[PredictedMask]]:
-        """Masks of each answer, in order of appearance; spans without a single code yield none.
+        """Masks of each answer, in order of appearance; spans without a single code, or below `min_score`, yield none.
 
         Raises:
             ValueError: probabilities that do not belong to the text.
         """
         config = self.mask_tokenizer.config
-        found = []  # (answer, span, probabilities of its codes or None)
+        found = []  # (answer, span, probabilities of its codes or None, score, raw score)
         for index, answer in enumerate(answers):
             taken = 0
             spans = text_to_codes(answer.text, config.codebook_size, config.num_mask_tokens)
@@ -96,19 +120,25 @@ class MaskPredictor:
             for span in spans:
                 own = None if answer.probabilities is None else answer.probabilities[taken : taken + len(span.codes)]
                 taken += len(span.codes)
-                if span.codes:
-                    found.append((index, span, own))
-        squares = self._decode([(span.codes, own) for _, span, own in found])
+                if not span.codes:
+                    continue
+                raw = None if own is None else mask_confidence(own, span.codes).score
+                score = raw if raw is None or self.calibration is None else self.calibration(raw)
+                if score is None or score >= self.min_score:
+                    found.append((index, span, own, score, None if self.calibration is None else raw))
+        squares = self._decode([(span.codes, own) for _, span, own, *_ in found])
         results: list[list[PredictedMask]] = [[] for _ in answers]
-        for (index, span, own), square in zip(found, squares, strict=True):
+        for (index, span, _, score, raw), square in zip(found, squares, strict=True):
             results[index].append(
                 PredictedMask(
                     mask=from_square(square, answers[index].size, self.threshold),
                     codes=list(span.codes),
-                    score=_score(span.codes, own),
+                    score=score,
                     complete=span.complete,
                     start=span.start,
                     end=span.end,
+                    raw_score=raw,
+                    square=square if self.keep_squares else None,
                 )
             )
         return results
@@ -132,10 +162,3 @@ class MaskPredictor:
                 for i, square in zip(batch, decoded.cpu().numpy(), strict=True):
                     squares[i] = square
         return squares
-
-
-def _score(codes: list[int], probabilities: Tensor | None) -> float | None:
-    if probabilities is None:
-        return None
-    chosen = probabilities.gather(1, torch.tensor(codes, device=probabilities.device)[:, None])
-    return float(chosen.mean())

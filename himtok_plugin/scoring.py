@@ -10,7 +10,7 @@ This module does not know models, text and benchmarks' protocols.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,25 +48,17 @@ def score_rows(
         OSError: the file cannot be read.
     """
     metrics = SegmentationMetrics(boundary=boundary)
-    consumed = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            consumed += len(line)
-            if line.strip():
-                try:
-                    metrics.update(*prediction_and_target(_read_row(line), root))
-                except ValueError as error:
-                    raise ValueError(f"{path}: row {number}: {error}") from error
-            if on_progress is not None:
-                on_progress(consumed)
+    for number, row in read_rows(path, on_progress):
+        try:
+            metrics.update(*prediction_and_target(row, root))
+        except ValueError as error:
+            raise ValueError(f"{path}: row {number}: {error}") from error
     if not len(metrics):
         raise ValueError(f"{path}: holds no rows, expected JSON lines written by `swift infer`")
     return metrics.compute()
 
 
-def prediction_and_target(
-    row: dict[str, Any], root: str | Path | None = None
-) -> tuple[np.ndarray | None, np.ndarray]:
+def prediction_and_target(row: dict[str, Any], root: str | Path | None = None) -> tuple[np.ndarray | None, np.ndarray]:
     """What a result row says beside what is true.
 
     Args:
@@ -77,6 +69,13 @@ def prediction_and_target(
     Raises:
         ValueError: a row that cannot be scored.
     """
+    predicted, true = predicted_and_target_masks(row, root)
+    union = true.union()
+    return (None if not predicted and union.any() else predicted.union()), union
+
+
+def predicted_and_target_masks(row: dict[str, Any], root: str | Path | None = None) -> tuple[Masks, Masks]:
+    """The predicted masks of a result row and the true ones, all of one size. Arguments and errors as above."""
     predicted, true = _sources(row, PREDICTED), _sources(row, TRUE)
     for i, source in enumerate(predicted):
         if not isinstance(source, dict):
@@ -84,9 +83,33 @@ def prediction_and_target(
     size = check_size(predicted[0].get("size"), f"{PREDICTED}[0].size") if predicted else None
     target = _masks(true, TRUE, size, root)
     size = target.size if true else size or UNKNOWN_SIZE
-    prediction = _masks(predicted, PREDICTED, size, None)
-    union = target.union()
-    return (None if not predicted and union.any() else prediction.union()), union
+    return _masks(predicted, PREDICTED, size, None), target
+
+
+def read_rows(
+    path: str | Path, on_progress: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a result file with their numbers, counted from 1 like lines; blank lines are passed over.
+
+    Args:
+        path: JSON lines.
+        on_progress: called after each row with the bytes read so far.
+    Raises:
+        ValueError: a line that is no JSON object.
+        OSError: the file cannot be read.
+    """
+    consumed = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            consumed += len(line)
+            if line.strip():
+                try:
+                    row = _read_row(line)
+                except ValueError as error:
+                    raise ValueError(f"{path}: row {number}: {error}") from error
+                yield number, row
+            if on_progress is not None:
+                on_progress(consumed)
 
 
 def _read_row(line: bytes) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
+from himtok_plugin.confidence import Calibration
 from himtok_plugin.mask_text import codes_to_text
 from himtok_plugin.masks import from_square, load_mask
 from himtok_plugin.prediction import Answer, MaskPredictor
@@ -121,3 +122,31 @@ def test_json_form_holds_the_keys_of_the_contract(tokenizer):
     assert list(row) == ["size", "counts", "codes", "score", "complete"]
     assert row["size"] == list(SIZE) and isinstance(row["counts"], str) and isinstance(row["score"], float)
     assert np.array_equal(load_mask({"size": row["size"], "counts": row["counts"]}), mask.mask)
+
+
+def test_calibrated_scores_are_the_expected_iou_and_keep_what_they_came_from(tokenizer):
+    answer = Answer(codes_to_text(CODES), SIZE, probabilities_of(4))
+    (plain,) = MaskPredictor(tokenizer)([answer])[0]
+    (mask,) = MaskPredictor(tokenizer, calibration=Calibration((0, 1), (0.1, 0.2)))([answer])[0]
+    assert plain.raw_score is None and mask.raw_score == plain.score
+    assert mask.score == pytest.approx(0.1 + 0.1 * plain.score)
+    assert list(mask.to_dict()) == ["size", "counts", "codes", "score", "complete", "raw_score"]
+
+
+def test_masks_below_the_least_score_are_left_out_and_those_without_one_stay(tokenizer):
+    certain = torch.nn.functional.one_hot(torch.tensor(CODES), 12).float()
+    unsure = torch.full((1, 12), 1 / 12)
+    text = codes_to_text([5]) + codes_to_text(CODES)
+    answers = [Answer(text, SIZE, torch.cat([unsure, certain])), Answer(text, SIZE)]
+    found, unscored = MaskPredictor(tokenizer, min_score=0.5)(answers)
+    assert [mask.codes for mask in found] == [CODES] and found[0].start == len(codes_to_text([5]))
+    assert [mask.codes for mask in unscored] == [[5], CODES]
+    (everything,) = MaskPredictor(tokenizer, min_score=1 / 12)(answers[:1])
+    assert len(everything) == 2
+
+
+def test_mask_probabilities_are_kept_where_they_are_asked_for(tokenizer):
+    answer = Answer(codes_to_text(CODES), SIZE)
+    (mask,) = MaskPredictor(tokenizer, keep_squares=True)([answer])[0]
+    assert mask.square.shape == (16, 16) and np.array_equal(from_square(mask.square, SIZE), mask.mask)
+    assert MaskPredictor(tokenizer)([answer])[0][0].square is None

@@ -19,6 +19,7 @@ from himtok_plugin import startup
 
 # A prefix must leave out at least one of the 32 tokens (Numerics: n = 1…31).
 MAX_COARSE_LEVELS = 31
+REFINERS = ("none", "sam", "sam2", "sam3", "zoom")
 _current: list[Any] = []  # at most one, see `current_arguments`
 
 
@@ -36,6 +37,10 @@ class HimTokArguments:
     plugin: list[str] = _option([], "Installed plugins to use, by name: entry points of the group swift.plugins.")
     mask_tokenizer: str | None = _option(
         None, "Folder or hub id of the mask tokenizer. None: the folder mask_tokenizer/ beside the checkpoint."
+    )
+    mask_rows_init: Literal["noise", "codebook"] = _option(
+        "noise",
+        "How new embedding rows begin: the old rows' mean plus noise, or plus their code's place in the codebook.",
     )
 
     # Stage 2
@@ -61,6 +66,15 @@ class HimTokArguments:
     constrained_decoding: bool = _option(True, "Whether generation keeps to the grammar of mask text.")
     mask_threshold: float = _option(0.5, "Mask probability from which a pixel belongs to the mask, between 0 and 1.")
     mask_dir: str | None = _option(None, "Folder into which inference writes masks and overlays as PNG. None: nowhere.")
+    min_score: float = _option(
+        0.0, "Predicted masks with a lower score are left out of `masks`, from 0 to 1; the text stays. 0: all are kept."
+    )
+    refiner: Literal["none", "sam", "sam2", "sam3", "zoom"] = _option(
+        "none", "Second look at predicted masks: a model of transformers prompted with them, or the LMM on their crops."
+    )
+    refiner_model: str | None = _option(
+        None, "Folder or hub id of the refiner's weights. None: the largest released ones of its kind."
+    )
 
     # Stage 1
     commitment_weight: float = _option(0.25, "Weight of the pull of latents towards their codes, >= 0.")
@@ -108,7 +122,12 @@ class HimTokArguments:
             threshold,
             "a number between 0 and 1, both excluded",
         )
+        start = self.mask_rows_init
+        _expect(start in ("noise", "codebook"), "mask_rows_init", start, "'noise' or 'codebook'")
         _expect(self.mask_decoding in ("soft", "hard"), "mask_decoding", self.mask_decoding, "'soft' or 'hard'")
+        least = self.min_score
+        _expect(_is_number(least) and 0 <= least <= 1, "min_score", least, "a number from 0 to 1")
+        _expect(self.refiner in REFINERS, "refiner", self.refiner, f"one of {', '.join(map(repr, REFINERS))}")
         # ms-swift's own default scores text, with a library that is not among its requirements.
         if getattr(self, "predict_with_generate", False) and getattr(self, "eval_metric", None) is None:
             self.eval_metric = "mask"

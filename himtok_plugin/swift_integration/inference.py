@@ -8,6 +8,7 @@ any other engine, from its text. All masks come from `prediction.py`. Does not k
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from ..mask_text import count_placeholders, text_to_codes
 from ..prediction import Answer, PredictedMask
+from ..refinement import SAM_KINDS
 from ..visualization import overlay
 from .dataset import MaskColumn
 from .mask_runtime import MaskRuntime
@@ -57,7 +59,16 @@ def masks_of_text(runtime: MaskRuntime, text: str, row: dict[str, Any]) -> list[
     if not images:
         return []
     probabilities = runtime.generation.probabilities(0, _codes(runtime, text))
-    return runtime.predict([Answer(text, image_size(images[0]), probabilities)])[0]
+    masks = runtime.predict([Answer(text, image_size(images[0]), probabilities)])[0]
+    if masks and runtime.settings.refiner in SAM_KINDS:
+        masks = refined_by_model(runtime, load_row_image(images[0]), masks)
+    return masks
+
+
+def refined_by_model(runtime: MaskRuntime, image: Image.Image, masks: list[PredictedMask]) -> list[PredictedMask]:
+    """The same masks after `--refiner sam|sam2|sam3`; codes and scores stay those of the answer."""
+    refined = runtime.refiner()(image, [mask.mask for mask in masks], [mask.square for mask in masks])
+    return [replace(mask, mask=new, square=None) for mask, new in zip(masks, refined, strict=True)]
 
 
 def _codes(runtime: MaskRuntime, text: str) -> list[int]:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..confidence import Calibration
 from ..generation import CodeProbabilityRecorder, MaskGrammar
 from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from ..prediction import Answer, MaskPredictor, PredictedMask
+from ..refinement import SAM_KINDS, SamRefiner
 from ..vocabulary import MaskVocabulary
 
 if TYPE_CHECKING:
@@ -53,10 +55,12 @@ class MaskRuntime:
         self.generation = MaskGeneration(self)
         self.trainer_encodes = trainer_encodes
         self.rows_are_new = False  # whether the mask tokens' embedding rows were drawn when the model was loaded
+        self.calibration = Calibration.load(source)
         self._mask_tokenizer: MaskTokenizer | None = None
+        self._refiner: SamRefiner | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mask_tokenizer": None}
+        return {**self.__dict__, "_mask_tokenizer": None, "_refiner": None}
 
     def __deepcopy__(self, memo) -> MaskRuntime:
         return self  # ms-swift copies text tokenizers; all copies belong to the same run
@@ -79,11 +83,26 @@ class MaskRuntime:
         """Masks of a batch of answers by this run's settings."""
         tokenizer = self.mask_tokenizer()
         training = tokenizer.training
-        predictor = MaskPredictor(tokenizer.eval(), self.settings.mask_decoding, self.settings.mask_threshold)
+        settings = self.settings
+        predictor = MaskPredictor(
+            tokenizer.eval(),
+            settings.mask_decoding,
+            settings.mask_threshold,
+            self.calibration,
+            settings.min_score,
+            keep_squares=settings.refiner in SAM_KINDS,
+        )
         try:
             return predictor(answers)
         finally:
             tokenizer.train(training)
+
+    def refiner(self) -> SamRefiner:
+        """The model behind `--refiner sam|sam2|sam3`, loaded when first asked for, on the mask tokenizer's device."""
+        if self._refiner is None:
+            device = self.mask_tokenizer().device
+            self._refiner = SamRefiner.from_pretrained(self.settings.refiner, self.settings.refiner_model, device)
+        return self._refiner
 
 
 class MaskGeneration:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import wraps
 
 from swift.utils import get_logger
@@ -263,6 +264,7 @@ def _save_sidecars() -> None:
 
     from swift.trainers.mixin import SwiftMixin
 
+    from ..mask_tokenizer.conversion import SIDECAR_FOLDER
     from .model import save_sidecar
 
     def with_sidecar(save):
@@ -271,6 +273,10 @@ def _save_sidecars() -> None:
             save(model, processor, output_dir, **kwargs)
             if model is not None:
                 save_sidecar(model, output_dir, None)
+                # The same answers as before, so their calibration holds; after training it would not.
+                runtime = getattr(getattr(processor, "tokenizer", processor), "himtok", None)
+                if runtime is not None and runtime.calibration is not None:
+                    runtime.calibration.save(os.path.join(output_dir, SIDECAR_FOLDER))
 
         return save_checkpoint
 
@@ -289,15 +295,16 @@ def _save_sidecars() -> None:
 
 
 def _attach_masks_to_responses() -> None:
-    """What: responses of ms-swift's own engine carry their masks.
-    Why: the template sees generated ids, but cannot add to the response.
+    """What: responses of ms-swift's own engine carry their masks, refined where `--refiner` says so.
+    Why: the template sees generated ids, but cannot add to the response, and a refiner wants the request's own image.
     Goes when: templates can post-process a response object.
     """
     from swift.infer_engine import TransformersEngine
 
     from .inference import attach_masks, runtime_of
+    from .refining import refine_responses
 
-    original = TransformersEngine._infer_full
+    original, answer = TransformersEngine._infer_full, TransformersEngine._infer
 
     @wraps(original)
     def _infer_full(self, inputs, *, template_inputs, **kwargs):
@@ -307,7 +314,18 @@ def _attach_masks_to_responses() -> None:
             attach_masks(runtime, template_inputs, responses)
         return responses
 
+    @wraps(answer)
+    def _infer(self, infer_requests, request_config, **kwargs):
+        responses = answer(self, infer_requests, request_config, **kwargs)
+        runtime = runtime_of(self.template)
+        if runtime is not None and runtime.settings.refiner != "none" and not request_config.stream:
+            refine_responses(
+                runtime, infer_requests, responses, lambda more: answer(self, more, request_config, **kwargs)
+            )
+        return responses
+
     TransformersEngine._infer_full = _infer_full
+    TransformersEngine._infer = _infer
 
 
 def _write_masks_to_results() -> None:
