@@ -97,6 +97,8 @@ EXTRAS_REQUIRE = {
         "tensorboard>=2.16,<3",
         "qwen-vl-utils>=0.0.14,<1",  # with decord: what ms-swift's Qwen-VL templates need, for tests of that base
         "decord>=0.6,<1",
+        "xgrammar>=0.2,<1",  # what servers compile our regular expressions with
+        "outlines_core>=0.2,<0.3",
         "build>=1.2,<2",
         "setuptools>=70.1",  # tests/test_packaging.py builds wheels without build isolation
     ],

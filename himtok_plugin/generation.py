@@ -1,16 +1,20 @@
 """Generating mask text: only legal masks, and the code probabilities recorded on the way.
 
-Two logits processors for transformers' `generate`. Both look at the newest tokens alone and keep no state per sequence,
-so batches, beams and sampling need nothing special. Does not know of masks as pictures and of ms-swift.
+Two logits processors for transformers' `generate`. Both look at the tokens so far alone, at those of all sequences
+together, and keep no state per sequence, so batches, beams and sampling need nothing special. Does not know of masks as
+pictures and of ms-swift.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from .hierarchical_loss import code_probabilities
+from .token_automaton import TokenAutomaton
 from .vocabulary import MaskVocabulary
 
 
@@ -56,32 +60,127 @@ class MaskProgress:
 class MaskGrammar(LogitsProcessor):
     """Keeps generation to legal mask text.
 
-    Inside a mask: one code at least, `num_mask_tokens` at most, then the end token. Outside: no code and no end token.
+    Inside a mask: one code at least, `num_mask_tokens` at most, then the end token. Outside: no code and no end token,
+    and as many masks as asked for. An answer that runs into the limit of its length may end within a mask.
+
+    Args:
+        vocabulary: where the mask tokens stand.
+        num_mask_tokens: codes of a mask at most.
+        prompt: as of `MaskProgress`.
+        prompt_length: how many of the tokens that `generate` shows are the prompt's, whose masks do not count.
+        text: what may stand outside masks; None: any token.
+        min_masks, max_masks: before so many masks are closed no token of `stop_ids` is allowed, after so many no
+            start token.
+        stop_ids: tokens that end an answer.
+        max_new_tokens: length of an answer at most. The masks that are still owed are begun while there is room for
+            whole ones. None: they come when the model begins them.
+        early_stop: a mask ends once the normalised entropy of its next code is at least this, see
+            `normalised_entropy`. None: never.
     """
 
-    def __init__(self, vocabulary: MaskVocabulary, num_mask_tokens: int, prompt: Tensor | None = None):
+    def __init__(
+        self,
+        vocabulary: MaskVocabulary,
+        num_mask_tokens: int,
+        prompt: Tensor | None = None,
+        *,
+        prompt_length: int = 0,
+        text: TokenAutomaton | None = None,
+        min_masks: int = 0,
+        max_masks: int | None = None,
+        stop_ids: tuple[int, ...] = (),
+        max_new_tokens: int | None = None,
+        early_stop: float | None = None,
+    ):
+        if text is not None and text.grammar.only_text and max_masks is not None and not stop_ids:
+            raise ValueError("stop_ids: got none, expected one to end an answer of labelled masks with")
         self.vocabulary = vocabulary
         self.num_mask_tokens = num_mask_tokens
         self.progress = MaskProgress(vocabulary, num_mask_tokens, prompt)
+        self.prompt_length = prompt_length
+        self.text = text
+        self.min_masks = min_masks
+        self.max_masks = max_masks
+        self.stop_ids = stop_ids
+        self.max_new_tokens = max_new_tokens
+        self.early_stop = early_stop
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(b, n) tokens so far, (b, V) scores -> (b, V) scores, -inf where a token is not allowed next."""
         inside, codes = self.progress(input_ids)
-        full = inside & (codes >= self.num_mask_tokens)
         columns = torch.arange(scores.shape[1], device=scores.device)
-        vocabulary = self.vocabulary
-        is_code = (columns >= vocabulary.first_code_id) & (
-            columns < vocabulary.first_code_id + vocabulary.codebook_size
-        )
-        is_end = columns == vocabulary.end_id
-        is_mask = is_code | is_end
-        code_allowed, end_allowed = inside & ~full, inside & (codes > 0)
         allowed = torch.where(
-            is_mask[None, :],
-            (is_code[None, :] & code_allowed[:, None]) | (is_end[None, :] & end_allowed[:, None]),
-            ~inside[:, None],
+            inside[:, None],
+            self._within(codes, scores, columns),
+            self._outside(input_ids[:, self.prompt_length :], columns),
         )
         return scores.masked_fill(~allowed, float("-inf"))
+
+    def _within(self, codes: Tensor, scores: Tensor, columns: Tensor) -> Tensor:
+        """(b, V) bool: what may come next inside a mask of (b,) codes so far."""
+        more = codes < self.num_mask_tokens
+        if self.early_stop is not None:
+            settled = normalised_entropy(scores[:, self.vocabulary.code_ids]) >= self.early_stop
+            more = more & ~(settled & (codes > 0))
+        is_end = columns == self.vocabulary.end_id
+        return (self._is_code(columns) & more[:, None]) | (is_end & (codes > 0)[:, None])
+
+    def _outside(self, answer: Tensor, columns: Tensor) -> Tensor:
+        """(b, V) bool: what may come next outside masks, after the answers' (b, n) tokens so far."""
+        is_start, is_stop = columns == self.vocabulary.start_id, self._is_stop(columns)
+        closed = (answer == self.vocabulary.end_id).sum(1)
+        if self.text is None:
+            allowed = ~(self._is_code(columns) | (columns == self.vocabulary.end_id)).expand(len(answer), -1)
+            may_start = torch.ones_like(closed, dtype=torch.bool)
+        else:
+            text = self.text.to(answer.device)
+            state, known = text.state(answer), text.allowed.shape[1]
+            # Matrices are wider than the vocabulary; where an answer is nothing but text, their last columns are none.
+            width = len(columns)
+            rest = (~is_start & (not text.grammar.only_text))[known:].expand(len(answer), -1)
+            allowed = torch.cat([text.allowed[state, :width], rest], dim=1)
+            may_start = text.allowed[state, self.vocabulary.start_id]
+        if self.max_masks is not None:
+            enough = closed >= self.max_masks
+            allowed = allowed & ~(is_start & enough[:, None])
+            if self.text is not None and self.text.grammar.only_text:
+                over = enough & (state == self.text.grammar.after_mask)  # another line would owe a mask
+                allowed = allowed & (is_stop | ~over[:, None])
+        if self.min_masks:
+            allowed = allowed & ~(is_stop & (closed < self.min_masks)[:, None])
+            if self.max_new_tokens is not None:
+                owed = (self.min_masks - closed).clamp(min=0)
+                whole = self.num_mask_tokens + 2
+                left = self.max_new_tokens - answer.shape[1]
+                now = (owed > 0) & (left <= owed * whole + 1) & may_start  # one more for the end of the answer
+                allowed = torch.where(now[:, None], is_start, allowed)
+        return allowed
+
+    def _is_code(self, columns: Tensor) -> Tensor:
+        codes = self.vocabulary.code_ids
+        return (columns >= codes.start) & (columns < codes.stop)
+
+    def _is_stop(self, columns: Tensor) -> Tensor:
+        found = torch.zeros_like(columns, dtype=torch.bool)
+        for stop in self.stop_ids:  # a few; a tensor of them would have to be copied to the device
+            found |= columns == stop
+        return found
+
+
+def normalised_entropy(logits: Tensor) -> Tensor:
+    """How little a model knows of the next code: entropy of its code probabilities over that of all codes alike.
+
+    Codes go from coarse to fine. Where the next one could be almost any, it and those after it would draw detail that
+    the model does not see, and the mask of the codes so far is as good.
+
+    Args:
+        logits: (..., v) any float dtype: the code columns only.
+
+    Returns:
+        (...) float32 in [0, 1]; of a single code always 0.
+    """
+    probabilities = code_probabilities(logits)
+    return torch.special.entr(probabilities).sum(-1) / max(math.log(logits.shape[-1]), 1e-6)
 
 
 class CodeProbabilityRecorder(LogitsProcessor):

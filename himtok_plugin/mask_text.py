@@ -20,7 +20,7 @@ MAX_MASK_TOKENS = 32  # latent tokens of the released mask tokenizer, arXiv 2503
 # ASCII digits only ("\d" also matches other scripts) and no leading zeros: "<|mt_07|>" is not a token, just text.
 _TOKEN = re.compile(r"<\|mt_(start|end|0|[1-9][0-9]*)\|>")
 _MAX_CODE_DIGITS = 9  # a longer number fits no codebook (nor int32), and int() itself refuses 5000 digits
-_PREFIX_CHARS = "<|mt_"  # what every mask token begins with, and free text must not contain
+MASK_TOKEN_PREFIX = "<|mt_"  # what every mask token begins with, and free text must not contain
 
 
 def mask_token(code: int) -> str:
@@ -176,16 +176,31 @@ def answer_regex(
     num_mask_tokens: int = MAX_MASK_TOKENS,
     min_masks: int = 0,
     max_masks: int | None = None,
+    labels: bool = False,
 ) -> str:
     """Regular expression of a whole answer: any text, `min_masks` to `max_masks` legal masks, nothing stray.
 
-    Free text may hold anything but `<|mt_`, the beginning of every mask token. It uses no lookaround; match it against
-    the whole answer.
+    Free text may hold anything but `<|mt_`, the beginning of every mask token. With `labels` an answer is lines of
+    `label: MASK` and nothing else (or empty, where no mask is asked for); a label holds no line break, no colon, no "<"
+    and does not begin with a space. It uses no lookaround; match it against the whole answer.
     """
     if min_masks < 0 or (max_masks is not None and max_masks < min_masks):
         raise ValueError(f"min_masks, max_masks is {min_masks}, {max_masks}: expected 0 <= min_masks <= max_masks")
-    upper = "" if max_masks is None else max_masks
-    return f"{_FREE_TEXT}(?:{mask_regex(codebook_size, num_mask_tokens)}{_FREE_TEXT}){{{min_masks},{upper}}}"
+    mask = mask_regex(codebook_size, num_mask_tokens)
+    if labels:
+        if max_masks == 0:
+            raise ValueError("max_masks is 0: expected at least 1 with labels")
+        line = f"{_LABEL}: {mask}"
+        lines = f"{line}(?:\\n{line})" + _repeated(max(min_masks - 1, 0), None if max_masks is None else max_masks - 1)
+        return lines if min_masks else f"(?:{lines})?"
+    if max_masks == 0:
+        return _FREE_TEXT
+    # Free text comes last: libraries that prefer the first match (outlines) would take "<" for text and drop the mask.
+    return f"(?:{_FREE_TEXT}{mask})" + _repeated(min_masks, max_masks) + _FREE_TEXT
+
+
+def _repeated(least: int, most: int | None) -> str:
+    return f"{{{least},{'' if most is None else most}}}"
 
 
 def _text_without_prefix() -> str:
@@ -194,14 +209,16 @@ def _text_without_prefix() -> str:
     "<" stands only at the prefix's beginning, so after a partial match either "<" begins it anew or another wrong
     character ends it; the text may stop within a partial match.
     """
-    partial = [re.escape(_PREFIX_CHARS[1:n]) for n in range(1, len(_PREFIX_CHARS))]  # read after "<": "", "|", "|m" …
+    rest = MASK_TOKEN_PREFIX[1:]
+    partial = [re.escape(rest[:n]) for n in range(len(rest))]  # read after "<": "", "|", "|m" …
     again = "|".join(f"{read}<" for read in partial)
-    broken = "|".join(f"{read}[^<{_PREFIX_CHARS[1 + i]}]" for i, read in enumerate(partial))
+    broken = "|".join(f"{read}[^<{rest[i]}]" for i, read in enumerate(partial))
     started = f"<(?:{again})*"
     return f"(?:[^<]|{started}(?:{broken}))*(?:{started}(?:{'|'.join(reversed(partial))}))?"
 
 
 _FREE_TEXT = _text_without_prefix()
+_LABEL = r"[^\n\r:< ][^\n\r:<]*"
 
 
 def _number_below(limit: int) -> str:

@@ -31,6 +31,13 @@ needs_swift = pytest.mark.skipif(importlib.util.find_spec("swift") is None, reas
         ("num_coarse_levels", 2.5),
         ("mask_decoding", "medium"),
         ("num_mask_tokens", 0),
+        ("min_masks", -1),
+        ("min_masks", 1.0),
+        ("max_masks", -1),
+        ("max_masks", True),
+        ("mask_early_stop", 0.0),
+        ("mask_early_stop", 1),
+        ("mask_early_stop", float("nan")),
         ("mask_threshold", 0.0),
         ("mask_threshold", 1.0),
         ("min_score", -0.1),
@@ -48,6 +55,23 @@ def test_invalid_value_is_refused_with_field_value_and_expectation(name, value):
 
 def test_boundary_values_are_accepted():
     HimTokArguments(mask_loss_weight=0, num_coarse_levels=31, num_mask_tokens=1, mask_threshold=1e-3, dead_code_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_masks": 2, "max_masks": 1}, "max_masks: got 1, expected an integer >= min_masks=2 or None"),
+        ({"mask_labels": True, "max_masks": 0}, "max_masks: got 0, expected at least 1 with mask_labels"),
+        *(
+            ({"constrained_decoding": False, name: value}, "constrained_decoding: got False, expected True with ")
+            for name, value in {"min_masks": 1, "max_masks": 3, "mask_labels": True, "mask_early_stop": 0.5}.items()
+        ),
+    ],
+)
+def test_options_of_the_grammar_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(ValueError) as error:
+        HimTokArguments(**options)
+    assert str(error.value).startswith(message)
 
 
 def test_single_plugin_name_becomes_a_list():

@@ -21,7 +21,27 @@ from himtok_plugin.mask_text import (
 
 START, END = "<|mt_start|>", "<|mt_end|>"
 PIECES = [START, END, "<|mt_", "|>", "<", "|", "m", "<|mt_0|>", "<|mt_7|>", "<|mt_99|>", " ", "\n", "foreign", "<mask>"]
-texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=30).map("".join)
+# Latin, Greek, Cyrillic, Arabic, Hebrew, Devanagari, Thai, Han, Hiragana, Hangul, Ethiopic, emoji that are several
+# characters; and what looks like a token without being one.
+SCRIPTS = [
+    "the cat ",
+    "η γάτα",
+    "кошка",
+    "القطة ٧",
+    "החתול",
+    "बिल्ली ७",
+    "แมว",
+    "猫在这里",
+    "ねこ",
+    "고양이",
+    "ድመቷ",
+    "👩🏽‍🌾",
+]
+LOOKALIKES = ["＜|mt_start|＞", "<|mt_٣|>", "<|MT_1|>", "<|mt_ 1|>", "<|mt_start|", "\u202e<|mt_2|>", "<|mt_2|>\u0301"]
+texts = st.lists(
+    st.one_of(st.sampled_from(PIECES), st.sampled_from(SCRIPTS), st.sampled_from(LOOKALIKES), st.text(max_size=4)),
+    max_size=30,
+).map("".join)
 
 
 def found(text, **kwargs):
@@ -135,6 +155,40 @@ def test_mask_regex_accepts_exactly_the_codes_of_the_codebook(size):
     assert not pattern.fullmatch(START + END)
     assert pattern.fullmatch(codes_to_text([0, 0])) and not pattern.fullmatch(codes_to_text([0, 0, 0]))
     assert not pattern.fullmatch(f"{START}<|mt_00|>{END}")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_masks_among_text_in_any_script_are_found_whole(script):
+    text = f"{script}{codes_to_text([7])}{script}{codes_to_text([1, 2])}{script}{START}<|mt_3|>{script}"
+    assert found(text, codebook_size=16) == [([7], True), ([1, 2], True), ([3], False)]
+    assert re.fullmatch(answer_regex(16), text.removesuffix(f"{START}<|mt_3|>{script}"))
+    assert re.fullmatch(
+        answer_regex(16, labels=True), f"{script}: {codes_to_text([7])}\n{script}: {codes_to_text([1])}"
+    )
+
+
+@given(texts)
+def test_answers_with_labels_are_lines_of_a_label_and_a_mask(text):
+    whole = re.compile(answer_regex(50, 4, min_masks=1, labels=True))
+    line = re.compile(rf"[^\n\r:< ][^\n\r:<]*: {mask_regex(50, 4)}")
+    for answer in (text, text.replace(":", "").replace("\n", ": ")):
+        assert bool(whole.fullmatch(answer)) == all(line.fullmatch(part) for part in answer.split("\n"))
+
+
+def test_labels_are_counted_like_masks():
+    lines = ["cat: " + codes_to_text([1]), "small dog: " + codes_to_text([2, 3])] * 2
+    for least, most in ((0, None), (0, 2), (1, 1), (2, 3)):
+        pattern = re.compile(answer_regex(16, 4, least, most, labels=True))
+        for count in range(5):
+            assert bool(pattern.fullmatch("\n".join(lines[:count]))) == (least <= count <= (most or 4))
+    with pytest.raises(ValueError, match="max_masks"):
+        answer_regex(16, max_masks=0, labels=True)
+
+
+def test_answers_without_masks_are_any_text_without_mask_tokens():
+    pattern = re.compile(answer_regex(16, max_masks=0))
+    assert pattern.fullmatch("no <|cat") and pattern.fullmatch("")
+    assert not pattern.fullmatch(codes_to_text([1])) and not pattern.fullmatch("<|mt_x")
 
 
 def test_answer_regex_bounds_the_number_of_masks():

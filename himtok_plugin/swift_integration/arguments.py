@@ -42,6 +42,10 @@ class HimTokArguments:
         "noise",
         "How new embedding rows begin: the old rows' mean plus noise, or plus their code's place in the codebook.",
     )
+    mask_rows_init: Literal["noise", "codebook"] = _option(
+        "noise",
+        "How new embedding rows begin: the old rows' mean plus noise, or plus their code's place in the codebook.",
+    )
 
     # Stage 2
     mask_loss_weight: float = _option(0.0, "Weight of BCE + Dice on the full predicted mask, >= 0. Stage 2 uses 1.0.")
@@ -64,6 +68,14 @@ class HimTokArguments:
         None, "At most so many tokens per generated mask, >= 1. None: as many as the mask tokenizer has."
     )
     constrained_decoding: bool = _option(True, "Whether generation keeps to the grammar of mask text.")
+    min_masks: int = _option(0, "Masks of a generated answer at least, >= 0. As many as --max_masks: exactly so many.")
+    max_masks: int | None = _option(None, "Masks of a generated answer at most, >= 0. 0: none at all. None: no limit.")
+    mask_labels: bool = _option(False, "Whether generated answers are lines of `label: MASK` and nothing else.")
+    mask_early_stop: float | None = _option(
+        None,
+        "A generated mask ends when the normalised entropy of its next code is at least this, between 0 and 1. None: "
+        "never.",
+    )
     mask_threshold: float = _option(0.5, "Mask probability from which a pixel belongs to the mask, between 0 and 1.")
     mask_dir: str | None = _option(None, "Folder into which inference writes masks and overlays as PNG. None: nowhere.")
     min_score: float = _option(
@@ -115,6 +127,7 @@ class HimTokArguments:
         _expect(
             limit is None or (_is_integer(limit) and limit >= 1), "num_mask_tokens", limit, "an integer >= 1 or None"
         )
+        self._check_grammar()
         threshold = self.mask_threshold
         _expect(
             _is_number(threshold) and 0 < threshold < 1,
@@ -122,6 +135,8 @@ class HimTokArguments:
             threshold,
             "a number between 0 and 1, both excluded",
         )
+        start = self.mask_rows_init
+        _expect(start in ("noise", "codebook"), "mask_rows_init", start, "'noise' or 'codebook'")
         start = self.mask_rows_init
         _expect(start in ("noise", "codebook"), "mask_rows_init", start, "'noise' or 'codebook'")
         _expect(self.mask_decoding in ("soft", "hard"), "mask_decoding", self.mask_decoding, "'soft' or 'hard'")
@@ -134,6 +149,30 @@ class HimTokArguments:
             if self.metric_for_best_model is None:
                 self.metric_for_best_model = "cIoU"
         _current[:] = [self]
+
+    def _check_grammar(self) -> None:
+        least, most, early = self.min_masks, self.max_masks, self.mask_early_stop
+        _expect(_is_integer(least) and least >= 0, "min_masks", least, "an integer >= 0")
+        _expect(
+            most is None or (_is_integer(most) and most >= least),
+            "max_masks",
+            most,
+            f"an integer >= min_masks={least} or None",
+        )
+        _expect(not (self.mask_labels and most == 0), "max_masks", most, "at least 1 with mask_labels")
+        _expect(
+            early is None or (_is_number(early) and 0 < early < 1),
+            "mask_early_stop",
+            early,
+            "a number between 0 and 1, both excluded, or None",
+        )
+        asked = least > 0 or most is not None or self.mask_labels or early is not None
+        _expect(
+            self.constrained_decoding or not asked,
+            "constrained_decoding",
+            self.constrained_decoding,
+            "True with min_masks, max_masks, mask_labels or mask_early_stop",
+        )
 
     @property
     def trains_on_masks(self) -> bool:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..mask_text import count_placeholders, text_to_codes
 from ..prediction import Answer, PredictedMask
+from ..token_logprobs import code_probabilities_of_logprobs
 from ..refinement import SAM_KINDS
 from ..visualization import overlay
 from .dataset import MaskColumn
@@ -53,12 +54,22 @@ def attach_masks(runtime: MaskRuntime, template_inputs: list, responses: list) -
         setattr(choice.message, RESPONSE_ATTRIBUTE, next(predicted) if answer is not None else [])
 
 
-def masks_of_text(runtime: MaskRuntime, text: str, row: dict[str, Any]) -> list[PredictedMask]:
-    """Masks of one answer that came as text; code probabilities are used if the last generation was this answer."""
+def masks_of_text(
+    runtime: MaskRuntime, text: str, row: dict[str, Any], logprobs: dict[str, Any] | None = None
+) -> list[PredictedMask]:
+    """Masks of one answer that came as text.
+
+    Code probabilities are those recorded, if the last generation was this answer, else those of `logprobs`, as servers
+    return them.
+    """
     images = row.get("images") or []
     if not images:
         return []
-    probabilities = runtime.generation.probabilities(0, _codes(runtime, text))
+    codes = _codes(runtime, text)
+    probabilities = runtime.generation.probabilities(0, codes)
+    if probabilities is None and codes and logprobs:
+        listed, found = code_probabilities_of_logprobs(logprobs.get("content") or (), runtime.codebook_size)
+        probabilities = found if listed == codes else None  # else the text was changed on its way
     masks = runtime.predict([Answer(text, image_size(images[0]), probabilities)])[0]
     if masks and runtime.settings.refiner in SAM_KINDS:
         masks = refined_by_model(runtime, load_row_image(images[0]), masks)

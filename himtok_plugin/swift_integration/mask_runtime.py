@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..confidence import Calibration
-from ..generation import CodeProbabilityRecorder, MaskGrammar
+from ..generation import CodeProbabilityRecorder
 from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from ..prediction import Answer, MaskPredictor, PredictedMask
 from ..refinement import SAM_KINDS, SamRefiner
+from ..token_automaton import TokenAutomaton
 from ..vocabulary import MaskVocabulary
+from .constraints import mask_grammar
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from .arguments import HimTokArguments
 
 
@@ -110,19 +114,20 @@ class MaskGeneration:
 
     def __init__(self, runtime: MaskRuntime):
         self.runtime = runtime
+        self._automata: dict[Any, TokenAutomaton] = {}
         self._recorder: CodeProbabilityRecorder | None = None
         self._prompt: torch.Tensor | None = None
         self._ids: torch.Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_recorder": None, "_prompt": None, "_ids": None}
+        return {**self.__dict__, "_recorder": None, "_prompt": None, "_ids": None, "_automata": {}}
 
     def asked(self, input_ids: torch.Tensor | None) -> None:
         """Take note of the prompts' tokens (b, n), which a template may turn into embeddings before `prepare`."""
         self._prompt = input_ids
 
-    def prepare(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Add the logits processors to the arguments of `generate`."""
+    def prepare(self, generate_kwargs: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Add the logits processors to the arguments of `generate`; `tokenizer` is the text tokenizer."""
         from transformers import LogitsProcessorList
 
         runtime = self.runtime
@@ -136,7 +141,7 @@ class MaskGeneration:
             self._recorder = CodeProbabilityRecorder(runtime.vocabulary, runtime.num_mask_tokens, prompt)
             processors.append(self._recorder)
         if runtime.settings.constrained_decoding:
-            processors.append(MaskGrammar(runtime.vocabulary, runtime.generated_mask_tokens, prompt))
+            processors.append(mask_grammar(runtime, tokenizer, generate_kwargs, prompt, self._automata))
         generate_kwargs["logits_processor"] = processors
         return generate_kwargs
 

@@ -30,6 +30,7 @@ def apply() -> None:
     _join_features_of_gemma4()
     _choose_trainers()
     _save_sidecars()
+    _constrain_engines()
     _attach_masks_to_responses()
     _write_masks_to_results()
     setattr(Template, _MARK, True)
@@ -294,6 +295,28 @@ def _save_sidecars() -> None:
     SwiftMixin._save = _save
 
 
+def _constrain_engines() -> None:
+    """What: vLLM, SGLang and LMDeploy are given this run's grammar of answers with every request.
+    Why: they take no logits processors from a template, and ms-swift's own option is a whole regular expression.
+    Goes when: templates can change the sampling parameters of every engine.
+    """
+    from swift.infer_engine import InferEngine
+
+    from .constraints import constrain_engine
+    from .inference import runtime_of
+
+    original = InferEngine.__init__
+
+    @wraps(original)
+    def __init__(self, template):
+        original(self, template)
+        runtime = runtime_of(template)
+        if runtime is not None:
+            constrain_engine(self, runtime)
+
+    InferEngine.__init__ = __init__
+
+
 def _attach_masks_to_responses() -> None:
     """What: responses of ms-swift's own engine carry their masks, refined where `--refiner` says so.
     Why: the template sees generated ids, but cannot add to the response, and a refiner wants the request's own image.
@@ -363,9 +386,10 @@ def _write_masks_to_results() -> None:
         finally:
             del self.infer
         for row, response in zip(rows, responses, strict=False):  # other ranks of a parallel engine write no rows
-            masks = getattr(response.choices[0].message, RESPONSE_ATTRIBUTE, None)
+            choice = response.choices[0]
+            masks = getattr(choice.message, RESPONSE_ATTRIBUTE, None)
             if masks is None:
-                masks = masks_of_text(runtime, row["response"], row)
+                masks = masks_of_text(runtime, row["response"], row, choice.logprobs)
             write_masks(row, masks)
             if pictures(self) is not None:
                 pictures(self).write(row, masks)

@@ -19,6 +19,7 @@ from PIL import Image
 from swift.utils import get_logger, patch_getattr
 
 from ..mask_rows import load_squares
+from ..mask_rows import load_squares
 from ..mask_text import MASK_PLACEHOLDER, MASK_START, codes_to_text, count_placeholders
 from .dataset import MaskColumn
 from .mask_batch import collate, encoded_masks
@@ -198,7 +199,7 @@ class MaskTemplateMixin:
 
     def prepare_generate_kwargs(self, generate_kwargs: dict[str, Any], *, model=None) -> dict[str, Any]:
         generate_kwargs = super().prepare_generate_kwargs(generate_kwargs, model=model)
-        return self.masks.generation.prepare(generate_kwargs)
+        return self.masks.generation.prepare(generate_kwargs, self.tokenizer)
 
     def get_generate_ids(self, generate_ids, num_prompt_tokens: int):
         ids = super().get_generate_ids(generate_ids, num_prompt_tokens)
