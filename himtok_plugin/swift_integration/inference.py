@@ -16,8 +16,8 @@ from PIL import Image
 
 from ..mask_text import count_placeholders, text_to_codes
 from ..prediction import Answer, PredictedMask
-from ..token_logprobs import code_probabilities_of_logprobs
 from ..refinement import SAM_KINDS
+from ..token_logprobs import code_probabilities_of_logprobs
 from ..visualization import overlay
 from .dataset import MaskColumn
 from .mask_runtime import MaskRuntime

@@ -19,7 +19,6 @@ from PIL import Image
 from swift.utils import get_logger, patch_getattr
 
 from ..mask_rows import load_squares
-from ..mask_rows import load_squares
 from ..mask_text import MASK_PLACEHOLDER, MASK_START, codes_to_text, count_placeholders
 from .dataset import MaskColumn
 from .mask_batch import collate, encoded_masks
