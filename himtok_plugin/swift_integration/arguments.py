@@ -42,10 +42,6 @@ class HimTokArguments:
         "noise",
         "How new embedding rows begin: the old rows' mean plus noise, or plus their code's place in the codebook.",
     )
-    mask_rows_init: Literal["noise", "codebook"] = _option(
-        "noise",
-        "How new embedding rows begin: the old rows' mean plus noise, or plus their code's place in the codebook.",
-    )
 
     # Stage 2
     mask_loss_weight: float = _option(0.0, "Weight of BCE + Dice on the full predicted mask, >= 0. Stage 2 uses 1.0.")
@@ -88,6 +84,13 @@ class HimTokArguments:
         None, "Folder or hub id of the refiner's weights. None: the largest released ones of its kind."
     )
 
+    # Serving
+    mask_previews: list[int] = _option(
+        [], "Numbers of tokens after which `swift deploy` previews a mask in a stream, each >= 1; requests may differ."
+    )
+    max_image_pixels: int = _option(2**25, "Most pixels of an image in a request to `swift deploy`, >= 1.")
+    max_request_masks: int = _option(16, "Most masks that a request to `swift deploy` may bring along, >= 0.")
+
     # Stage 1
     commitment_weight: float = _option(0.25, "Weight of the pull of latents towards their codes, >= 0.")
     codebook_weight: float = _option(1.0, "Weight of the pull of codes towards their latents, >= 0.")
@@ -113,9 +116,18 @@ class HimTokArguments:
         for name in ("detokenizer_lr", "mask_rows_lr"):
             value = getattr(self, name)
             _expect(value is None or (_is_number(value) and value > 0), name, value, "a finite number > 0 or None")
-        for name in ("continuous_warmup_steps", "dead_code_steps"):
+        for name in ("continuous_warmup_steps", "dead_code_steps", "max_request_masks"):
             value = getattr(self, name)
             _expect(_is_integer(value) and value >= 0, name, value, "an integer >= 0")
+        pixels = self.max_image_pixels
+        _expect(_is_integer(pixels) and pixels >= 1, "max_image_pixels", pixels, "an integer >= 1")
+        previews = self.mask_previews
+        _expect(
+            isinstance(previews, list) and all(_is_integer(n) and n >= 1 for n in previews),
+            "mask_previews",
+            previews,
+            "integers >= 1",
+        )
         levels = self.num_coarse_levels
         _expect(
             _is_integer(levels) and 1 <= levels <= MAX_COARSE_LEVELS,
@@ -135,8 +147,6 @@ class HimTokArguments:
             threshold,
             "a number between 0 and 1, both excluded",
         )
-        start = self.mask_rows_init
-        _expect(start in ("noise", "codebook"), "mask_rows_init", start, "'noise' or 'codebook'")
         start = self.mask_rows_init
         _expect(start in ("noise", "codebook"), "mask_rows_init", start, "'noise' or 'codebook'")
         _expect(self.mask_decoding in ("soft", "hard"), "mask_decoding", self.mask_decoding, "'soft' or 'hard'")

@@ -6,6 +6,7 @@ mask tokenizer. Pickles small: a loaded mask tokenizer stays behind and is loade
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,14 +155,22 @@ class MaskGeneration:
 
         Args:
             sequence: row of the batch.
-            codes: the codes in the answer's text; if they are not those that were generated, the text was changed on
-                its way or is another answer's, and has no probabilities here.
+            codes: the codes in the answer's text so far; if they are not those that were generated first, the text was
+                changed on its way or is another answer's, and has no probabilities here.
         """
-        if self._recorder is None or self._ids is None or not codes:
-            return None
-        vocabulary = self.runtime.vocabulary
-        generated = self._ids[sequence] - vocabulary.first_code_id
-        is_code = (generated >= 0) & (generated < vocabulary.codebook_size)
-        if generated[is_code].tolist() != codes:
-            return None
-        return self._recorder.probabilities(sequence, is_code.nonzero().flatten().tolist())
+        return self.recorded(sequence)(codes)
+
+    def recorded(self, sequence: int) -> Callable[[list[int]], torch.Tensor | None]:
+        """`probabilities` of one answer for later, when the next call may have begun."""
+        recorder, ids, vocabulary = self._recorder, self._ids, self.runtime.vocabulary
+
+        def probabilities(codes: list[int]) -> torch.Tensor | None:
+            if recorder is None or ids is None or not codes:
+                return None
+            generated = ids[sequence] - vocabulary.first_code_id
+            steps = ((generated >= 0) & (generated < vocabulary.codebook_size)).nonzero().flatten()[: len(codes)]
+            if generated[steps].tolist() != codes:
+                return None
+            return recorder.probabilities(sequence, steps.tolist())
+
+        return probabilities

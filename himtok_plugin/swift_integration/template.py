@@ -200,6 +200,15 @@ class MaskTemplateMixin:
         generate_kwargs = super().prepare_generate_kwargs(generate_kwargs, model=model)
         return self.masks.generation.prepare(generate_kwargs, self.tokenizer)
 
+    def generate(self, model, *args, **kwargs):
+        try:
+            return super().generate(model, *args, **kwargs)
+        except Exception as error:
+            stream = getattr(kwargs.get("streamer"), "queue", None)
+            if stream is None:
+                raise
+            stream.put(error)  # who reads the stream does so on another thread
+
     def get_generate_ids(self, generate_ids, num_prompt_tokens: int):
         ids = super().get_generate_ids(generate_ids, num_prompt_tokens)
         self.masks.generation.finished(ids)

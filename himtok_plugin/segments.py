@@ -1,0 +1,58 @@
+"""A predicted mask as clients get it: everything about one segment in one JSON object.
+
+Contract: `segments_of` turns an answer's masks into such objects, in order of appearance. Does not know servers.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .masks import mask_bbox, to_rle
+from .outlines import mask_polygons
+from .prediction import PredictedMask
+
+_LONGEST_LABEL = 200  # characters; also bounds the search
+# What is referred to, as bases that know grounding write it (InternVL, Qwen), just before the mask.
+_REFERENCE = re.compile(r"(?:<ref>|<\|object_ref_start\|>)([^<>]+)(?:</ref>|<\|object_ref_end\|>)\s*:?\s*$")
+_PHRASE = re.compile(r"(?:^|[\n.,;!?>])([^\n.,;:!?<>]+):\s*$")  # "left: <mask>, right: <mask>"
+
+
+def segment_dict(mask: PredictedMask, label: str | None = None) -> dict[str, Any]:
+    """JSON form of one segment.
+
+    Returns:
+        size [h, w] and counts (COCO RLE), polygon (`outlines.mask_polygons`), bbox [x1, y1, x2, y2] in pixels, x2 and
+        y2 exclusive, zeros for an empty mask, score (mean probability of its codes or None), codes, label, complete.
+    """
+    return {
+        **to_rle(mask.mask),
+        "polygon": mask_polygons(mask.mask),
+        "bbox": list(mask_bbox(mask.mask)),
+        "score": mask.score,
+        "codes": mask.codes,
+        "label": label,
+        "complete": mask.complete,
+    }
+
+
+def segments_of(text: str, masks: list[PredictedMask]) -> list[dict[str, Any]]:
+    """Segments of an answer.
+
+    Args:
+        text: the answer.
+        masks: its masks, with their places in it.
+    """
+    ends = [0, *(mask.end for mask in masks)]
+    return [segment_dict(mask, label_before(text[end : mask.start])) for end, mask in zip(ends, masks, strict=False)]
+
+
+def label_before(text: str) -> str | None:
+    """What the text says the mask after it shows: `<ref>label</ref>` or `label:` at its end, None where neither is.
+
+    Args:
+        text: an answer from the end of the mask before to the start of this one.
+    """
+    text = text[-_LONGEST_LABEL:]
+    found = _REFERENCE.search(text) or _PHRASE.search(text)
+    return (found[1].strip() or None) if found else None

@@ -1,0 +1,296 @@
+"""`swift deploy`, a real one, driven by the `openai` package: everyone gets the own masks, bad requests a reason."""
+
+import base64
+import io
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+from runs import flags, infer, mask_of, read_rows, write_rows
+
+from himtok_plugin.coco_masks import polygons_to_mask
+from himtok_plugin.mask_text import MASK_END
+from himtok_plugin.masks import load_mask, mask_bbox, to_rle
+
+MODEL, KEY = "segmenter", "secret"
+MAX_PIXELS, MAX_MASKS = 10_000, 3
+START_SECONDS = 180  # of which ten on a quiet machine
+
+
+@pytest.fixture(scope="module")
+def server(stage_two, tmp_path_factory):
+    """Address of a running server."""
+    root = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {
+        "model": stage_two[1],
+        "host": "127.0.0.1",
+        "port": port,
+        "served_model_name": MODEL,
+        "api_key": KEY,
+        "max_batch_size": 8,
+        "max_new_tokens": 48,
+        "temperature": 0,
+        "max_image_pixels": MAX_PIXELS,
+        "max_request_masks": MAX_MASKS,
+        "verbose": False,
+    }
+    environment = {name: value for name, value in os.environ.items() if name != "HIMTOK_ACTIVE_PLUGINS"}
+    with open(root / "log.txt", "w") as log:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("swift"), "deploy", "--plugin", "himtok", *flags(**options)],
+            env={**environment, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            cwd=root,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # `swift` starts a process of its own, which has to end with it
+        )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health", process, root / "log.txt")
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    pytest.fail(f"the server did not start:\n{log.read_text()[-4000:]}")
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=server, api_key=KEY, max_retries=0, timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def scenes(stage_two, world, tmp_path_factory):
+    """(question, image as data URL, what `swift infer` answers) of every scene."""
+    file = tmp_path_factory.mktemp("expected") / "out.jsonl"
+    answered = infer(world.scenes, file, model=stage_two[1], max_batch_size=8)
+    scenes = []
+    for row, answer in zip(read_rows(world.scenes), answered, strict=True):
+        question = row["messages"][0]["content"].removeprefix("<image>")
+        scenes.append((question, data_url(Path(row["images"][0]).read_bytes()), answer))
+    return scenes
+
+
+def data_url(image: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(image).decode()
+
+
+def png(h: int, w: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (h, w, 3), dtype=np.uint8)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def ask(client, question: str, url: str | None, stream: bool = False, model: str = MODEL, extra=None, **options):
+    """The answer to one question: ms-swift's response, or the list of its chunks."""
+    content = [{"type": "text", "text": question}]
+    if url is not None:
+        content.insert(0, {"type": "image_url", "image_url": {"url": url}})
+    answer = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": content}], stream=stream, extra_body=extra, **options
+    )
+    return list(answer) if stream else answer
+
+
+def text_and_segments(answer) -> tuple[str, list[dict]]:
+    """Of a plain answer, or of all chunks of a streamed one."""
+    if not isinstance(answer, list):
+        message = answer.choices[0].message
+        return message.content, message.segments
+    deltas = [chunk.choices[0].delta for chunk in answer]
+    return "".join(d.content or "" for d in deltas), [s for d in deltas for s in d.segments or []]
+
+
+def check_answer(answer, expected: dict) -> None:
+    """Same text and same masks as in a result row of `swift infer`."""
+    text, segments = text_and_segments(answer)
+    assert text == expected["response"]
+    assert len(segments) == len(expected["masks"])
+    for segment, mask in zip(segments, expected["masks"], strict=True):
+        assert {key: segment[key] for key in ("size", "counts", "codes", "complete")} == {
+            key: mask[key] for key in ("size", "counts", "codes", "complete")
+        }
+        assert segment["score"] == pytest.approx(mask["score"], abs=1e-4)
+
+
+def rle_of(segment: dict) -> dict:
+    return {key: segment[key] for key in ("size", "counts")}
+
+
+def test_answers_have_text_and_segments(client, scenes):
+    assert max(len(row["masks"]) for *_, row in scenes) >= 2 and min(len(row["masks"]) for *_, row in scenes) == 0
+    for question, url, row in scenes[:8]:
+        answer = ask(client, question, url)
+        check_answer(answer, row)
+        for segment in answer.choices[0].message.segments:
+            mask = load_mask(rle_of(segment))
+            assert np.array_equal(polygons_to_mask(segment["polygon"], mask.shape), mask)
+            assert segment["bbox"] == list(mask_bbox(mask))
+            assert segment["label"] is None and segment["size"] == [64, 64]
+
+
+def test_stream_gives_each_segment_with_the_chunk_that_closes_its_mask(client, scenes):
+    question, url, row = max(scenes, key=lambda scene: len(scene[2]["masks"]))
+    chunks = ask(client, question, url, stream=True)
+    check_answer(chunks, row)
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    closing = [delta for delta in deltas if delta.segments]
+    assert len(closing) == len(row["masks"]) >= 2
+    assert all(delta.content.endswith(MASK_END) and len(delta.segments) == 1 for delta in closing)
+    assert not any(delta.previews for delta in deltas)
+
+
+def test_stream_previews_masks_where_it_is_asked_to(client, scenes):
+    question, url, row = max(scenes, key=lambda scene: len(scene[2]["masks"]))
+    chunks = ask(client, question, url, stream=True, extra={"mask_previews": [1, 3]})
+    check_answer(chunks, row)
+    previews = [preview for chunk in chunks for preview in chunk.choices[0].delta.previews or []]
+    expected = [(i, mask["codes"][:n]) for i, mask in enumerate(row["masks"]) for n in (1, 3) if n < len(mask["codes"])]
+    assert [(preview["index"], preview["codes"]) for preview in previews] == expected
+    for preview in previews:
+        assert not preview["complete"] and preview["size"] == [64, 64] and 0 <= preview["score"] <= 1
+
+
+def test_masks_have_the_size_of_the_image(client):
+    answer = ask(client, "Segment the large red triangle.", data_url(png(48, 64)))
+    segments = answer.choices[0].message.segments
+    assert segments and all(segment["size"] == [48, 64] for segment in segments)
+
+
+def test_answer_without_an_image_has_no_segments(client):
+    assert ask(client, "Hello.", None, max_tokens=8).choices[0].message.segments == []
+
+
+def test_mask_cut_by_the_token_limit_is_given_and_marked(client, scenes):
+    question, url, row = next(scene for scene in scenes if scene[2]["masks"])
+    start = next(i for i in range(1, 48) if "<|mt_" in text_and_segments(ask(client, question, url, max_tokens=i))[0])
+    for stream in (False, True):
+        _, (segment,) = text_and_segments(ask(client, question, url, stream, max_tokens=start + 2))
+        assert not segment["complete"] and segment["codes"] == row["masks"][0]["codes"][:2]
+
+
+def test_several_choices_have_their_own_segments(client, scenes):
+    question, url, _ = scenes[0]
+    choices = ask(client, question, url, n=3, temperature=2.0, max_tokens=60).choices
+    assert len(choices) == 3
+    for choice in choices:
+        assert choice.message.content.count(MASK_END) <= len(choice.message.segments)
+        for segment in choice.message.segments:
+            assert "".join(f"<|mt_{code}|>" for code in segment["codes"]) in choice.message.content
+
+
+def test_masks_in_questions_are_read(client, world, stage_two, tmp_path):
+    url = data_url(world.image.read_bytes())
+    question = "Segment what is beside <mask>."
+    masks = [world.right, world.left, mask_of(48, 64, 0, 48, 0, 64)]
+    rows = [world.row(f"<image>{question}", masks=[mask]) for mask in masks]
+    expected = infer(write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl", model=stage_two[1])
+    sources = [to_rle(masks[0]), to_rle(masks[1]), {"polygons": [[0, 0, 64, 0, 64, 48, 0, 48]], "size": [48, 64]}]
+    for source, row in zip(sources, expected, strict=True):
+        check_answer(ask(client, question, url, extra={"masks": [source]}), row)
+        check_answer(ask(client, question, url, stream=True, extra={"masks": [source]}), row)
+
+
+RLE = to_rle(mask_of(48, 64, 8, 40, 4, 20))
+ABOUT = "Segment what is beside <mask>."
+# What is wrong, and a word of the reason.
+BAD = {
+    "not an image": ({"url": data_url(b"This is no image.")}, "expected an image"),
+    "half an image": ({"url": data_url(png(48, 64)[:2000])}, "truncated"),
+    "not base64": ({"url": "data:image/png;base64,?"}, "image"),
+    "no such file": ({"url": "/no/such/image.png"}, "image"),
+    "too large an image": ({"url": data_url(png(200, 200))}, f"at most {MAX_PIXELS}"),
+    "unknown model": ({"model": "gpt-4"}, "gpt-4"),
+    "broken RLE": ({"question": ABOUT, "extra": {"masks": [{**RLE, "counts": "???"}]}}, "masks[0]: counts"),
+    "cut RLE": ({"question": ABOUT, "extra": {"masks": [{**RLE, "counts": RLE["counts"][:-4]}]}}, "masks[0]: counts"),
+    "RLE of another size": ({"question": ABOUT, "extra": {"masks": [{**RLE, "size": [64, 48]}]}}, "[48, 64]"),
+    "huge RLE": ({"question": ABOUT, "extra": {"masks": [{**RLE, "size": [10**6, 10**6]}]}}, "[48, 64]"),
+    "path of a mask": ({"question": ABOUT, "extra": {"masks": ["/etc/passwd"]}}, "expected a COCO RLE"),
+    "too many masks": ({"question": ABOUT * 4, "extra": {"masks": [RLE] * 4}}, f"at most {MAX_MASKS}"),
+    "too few masks": ({"question": ABOUT}, "expected one for each"),
+    "mask without an image": ({"url": None, "question": ABOUT, "extra": {"masks": [RLE]}}, "without an image"),
+    "masks that are no list": ({"question": ABOUT, "extra": {"masks": 3}}, "masks"),
+    "preview after no token": ({"extra": {"mask_previews": [0]}}, "mask_previews"),
+    "temperature below 0": ({"temperature": -1.0}, "temperature"),
+    "no messages": ({"extra": {"messages": None}}, "messages"),
+    "message without content": ({"extra": {"messages": [{"role": "user"}]}}, "content"),
+    "message without role": ({"extra": {"messages": [{"content": "Hello."}]}}, "role"),
+}
+
+
+def ask_badly(client, stream: bool, url=None, question="Segment it.", **changes):
+    changes.setdefault("temperature", 0)
+    return ask(client, question, url, stream, **changes)
+
+
+def bad_request(client, name: str, stream: bool) -> openai.APIStatusError:
+    changes, _ = BAD[name]
+    with pytest.raises(openai.APIStatusError) as error:
+        ask_badly(client, stream, **{"url": data_url(png(48, 64)), **changes})
+    return error.value
+
+
+def check_refusal(error: openai.APIStatusError, name: str) -> None:
+    assert 400 <= error.status_code < 500 and BAD[name][1] in error.message, (name, error.message)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_request_is_refused_with_a_reason(client, scenes, name, stream):
+    check_refusal(bad_request(client, name, stream), name)
+    check_answer(ask(client, scenes[1][0], scenes[1][1]), scenes[1][2])
+
+
+def test_wrong_key_is_refused(client):
+    with pytest.raises(openai.APIStatusError) as error:
+        ask(client.with_options(api_key="guess"), "Hello.", None)
+    assert 400 <= error.value.status_code < 500 and "API key" in error.value.message
+
+
+def test_every_one_of_32_clients_gets_the_own_answer(server, scenes):
+    """Two thirds ask well, half of all in streams, all at once and twice."""
+    jobs = [(i % 2 == 1, scenes[i % len(scenes)]) for i in range(43)]
+    jobs += [(i % 2 == 1, name) for i, name in enumerate(BAD)]
+    random.Random(0).shuffle(jobs)
+
+    def run(job) -> None:
+        stream, asked = job
+        with openai.OpenAI(base_url=server, api_key=KEY, max_retries=0, timeout=120) as client:
+            if isinstance(asked, str):
+                check_refusal(bad_request(client, asked, stream), asked)
+            else:
+                extra = {"mask_previews": [2]} if stream else None
+                check_answer(ask(client, asked[0], asked[1], stream, extra=extra), asked[2])
+
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(run, jobs))
+
+
+def test_models_are_listed_and_completions_still_served(client):
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.completions.create(model=MODEL, prompt="Hello.", max_tokens=4).choices[0].text is not None
