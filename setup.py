@@ -99,11 +99,12 @@ EXTRAS_REQUIRE = {
         "decord>=0.6,<1",
         "xgrammar>=0.2,<1",  # what servers compile our regular expressions with
         "outlines_core>=0.2,<0.3",
+        "deepspeed>=0.19,<1",  # runs on a CPU, for the tests of several processes
         "build>=1.2,<2",
         "setuptools>=70.1",  # tests/test_packaging.py builds wheels without build isolation
     ],
     "eval": ["evalscope>=1.0,<2"],
-    "deepspeed": ["deepspeed>=0.16,<1"],
+    "deepspeed": ["deepspeed>=0.19,<1"],
     # The refiners are models of transformers, already required; the name is kept so that it may grow.
     "refine": [],
 }

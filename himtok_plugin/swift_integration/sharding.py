@@ -2,7 +2,7 @@
 
 Contract: what frozen parts compute, codes and codebook rows, comes from a whole copy that no wrapper knows
 (`keep_whole_copy`); what is trained goes through the attached, sharded mask tokenizer (`ShardedDetokenizer`), in every
-process of every step alike. `mark_as_used` tells DDP of parameters that are used after the LMM's forward pass only.
+process of every step alike. `UsedLater` tells DDP of parameters that are used after the LMM's forward pass only.
 Does not know batches and losses.
 """
 
@@ -18,8 +18,6 @@ from transformers.integrations import deepspeed
 from transformers.utils import ModelOutput
 
 from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
-
-TOUCH = "himtok_touch"  # key of a zero in the LMM's output
 
 
 @contextmanager
@@ -72,20 +70,24 @@ class ShardedDetokenizer:
         return self.sharded.decode_rows(rows if torch.is_autocast_enabled(rows.device.type) else rows.to(dtype))
 
 
-def touch(parameters: list[nn.Parameter]) -> Tensor:
-    """A zero () that all the parameters had a part in."""
-    return sum(p.sum() for p in parameters) * 0
-
-
-def mark_as_used(model: nn.Module, parameters: list[nn.Parameter]) -> None:
-    """Let the LMM's output depend on parameters that the loss uses later.
+class UsedLater:
+    """Parameters that the loss uses after the LMM's forward pass: lets the LMM's output depend on them.
 
     DDP looks through the output for parameters without a part in it, takes their gradients for done, and breaks when a
     loss brings some after all; and it waits for all others, also in a process whose batch has no mask.
+
+    Args:
+        model: the LMM, before DDP wraps it.
+        parameters: trained ones outside its forward pass.
     """
 
-    def add_touch(module: nn.Module, inputs: tuple, output):
-        if torch.is_grad_enabled() and isinstance(output, ModelOutput):
-            output[TOUCH] = touch(parameters)
+    def __init__(self, model: nn.Module, parameters: list[nn.Parameter]):
+        self.parameters = parameters
+        self.zero: Tensor | None = None  # () of the last forward pass: all the parameters had a part in it
+        model.register_forward_hook(self._add)
 
-    model.register_forward_hook(add_touch)
+    def _add(self, module: nn.Module, inputs: tuple, output) -> None:
+        if torch.is_grad_enabled() and isinstance(output, ModelOutput):
+            self.zero = sum(p.sum() for p in self.parameters) * 0
+            loss = getattr(output, "loss", None)
+            output.loss = self.zero if loss is None else loss + self.zero

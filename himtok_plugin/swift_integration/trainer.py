@@ -27,7 +27,7 @@ from .inference import RESPONSE_ATTRIBUTE, write_masks
 from .learning_rates import move_to_own_groups, scale_row_updates
 from .mask_batch import IGNORE_INDEX, PREFIX, MaskBatch
 from .model import DETOKENIZER, attached_mask_tokenizer, lm_of
-from .sharding import TOUCH, ShardedDetokenizer, keep_whole_copy, loading_whole, mark_as_used
+from .sharding import ShardedDetokenizer, UsedLater, keep_whole_copy, loading_whole
 
 LEVEL_SEED = 1_000_003  # keeps the steps of runs with neighbouring seeds apart
 BATCH = "himtok_batch"  # key under which a batch's masks go from `_prepare_inputs` to `compute_loss`
@@ -67,13 +67,14 @@ class MaskTrainer(Seq2SeqTrainer):
     def _share_with_processes(self) -> None:
         """Say who encodes and who decodes; see sharding.py."""
         self._encoder = self._detokenizer = self.mask_tokenizer
+        self._used_later: UsedLater | None = None
         self._is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         trained = [p for p in self.mask_tokenizer.parameters() if p.requires_grad]
         if self._is_sharded:
             self._encoder = keep_whole_copy(self.mask_tokenizer)
             self._detokenizer = ShardedDetokenizer(self._encoder, self.mask_tokenizer)
         elif trained and self.accelerator.num_processes > 1:
-            mark_as_used(self.model, trained)
+            self._used_later = UsedLater(self.model, trained)
 
     def _with_own_rates(self, optimizer: Optimizer) -> Optimizer:
         settings = self.masks.settings
@@ -157,13 +158,13 @@ class MaskTrainer(Seq2SeqTrainer):
             self._log_next_token_loss(loss, labels, num_items_in_batch, mode)
             if self.masks.settings.trains_on_masks:
                 loss = loss + self._mask_losses(outputs, masks, shape, logits_to_keep, num_items_in_batch, mode)
-            elif TOUCH in outputs:
-                loss = loss + outputs[TOUCH]
+            elif self._used_later is not None and loss.requires_grad:
+                loss = loss + self._used_later.zero
         return (loss, outputs) if return_outputs else loss
 
     def _mask_losses(self, outputs, masks: MaskBatch | None, shape, logits_to_keep, num_items, mode: str) -> Tensor:
         if masks is None or masks.supervised is None or not len(masks.supervised):
-            return self._loss_of_no_mask(outputs)
+            return self._loss_of_no_mask()
         if getattr(outputs, "logits", None) is None:
             raise RuntimeError("the mask loss needs the model's logits, which use_liger_kernel does not keep")
         if logits_to_keep is None and outputs.logits.shape[:-1] != shape:
@@ -217,10 +218,11 @@ class MaskTrainer(Seq2SeqTrainer):
         generator = torch.Generator().manual_seed(self.args.seed * LEVEL_SEED + self.state.global_step)
         return draw_levels(min(self.masks.settings.num_coarse_levels, k - 1), k, generator)
 
-    def _loss_of_no_mask(self, outputs) -> Tensor:
+    def _loss_of_no_mask(self) -> Tensor:
         """A zero. Other processes may have masks, and the same must be communicated in all of them."""
         if not self._is_sharded:
-            return outputs.get(TOUCH, torch.zeros((), device=self.args.device))
+            used = self._used_later
+            return torch.zeros((), device=self.args.device) if used is None or used.zero is None else used.zero
         # One mask that does not count: sharded parts are gathered, and reduced, as they are called.
         config, device = self._detokenizer.config, self.args.device
         probabilities = torch.zeros((1, config.num_mask_tokens, config.codebook_size), device=device)
