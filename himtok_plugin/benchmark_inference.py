@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -134,8 +135,7 @@ def bench_inference(
             images = [scene.image for scene in scenes]
             questions = [scene.messages[0]["content"].removeprefix("<image>") for scene in scenes]
             masks = sum(len(answer) for answer in ask(images, questions))
-            step = lambda images=images, questions=questions: ask(images, questions)  # noqa: E731
-            seconds = timed(step, settings.repeats, torch.device(device or "cpu"), warm=True)
+            seconds = timed(partial(ask, images, questions), settings.repeats, torch.device(device or "cpu"), warm=True)
             add(Timing("end to end", checkpoint, device, batch, masks, statistics.median(seconds), max(seconds)))
     return timings
 

@@ -189,6 +189,9 @@ def evaluate(
     root: Annotated[
         Path | None, typer.Option("--root", metavar="DIR", help="Where relative paths of true masks start from.")
     ] = None,
+    min_score: Annotated[
+        float, typer.Option("--min_score", help="Masks with a lower score do not count: to choose inference's own.")
+    ] = 0.0,
 ) -> None:
     """Score predicted masks against true ones."""
     from tqdm import tqdm
@@ -196,7 +199,9 @@ def evaluate(
     from .scoring import score_rows
 
     with tqdm(total=result.stat().st_size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
-        scores = score_rows(result, root, on_progress=lambda consumed: bar.update(consumed - bar.n))
+        scores = score_rows(
+            result, root, on_progress=lambda consumed: bar.update(consumed - bar.n), min_score=min_score
+        )
     if json_file == "-":
         print(json.dumps(scores))
         return

@@ -29,6 +29,7 @@ def score_rows(
     root: str | Path | None = None,
     boundary: bool = True,
     on_progress: Callable[[int], None] | None = None,
+    min_score: float = 0.0,
 ) -> dict[str, float | int | None]:
     """Score a result file.
 
@@ -41,6 +42,7 @@ def score_rows(
         root: folder that relative paths in `target_masks` start from; by default the working directory, as in ms-swift.
         boundary: also compute `boundary_F`, the slowest of the numbers.
         on_progress: called after each row with the bytes read so far.
+        min_score: predicted masks with a lower `score` do not count, as if inference had had `--min_score`.
     Returns:
         What `SegmentationMetrics.compute` returns.
     Raises:
@@ -50,12 +52,21 @@ def score_rows(
     metrics = SegmentationMetrics(boundary=boundary)
     for number, row in read_rows(path, on_progress):
         try:
-            metrics.update(*prediction_and_target(row, root))
+            metrics.update(*prediction_and_target(with_min_score(row, min_score), root))
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {error}") from error
     if not len(metrics):
         raise ValueError(f"{path}: holds no rows, expected JSON lines written by `swift infer`")
     return metrics.compute()
+
+
+def with_min_score(row: dict[str, Any], min_score: float) -> dict[str, Any]:
+    """The row without predicted masks of a lower score; masks without a score stay."""
+    masks = row.get(PREDICTED)
+    if not min_score or not isinstance(masks, list):
+        return row
+    kept = [m for m in masks if not isinstance(m, dict) or m.get("score") is None or m["score"] >= min_score]
+    return {**row, PREDICTED: kept}
 
 
 def prediction_and_target(row: dict[str, Any], root: str | Path | None = None) -> tuple[np.ndarray | None, np.ndarray]:

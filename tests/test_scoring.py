@@ -47,6 +47,20 @@ def test_scores_by_hand(tmp_path):
     assert 0 < scores["boundary_F"] < 1
 
 
+def test_masks_below_the_least_score_do_not_count(tmp_path):
+    unsure = {**predicted(0), "score": 0.2}
+    unscored = {**predicted(0), "score": None}
+    path = write(
+        tmp_path,
+        {"masks": [unsure], "target_masks": []},
+        {"masks": [predicted(1), unsure], "target_masks": [to_rle(mask(1))]},
+        {"masks": [unscored], "target_masks": [to_rle(mask(0))]},
+    )
+    scores = score_rows(path, min_score=0.5)
+    assert (scores["cIoU"], scores["N-acc"], scores["missing"]) == (1, 1, 0)
+    assert score_rows(path)["N-acc"] == 0
+
+
 def test_several_true_masks_are_their_union(tmp_path):
     path = write(tmp_path, {"masks": [predicted(0, 1)], "target_masks": [to_rle(mask(0)), to_rle(mask(1))]})
     assert score_rows(path)["cIoU"] == 1.0

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from himtok_plugin import MaskTokenizer
+from himtok_plugin import MaskTokenizer, Segmenter
 from himtok_plugin.confidence import Calibration
 from himtok_plugin.mask_text import MASK_START
 from himtok_plugin.tiny_lmm import TinyLmmSize, build_tiny_internvl
@@ -83,6 +83,12 @@ def test_adapter_infers_at_once_and_merges_into_a_vanilla_checkpoint_with_the_sa
     calibration.save(checkpoint / "mask_tokenizer")
     adapted = answers("adapted", adapters=checkpoint)
     assert all(row["masks"] and row["masks"][0]["complete"] for row in adapted), [r["response"] for r in adapted]
+    segmenter = Segmenter.from_pretrained(
+        checkpoint, max_new_tokens=12, response_prefix=MASK_START, torch_dtype="float32"
+    )
+    for row in adapted:
+        result = segmenter(row["images"][0]["path"], "it")
+        assert result.text == row["response"] and result.codes == [mask["codes"] for mask in row["masks"]]
     export(adapters=checkpoint, merge_lora=True, output_dir=tmp_path / "merged", torch_dtype="float32")
     merged, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not any(report.values()), report

@@ -1,11 +1,16 @@
 """`Segmenter`: images and questions in, results out; the same answers as `swift infer`."""
 
+import re
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 from runs import infer, read_rows
 
 from himtok_plugin import Segmenter
+from himtok_plugin.benchmark_inference import InferenceBenchmark, bench_inference
 from himtok_plugin.confidence import Calibration
 from himtok_plugin.masks import load_mask
 
@@ -63,8 +68,6 @@ def test_expression_and_whole_question_are_the_same(segmenter, answers, rows):
 
 
 def test_images_may_be_paths_pictures_and_arrays(segmenter, answers, rows):
-    from pathlib import Path
-
     path = rows[2]["images"][0]
     picture = Image.open(path)
     for image in (Path(path), picture, np.asarray(picture.convert("RGB"))):
@@ -177,3 +180,26 @@ def test_calibration_beside_the_mask_tokenizer_is_used(stage_two, world, rows, a
     results = segmenter([row["images"][0] for row in rows[:4]], [expression(row) for row in rows[:4]])
     for result, answer in zip(results, answers, strict=False):
         np.testing.assert_allclose(result.scores, 0.2 + 0.2 * answer.scores, atol=1e-4)
+
+
+def test_whole_way_is_measured(segmenter):
+    timings = bench_inference(InferenceBenchmark(batches=(2,), repeats=1), segmenter, "checkpoint", "cpu")
+    assert [timing.part for timing in timings][-1] == "end to end" and timings[-1].seconds > 0
+
+
+def test_snippet_of_the_readme_runs(stage_two, world, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    snippet = next(
+        (code for code in re.findall(r"```py\n(.*?)```", readme, flags=re.DOTALL) if "Segmenter" in code), None
+    )
+    if snippet is None:
+        pytest.skip("the README shows no Segmenter")
+    (tmp_path / "stage3").mkdir()
+    (tmp_path / "stage3" / "last-checkpoint").symlink_to(stage_two[1])
+    Image.open(world.image).save(tmp_path / "photo.jpg")
+    Image.open(world.mask_file).save(tmp_path / "mask.png")
+    monkeypatch.chdir(tmp_path)
+    shorter = partial(Segmenter.from_pretrained, max_new_tokens=48)
+    monkeypatch.setattr(Segmenter, "from_pretrained", shorter)
+    exec(snippet, {})
+    assert list(tmp_path.glob("*.png"))
