@@ -15,7 +15,9 @@ from .prediction import PredictedMask
 _LONGEST_LABEL = 200  # characters; also bounds the search
 # What is referred to, as bases that know grounding write it (InternVL, Qwen), just before the mask.
 _REFERENCE = re.compile(r"(?:<ref>|<\|object_ref_start\|>)([^<>]+)(?:</ref>|<\|object_ref_end\|>)\s*:?\s*$")
-_PHRASE = re.compile(r"(?:^|[\n.,;!?>])([^\n.,;:!?<>]+):\s*$")  # "left: <mask>, right: <mask>"
+_BEFORE_COLON = re.compile(r"([^\n:<>]+):\s*$")  # "left: <mask>, right: <mask>"
+_SENTENCE_END = re.compile(r"[.;!?]\s+")
+_JOINING = re.compile(r"^(?:[\s,;.]|and\s)+")
 
 
 def segment_dict(mask: PredictedMask, label: str | None = None) -> dict[str, Any]:
@@ -54,5 +56,8 @@ def label_before(text: str) -> str | None:
         text: an answer from the end of the mask before to the start of this one.
     """
     text = text[-_LONGEST_LABEL:]
-    found = _REFERENCE.search(text) or _PHRASE.search(text)
-    return (found[1].strip() or None) if found else None
+    found = _REFERENCE.search(text)
+    if found:
+        return found[1].strip() or None
+    found = _BEFORE_COLON.search(text)
+    return (_JOINING.sub("", _SENTENCE_END.split(found[1])[-1]).strip() or None) if found else None

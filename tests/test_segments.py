@@ -39,7 +39,9 @@ def test_empty_mask_is_a_segment_too():
     [
         ("left: ", "left"),
         ("Here are two masks. The red car: ", "The red car"),
-        ("left: MASK, right: ".partition("MASK")[2], "right"),
+        (", right: ", "right"),
+        (" and right: ", "right"),
+        ("\na cat, asleep: ", "a cat, asleep"),
         ("<ref>a red car</ref>", "a red car"),
         ("I see <|object_ref_start|>the dog<|object_ref_end|> ", "the dog"),
         ("The mask appears at ", None),

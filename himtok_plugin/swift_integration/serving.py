@@ -23,12 +23,13 @@ from swift.template.vision_utils import load_file
 from ..mask_text import MASK_END, MASK_PLACEHOLDER, MASK_START, MaskSpan, count_placeholders, text_to_codes
 from ..masks import load_mask
 from ..prediction import Answer
+from ..refinement import SAM_KINDS
 from ..segments import segments_of
-from .inference import RESPONSE_ATTRIBUTE
+from .inference import RESPONSE_ATTRIBUTE, load_row_image, masks_of_text, refined_by_model
 from .mask_runtime import MaskRuntime
 
 RECORDED_ATTRIBUTE = "himtok_recorded"
-_MASK_KEYS = ({"size", "counts"}, {"size", "polygons"})  # no paths: those are the server's files, not the client's
+_RLE_KEYS = {"size", "counts"}  # no paths, those are the server's files; no polygons, a few bytes of them take long
 _LONGEST_REASON = 200  # characters
 
 
@@ -45,7 +46,7 @@ class SegmentChatRequest(ChatCompletionRequest):
     """A chat request as clients send it; `extra_body` of the `openai` package holds the further fields.
 
     Attributes:
-        masks: one COCO RLE, or polygons with a size, for every `<mask>` in the messages, of the first image's size.
+        masks: one COCO RLE for every `<mask>` in the messages, of the first image's size.
         mask_previews: numbers of tokens after which a stream previews a mask; None: as the server's flag says.
     """
 
@@ -101,14 +102,14 @@ async def answer_with_segments(
     if config.stream and config.n not in (None, 1):
         raise ValueError(f"n: got {config.n} with stream, expected 1")
     request.mask_previews = check_previews(request.mask_previews, runtime)
-    size = await asyncio.to_thread(check_request, request, runtime)
+    image = await asyncio.to_thread(check_request, request, runtime)
     answer = await infer(request, config, **kwargs)
     if not config.stream:
-        await asyncio.to_thread(add_segments, runtime, answer, size)
+        await asyncio.to_thread(add_segments, runtime, answer, image)
         return answer
     # Once a stream has begun, the status that says "bad request" is gone: so wait for what comes first.
     first = await anext(answer, None)
-    return _stream(SegmentStream(runtime, size, request.mask_previews), first, answer)
+    return _stream(SegmentStream(runtime, image, request.mask_previews), first, answer)
 
 
 async def _stream(segments: SegmentStream, first: Any, rest: AsyncIterator) -> AsyncIterator:
@@ -122,11 +123,19 @@ async def _stream(segments: SegmentStream, first: Any, rest: AsyncIterator) -> A
 # ----- requests
 
 
-def check_request(request: SegmentInferRequest, runtime: MaskRuntime) -> tuple[int, int] | None:
+@dataclass(frozen=True)
+class AskedImage:
+    """What the masks of an answer belong to: the request's first image, as ms-swift reads it, and its (h, w)."""
+
+    source: Any
+    size: tuple[int, int]
+
+
+def check_request(request: SegmentInferRequest, runtime: MaskRuntime) -> AskedImage | None:
     """Look at a request's images and masks; nothing large is allocated for one beyond the limits.
 
     Returns:
-        (h, w) of the first image, None for a request without images.
+        The first image, None for a request without images.
 
     Raises:
         ValueError: says what is wrong with which of them.
@@ -137,7 +146,6 @@ def check_request(request: SegmentInferRequest, runtime: MaskRuntime) -> tuple[i
     except Exception as error:
         raise ValueError(f"messages: {_reason(error)}: expected messages with role and content") from error
     sizes = [_image_size(image, f"images[{i}]", settings.max_image_pixels) for i, image in enumerate(inputs.images)]
-    size = sizes[0] if sizes else None
     masks = request.masks
     texts = [message["content"] for message in inputs.messages if isinstance(message.get("content"), str)]
     placeholders = sum(count_placeholders(text) for text in texts)
@@ -147,11 +155,11 @@ def check_request(request: SegmentInferRequest, runtime: MaskRuntime) -> tuple[i
         raise ValueError(
             f"masks: got {len(masks)} with {placeholders} {MASK_PLACEHOLDER} in the messages, expected one for each"
         )
-    if masks and size is None:
+    if masks and not sizes:
         raise ValueError("masks: got a request without an image, expected the image that they belong to")
     for i, mask in enumerate(masks):
-        _check_mask(mask, size, f"masks[{i}]")
-    return size
+        _check_mask(mask, sizes[0], f"masks[{i}]")
+    return AskedImage(inputs.images[0], sizes[0]) if sizes else None
 
 
 def check_previews(previews: list[int] | None, runtime: MaskRuntime) -> list[int]:
@@ -183,10 +191,8 @@ def _image_size(image: Any, name: str, max_pixels: int) -> tuple[int, int]:
 
 
 def _check_mask(mask: Any, size: tuple[int, int], name: str) -> None:
-    if not isinstance(mask, dict) or set(mask) not in _MASK_KEYS:
-        raise ValueError(
-            f"{name}: got {mask!r:.80}, expected a COCO RLE {{'size': [h, w], 'counts': …}} or polygons with a size"
-        )
+    if not isinstance(mask, dict) or set(mask) != _RLE_KEYS:
+        raise ValueError(f"{name}: got {mask!r:.80}, expected a COCO RLE {{'size': [h, w], 'counts': …}}")
     if mask["size"] != list(size):  # before anything of that size is made
         raise ValueError(f"{name}: got size {mask['size']!r:.80}, expected {list(size)}, the first image's [h, w]")
     try:
@@ -203,13 +209,14 @@ def _reason(error: Exception) -> str:
 # ----- answers
 
 
-def add_segments(runtime: MaskRuntime, response: Any, size: tuple[int, int] | None) -> None:
+def add_segments(runtime: MaskRuntime, response: Any, image: AskedImage | None) -> None:
     """Put segments into every choice of a response: of the masks that came with it, else of those in its text."""
     for choice in response.choices:
         message = choice.message
         masks = getattr(message, RESPONSE_ATTRIBUTE, None)
-        if masks is None:  # an engine that records no probabilities
-            masks = [] if size is None else runtime.predict([Answer(message.content, size)])[0]
+        if masks is None:  # an engine that is not ms-swift's own
+            row = {"images": [] if image is None else [image.source]}
+            masks = masks_of_text(runtime, message.content, row, choice.logprobs)
         segments = segments_of(message.content, masks)
         choice.message = SegmentMessage(**_own_fields(message, ChatMessage), segments=segments)
 
@@ -219,13 +226,13 @@ class SegmentStream:
 
     Args:
         runtime: the run's masks.
-        size: (h, w) of the request's first image; without one there are no segments.
+        image: the request's first image; without one there are no segments.
         previews: numbers of tokens after which to preview a mask.
     """
 
-    def __init__(self, runtime: MaskRuntime, size: tuple[int, int] | None, previews: list[int]):
+    def __init__(self, runtime: MaskRuntime, image: AskedImage | None, previews: list[int]):
         self.runtime = runtime
-        self.size = size
+        self.image = image
         self.previews = previews
         self._text = ""
         self._given = 0  # segments
@@ -238,14 +245,14 @@ class SegmentStream:
         delta = SegmentDelta(**_own_fields(choice.delta, DeltaMessage))
         choice.delta = delta
         self._text += delta.content or ""
-        if self.size is None:
+        if self.image is None:
             return chunk
         spans = [span for span in self._spans() if span.codes]
         closed = len(spans)
         if choice.finish_reason is None and spans and not self._text[: spans[-1].end].endswith(MASK_END):
             closed -= 1
         if closed > self._given:
-            delta.segments = self._segments(spans, range(self._given, closed), recorded)
+            delta.segments = self._segments(spans, range(self._given, closed), recorded, refined=True)
             self._given = closed
         if closed < len(spans):
             progress = closed, len(spans[closed].codes)
@@ -258,7 +265,9 @@ class SegmentStream:
     def _spans(self) -> list[MaskSpan]:
         return text_to_codes(self._text, self.runtime.codebook_size, self.runtime.num_mask_tokens)
 
-    def _segments(self, spans: list[MaskSpan], wanted: range, recorded: Callable | None) -> list[dict[str, Any]]:
+    def _segments(
+        self, spans: list[MaskSpan], wanted: range, recorded: Callable | None, refined: bool = False
+    ) -> list[dict[str, Any]]:
         probabilities = None if recorded is None else recorded([code for span in spans for code in span.codes])
         # Masks given before are not decoded again: only what follows them is predicted.
         start = spans[wanted.start - 1].end if wanted.start else 0
@@ -267,7 +276,9 @@ class SegmentStream:
             before = sum(len(span.codes) for span in spans[: wanted.start])
             count = sum(len(spans[i].codes) for i in wanted)
             probabilities = probabilities[before : before + count]
-        (masks,) = self.runtime.predict([Answer(text, self.size, probabilities)])
+        (masks,) = self.runtime.predict([Answer(text, self.image.size, probabilities)])
+        if masks and refined and self.runtime.settings.refiner in SAM_KINDS:
+            masks = refined_by_model(self.runtime, load_row_image(self.image.source), masks)
         return segments_of(text, masks)
 
 

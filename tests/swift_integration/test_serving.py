@@ -1,5 +1,6 @@
 """`swift deploy`, a real one, driven by the `openai` package: everyone gets the own masks, bad requests a reason."""
 
+import asyncio
 import base64
 import io
 import os
@@ -19,10 +20,23 @@ import openai
 import pytest
 from PIL import Image
 from runs import flags, infer, mask_of, read_rows, write_rows
+from swift.infer_engine import RequestConfig
+from swift.infer_engine.protocol import (
+    ChatCompletionResponse,
+    ChatCompletionResponseChoice,
+    ChatCompletionResponseStreamChoice,
+    ChatCompletionStreamResponse,
+    ChatMessage,
+    DeltaMessage,
+    UsageInfo,
+)
 
+from himtok_plugin import Segmenter
 from himtok_plugin.coco_masks import polygons_to_mask
-from himtok_plugin.mask_text import MASK_END
+from himtok_plugin.mask_text import MASK_END, codes_to_text
 from himtok_plugin.masks import load_mask, mask_bbox, to_rle
+from himtok_plugin.swift_integration.inference import runtime_of
+from himtok_plugin.swift_integration.serving import SegmentInferRequest, answer_with_segments
 
 MODEL, KEY = "segmenter", "secret"
 MAX_PIXELS, MAX_MASKS = 10_000, 3
@@ -210,7 +224,7 @@ def test_masks_in_questions_are_read(client, world, stage_two, tmp_path):
     masks = [world.right, world.left, mask_of(48, 64, 0, 48, 0, 64)]
     rows = [world.row(f"<image>{question}", masks=[mask]) for mask in masks]
     expected = infer(write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl", model=stage_two[1])
-    sources = [to_rle(masks[0]), to_rle(masks[1]), {"polygons": [[0, 0, 64, 0, 64, 48, 0, 48]], "size": [48, 64]}]
+    sources = [to_rle(masks[0]), to_rle(masks[1]), {"size": [48, 64], "counts": [0, 48 * 64]}]
     for source, row in zip(sources, expected, strict=True):
         check_answer(ask(client, question, url, extra={"masks": [source]}), row)
         check_answer(ask(client, question, url, stream=True, extra={"masks": [source]}), row)
@@ -231,12 +245,14 @@ BAD = {
     "RLE of another size": ({"question": ABOUT, "extra": {"masks": [{**RLE, "size": [64, 48]}]}}, "[48, 64]"),
     "huge RLE": ({"question": ABOUT, "extra": {"masks": [{**RLE, "size": [10**6, 10**6]}]}}, "[48, 64]"),
     "path of a mask": ({"question": ABOUT, "extra": {"masks": ["/etc/passwd"]}}, "expected a COCO RLE"),
+    "polygons": ({"question": ABOUT, "extra": {"masks": [{"size": [48, 64], "polygons": []}]}}, "expected a COCO RLE"),
     "too many masks": ({"question": ABOUT * 4, "extra": {"masks": [RLE] * 4}}, f"at most {MAX_MASKS}"),
     "too few masks": ({"question": ABOUT}, "expected one for each"),
     "mask without an image": ({"url": None, "question": ABOUT, "extra": {"masks": [RLE]}}, "without an image"),
     "masks that are no list": ({"question": ABOUT, "extra": {"masks": 3}}, "masks"),
     "preview after no token": ({"extra": {"mask_previews": [0]}}, "mask_previews"),
     "temperature below 0": ({"temperature": -1.0}, "temperature"),
+    "too long a question": ({"question": "Segment it. " * 2000}, "max_"),
     "no messages": ({"extra": {"messages": None}}, "messages"),
     "message without content": ({"extra": {"messages": [{"role": "user"}]}}, "content"),
     "message without role": ({"extra": {"messages": [{"content": "Hello."}]}}, "role"),
@@ -273,7 +289,8 @@ def test_wrong_key_is_refused(client):
 
 
 def test_every_one_of_32_clients_gets_the_own_answer(server, scenes):
-    """Two thirds ask well, half of all in streams, all at once and twice."""
+    """65 requests, half of them streams, a third of them bad, and bad and good ones in the same batches."""
+    assert len({row["response"] for *_, row in scenes}) > 5
     jobs = [(i % 2 == 1, scenes[i % len(scenes)]) for i in range(43)]
     jobs += [(i % 2 == 1, name) for i, name in enumerate(BAD)]
     random.Random(0).shuffle(jobs)
@@ -294,3 +311,79 @@ def test_every_one_of_32_clients_gets_the_own_answer(server, scenes):
 def test_models_are_listed_and_completions_still_served(client):
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.completions.create(model=MODEL, prompt="Hello.", max_tokens=4).choices[0].text is not None
+
+
+@pytest.fixture(scope="module")
+def runtime(stage_two):
+    return runtime_of(Segmenter.from_pretrained(stage_two[1]).engine.template)
+
+
+TEXT = f"left: {codes_to_text([1, 2, 3, 4])}, right: {codes_to_text([5, 6])} and <|mt_start|><|mt_7|><|mt_8|>"
+
+
+def other_engine(text: str, pieces: int):
+    """`infer_async` of an engine that knows nothing of masks; streams so many characters at a time."""
+
+    async def chunks():
+        for start in range(0, len(text), pieces):
+            finish = "stop" if start + pieces >= len(text) else None
+            delta = DeltaMessage(role="assistant", content=text[start : start + pieces])
+            yield ChatCompletionStreamResponse("m", [ChatCompletionResponseStreamChoice(0, delta, finish)])
+
+    async def infer(request, config):
+        if config.stream:
+            return chunks()
+        choice = ChatCompletionResponseChoice(0, ChatMessage("assistant", text), "stop")
+        return ChatCompletionResponse("m", [choice], UsageInfo(0, 0, 0))
+
+    return infer
+
+
+def segments_from_text(runtime, world, stream: bool, pieces: int = 1, previews=None) -> tuple[list, list]:
+    """(segments, previews) of an answer that another engine gave."""
+    message = {"role": "user", "content": "<image>Segment it."}
+    request = SegmentInferRequest([message], images=[str(world.image)], mask_previews=previews)
+
+    async def run():
+        answer = await answer_with_segments(runtime, other_engine(TEXT, pieces), request, RequestConfig(stream=stream))
+        return [chunk async for chunk in answer] if stream else answer
+
+    answer = asyncio.run(run())
+    assert text_and_segments(answer)[0] == TEXT
+    given = [p for chunk in answer for p in chunk.choices[0].delta.previews or []] if stream else []
+    return text_and_segments(answer)[1], given
+
+
+def test_engines_that_record_nothing_give_the_masks_of_their_text(runtime, world):
+    segments, _ = segments_from_text(runtime, world, stream=False)
+    assert [segment["codes"] for segment in segments] == [[1, 2, 3, 4], [5, 6], [7, 8]]
+    assert [segment["label"] for segment in segments] == ["left", "right", None]
+    assert [segment["complete"] for segment in segments] == [True, True, False]
+    assert all(segment["size"] == [48, 64] and segment["score"] is None for segment in segments)
+    for pieces in (1, 7, 25, 1000):
+        assert segments_from_text(runtime, world, True, pieces)[0] == segments
+
+
+def test_previews_come_once_each_however_the_text_is_cut(runtime, world):
+    expected = [(0, [1]), (0, [1, 2]), (1, [5]), (1, [5, 6]), (2, [7])]
+    for pieces in (1, 5):
+        _, previews = segments_from_text(runtime, world, True, pieces, [1, 2])
+        assert [(preview["index"], preview["codes"]) for preview in previews] == expected
+
+
+def test_flag_says_where_to_preview_if_the_request_does_not(runtime, world, monkeypatch):
+    monkeypatch.setattr(runtime.settings, "mask_previews", [2])
+    _, previews = segments_from_text(runtime, world, True)
+    assert [(preview["index"], preview["codes"]) for preview in previews] == [(0, [1, 2]), (1, [5, 6])]
+    assert segments_from_text(runtime, world, True, previews=[])[1] == []
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+def test_segments_are_refined_and_previews_are_not(runtime, world, monkeypatch, stream):
+    before, first = segments_from_text(runtime, world, stream, 5, [1])
+    monkeypatch.setattr(runtime.settings, "refiner", "sam2")
+    monkeypatch.setattr(type(runtime), "refiner", lambda self: lambda image, masks, squares: [~m for m in masks])
+    after, second = segments_from_text(runtime, world, stream, 5, [1])
+    assert first == second and len(after) == len(before)
+    for one, other in zip(before, after, strict=True):
+        assert np.array_equal(load_mask(rle_of(one)), ~load_mask(rle_of(other))) and one["codes"] == other["codes"]
