@@ -171,7 +171,9 @@ def normalised_entropy(logits: Tensor) -> Tensor:
     """How little a model knows of the next code: entropy of its code probabilities over that of all codes alike.
 
     Codes go from coarse to fine. Where the next one could be almost any, it and those after it would draw detail that
-    the model does not see, and the mask of the codes so far is as good.
+    the model does not see, and the mask of the codes so far is about as good. A model that is sure of itself is left
+    alone. What it costs and saves depends on the checkpoint: examples/04_fewer_tokens.py measures it beside fixed
+    numbers of tokens, which did better on the one measured here.
 
     Args:
         logits: (..., v) any float dtype: the code columns only.

@@ -69,8 +69,8 @@ class HimTokArguments:
     mask_labels: bool = _option(False, "Whether generated answers are lines of `label: MASK` and nothing else.")
     mask_early_stop: float | None = _option(
         None,
-        "A generated mask ends when the normalised entropy of its next code is at least this, between 0 and 1. None: "
-        "never.",
+        "A generated mask ends when the normalised entropy of its next code is at least this, between 0 and 1; with "
+        "ms-swift's own engine only. None: never.",
     )
     mask_threshold: float = _option(0.5, "Mask probability from which a pixel belongs to the mask, between 0 and 1.")
     mask_dir: str | None = _option(None, "Folder into which inference writes masks and overlays as PNG. None: nowhere.")

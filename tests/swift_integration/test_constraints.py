@@ -2,6 +2,9 @@
 
 import itertools
 import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -150,7 +153,16 @@ def test_free_generation_and_other_engines_get_none(pipeline):
 
 def test_ms_swift_hands_its_regular_expression_to_vllm():
     from importlib.util import find_spec
-    from pathlib import Path
 
     source = Path(find_spec("swift.infer_engine").origin).with_name("vllm_engine.py").read_text(encoding="utf-8")
     assert "StructuredOutputsParams(regex=request_config.structured_outputs_regex)" in source
+
+
+@pytest.mark.slow
+def test_example_measures_fewer_tokens(stage_two, world, tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "04_fewer_tokens.py"
+    arguments = [stage_two[1], world.scenes, "--tokens", "2", "4", "--early_stop", "0.5", "--limit", "4"]
+    done = subprocess.run([sys.executable, example, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line.split("|") for line in done.stdout.splitlines() if line.startswith(("| 2 ", "| 4 ", "| early"))]
+    assert len(lines) == 3 and all(0 <= float(value) <= 1 for line in lines for value in line[3:7])
