@@ -178,6 +178,7 @@ def save_sidecar(model: nn.Module, folder: str, state_dict: dict | None) -> None
         # What was trained comes out of the sharded model, perhaps in half precision; codes depend on every digit.
         trained = {name: value for name, value in own.items() if name.startswith(DETOKENIZER)}
         own = {**whole.state_dict(), **{name: value.float() for name, value in trained.items()}}
+        mask_tokenizer = whole  # whose configuration says float32
     mask_tokenizer.save_pretrained(os.path.join(folder, SIDECAR_FOLDER), state_dict=own or None)
     size = adapter_size(folder)
     if size is not None:

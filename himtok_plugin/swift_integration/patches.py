@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from functools import wraps
 
 from swift.utils import get_logger
@@ -372,27 +373,39 @@ def _write_masks_to_results() -> None:
             pipeline.himtok_pictures = MaskPictures(pipeline.args.mask_dir, pipeline.args.rank)
         return pipeline.himtok_pictures
 
+    @contextmanager
+    def noting_responses(pipeline):
+        """What the pipeline's engine answers within; of a stream that is no response."""
+        noted = []
+
+        def infer(*args, **kwargs):
+            found = pipeline.infer_engine.infer(*args, **kwargs)
+            noted.extend(found)
+            return found
+
+        pipeline.infer = infer
+        try:
+            yield noted
+        finally:
+            del pipeline.infer
+
+    def masks_of(runtime, noted, text: str, row):
+        """Masks that came with the response, else those of its text."""
+        masks = logprobs = None
+        if hasattr(noted, "choices"):
+            masks = getattr(noted.choices[0].message, RESPONSE_ATTRIBUTE, None)
+            logprobs = noted.choices[0].logprobs
+        return masks_of_text(runtime, text, row, logprobs) if masks is None else masks
+
     @wraps(batch_infer)
     def _batch_infer(self, val_dataset, request_config):
         runtime = runtime_of(self.template)
         if runtime is None:
             return batch_infer(self, val_dataset, request_config)
-        responses = []
-
-        def infer(*args, **kwargs):
-            responses.extend(self.infer_engine.infer(*args, **kwargs))
-            return responses
-
-        self.infer = infer
-        try:
+        with noting_responses(self) as noted:
             rows = batch_infer(self, val_dataset, request_config)
-        finally:
-            del self.infer
-        for row, response in zip(rows, responses, strict=False):  # other ranks of a parallel engine write no rows
-            choice = response.choices[0]
-            masks = getattr(choice.message, RESPONSE_ATTRIBUTE, None)
-            if masks is None:
-                masks = masks_of_text(runtime, row["response"], row, choice.logprobs)
+        for row, response in zip(rows, noted, strict=False):  # other ranks of a parallel engine write no rows
+            masks = masks_of(runtime, response, row["response"], row)
             write_masks(row, masks)
             if pictures(self) is not None:
                 pictures(self).write(row, masks)
@@ -400,16 +413,17 @@ def _write_masks_to_results() -> None:
 
     @wraps(infer_single)
     def infer_one(self, infer_request, request_config):
-        response = infer_single(self, infer_request, request_config)
+        with noting_responses(self) as noted:
+            text = infer_single(self, infer_request, request_config)
         runtime = runtime_of(self.template)
         if runtime is not None and isinstance(infer_request, dict):
-            masks = masks_of_text(runtime, response, infer_request)
+            masks = masks_of(runtime, noted[0], text, infer_request)
             write_masks(infer_request, masks)
             if self.args.mask_dir is None and self.args.eval_human:
                 self.args.mask_dir = "masks"  # who asks interactively wants to see the answer
             if masks and pictures(self) is not None:
                 print("masks: " + ", ".join(pictures(self).write(infer_request, masks)))
-        return response
+        return text
 
     SwiftInfer._batch_infer = _batch_infer
     SwiftInfer.infer_single = infer_one

@@ -71,7 +71,7 @@ class MaskTrainer(Seq2SeqTrainer):
         self._is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         trained = [p for p in self.mask_tokenizer.parameters() if p.requires_grad]
         if self._is_sharded:
-            self._encoder = keep_whole_copy(self.mask_tokenizer)
+            self._encoder = keep_whole_copy(self.mask_tokenizer).to(self.args.device)
             self._detokenizer = ShardedDetokenizer(self._encoder, self.mask_tokenizer)
         elif trained and self.accelerator.num_processes > 1:
             self._used_later = UsedLater(self.model, trained)

@@ -17,7 +17,6 @@ COMMON = {
     "freeze_vit": False,
     "freeze_aligner": False,
     "use_cpu": True,
-    "ddp_backend": "gloo",
     "check_model": False,
     "report_to": "none",
     "add_version": False,
@@ -54,8 +53,10 @@ def rows(world):
 def launch(world, rows, tmp_path):
     def run(processes, name="out", **options):
         defaults = {"model": world.lmm, "mask_tokenizer": world.mask_tokenizer, "dataset": rows}
-        argv = flags(**{**COMMON, **defaults, "output_dir": tmp_path / name, **options})
-        environment = {} if processes == 1 else {"NPROC_PER_NODE": str(processes)}
+        backend, environment = None, {}
+        if processes > 1 or "deepspeed" in options:  # DeepSpeed wants a launcher for one process as well
+            backend, environment = "gloo", {"NPROC_PER_NODE": str(processes)}
+        argv = flags(**{**COMMON, **defaults, "ddp_backend": backend, "output_dir": tmp_path / name, **options})
         done = run_swift("sft", *argv, cwd=tmp_path, timeout=300, **environment)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
         return tmp_path / name
@@ -100,9 +101,10 @@ def check_checkpoint(checkpoint, world, tmp_path, trained=True):
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert all(name.startswith(("decoder", "pixel_decoder")) for name in moved)
     assert bool(moved) == trained
-    asked = write_rows(tmp_path / "asked.jsonl", [world.segment(world.left)])
+    asked, answers = tmp_path / "asked.jsonl", tmp_path / f"{checkpoint.parent.name}_answers.jsonl"
+    write_rows(asked, [world.segment(world.left)])
     model = {"adapters": checkpoint} if (checkpoint / "adapter_config.json").is_file() else {"model": checkpoint}
-    (row,) = infer(asked, tmp_path / "answers.jsonl", **model, response_prefix=MASK_START, max_new_tokens=8)
+    (row,) = infer(asked, answers, **model, response_prefix=MASK_START, max_new_tokens=8)
     assert row["masks"]
 
 
@@ -139,7 +141,7 @@ def test_trains_saves_resumes_and_infers(case, launch, world, tmp_path):
 def test_zero3_with_lora_on_a_cpu_is_refused_in_one_line(world, rows, tmp_path):
     options = {**COMMON, **BFLOAT16, "deepspeed": "zero3", "tuner_type": "lora", "target_modules": "all-linear"}
     names = {"model": world.lmm, "mask_tokenizer": world.mask_tokenizer, "dataset": rows, "output_dir": tmp_path}
-    done = run_swift("sft", *flags(**options, **names), cwd=tmp_path)
+    done = run_swift("sft", *flags(**options, **names), cwd=tmp_path, NPROC_PER_NODE="1")
     assert done.returncode != 0
     assert "ValueError: deepspeed=zero3 with LoRA: PEFT gathers embedding rows on CUDA devices only" in done.stderr
 
