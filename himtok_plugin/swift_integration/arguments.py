@@ -268,6 +268,11 @@ def extend_base_arguments(module: ModuleType) -> None:
         files = startup.active_plugins()
         self.external_plugins = [*files.values(), *other_plugin_files(self.external_plugins)]
         self.plugin = list(files)
+        resumed = getattr(self, "resume_from_checkpoint", None)
+        if resumed and getattr(self, "tuner_type", None) == "full":
+            # ms-swift leaves the weights to transformers' trainer, which passes over parameters whose names a
+            # checkpoint has changed, as those of composite models: the run would go on from the base model, unseen.
+            self.model = resumed
         import_plugins(self)
 
     def save_args_without_active_plugins(self, output_dir=None) -> None:

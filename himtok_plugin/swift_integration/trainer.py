@@ -15,6 +15,7 @@ import torch.distributed as dist
 from swift.trainers import Seq2SeqTrainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..hierarchical_loss import HierarchicalMaskLoss, LogitTap, MaskLosses, code_probabilities, mask_logits
 from ..mask_tokenizer import MaskTokenizer
@@ -73,6 +74,8 @@ class MaskTrainer(Seq2SeqTrainer):
         if self._is_sharded:
             self._encoder = keep_whole_copy(self.mask_tokenizer).to(self.args.device)
             self._detokenizer = ShardedDetokenizer(self._encoder, self.mask_tokenizer)
+            if is_deepspeed_zero3_enabled():  # it wants one dtype for all that is trained
+                self.mask_tokenizer.to(next(self.model.parameters()).dtype)
         elif trained and self.accelerator.num_processes > 1:
             self._used_later = UsedLater(self.model, trained)
 
