@@ -293,7 +293,8 @@ def _save_sidecars() -> None:
 
     @wraps(original)
     def _save(self, output_dir=None, state_dict=None):
-        original(self, output_dir, state_dict)
+        # A copy, from which transformers deletes what the LMM's files are not to hold.
+        original(self, output_dir, None if state_dict is None else dict(state_dict))
         save_sidecar(self.model, output_dir or self.args.output_dir, state_dict)
 
     SwiftMixin._save = _save
