@@ -24,6 +24,12 @@ SIDE = 16  # of the tiny tokenizer's squares
 SIZE = (24, 20)
 
 
+@pytest.fixture(autouse=True)
+def no_root(monkeypatch):
+    """Relative paths start from the working directory, whatever tests of ms-swift left behind."""
+    monkeypatch.delenv("ROOT_IMAGE_DIR", raising=False)
+
+
 @pytest.fixture
 def himtok(capsys):
     """Run the command in this process: (exit status, stdout, stderr)."""

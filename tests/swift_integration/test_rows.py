@@ -139,7 +139,7 @@ def test_rows_without_any_mask_train_the_lmm_alone(train, world):
 
 def test_rows_without_images_are_text_as_ever(train, world):
     rows = [{"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}]
-    assert logged(train(rows, **STAGE_TWO), "loss_next_token")
+    assert logged(train(rows), "loss_next_token")
 
 
 def test_mask_text_written_out_in_a_row_is_left_as_it_is(train, batches, world, codes_of):
