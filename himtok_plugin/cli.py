@@ -202,11 +202,8 @@ def evaluate(
         scores = score_rows(
             result, root, on_progress=lambda consumed: bar.update(consumed - bar.n), min_score=min_score
         )
-    if json_file == "-":
-        print(json.dumps(scores))
+    if _wrote_json(scores, json_file):
         return
-    if json_file is not None:
-        Path(json_file).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     _print_table(scores)
 
 
@@ -236,11 +233,8 @@ def calibrate(
         masks = scored_masks(result, root, on_progress=lambda consumed: bar.update(consumed - bar.n))
     calibration, report = fit_on_results(masks)
     path = calibration.save(source.parent if source.is_file() else source)
-    if json_file == "-":
-        print(json.dumps(report))
+    if _wrote_json(report, json_file):
         return
-    if json_file is not None:
-        Path(json_file).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _print_table(report)
     print(path)
 
@@ -286,11 +280,8 @@ def bench_loss(
             bar.update(done - bar.n)
 
         result = bench_loss(settings, report)
-    if json_file == "-":
-        print(json.dumps(result))
+    if _wrote_json(result, json_file):
         return
-    if json_file is not None:
-        Path(json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     _print_loss_bench(result)
 
 
@@ -337,12 +328,8 @@ def bench_infer(
             bar.update(done - bar.n)
 
         timings = bench_inference(settings, ask, str(checkpoint), names[-1], report)
-    if json_file == "-":
-        print(json.dumps([timing.to_dict() for timing in timings]))
+    if _wrote_json([timing.to_dict() for timing in timings], json_file):
         return
-    if json_file is not None:
-        rows = [timing.to_dict() for timing in timings]
-        Path(json_file).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     from rich.console import Console
     from rich.table import Table
 
@@ -354,6 +341,15 @@ def bench_infer(
         numbers = (f"{timing.masks_per_second:.1f}", f"{1e3 * timing.seconds:.2f}", f"{1e3 * timing.slowest:.2f}")
         table.add_row(timing.part, name, timing.device, str(timing.batch), *numbers)
     Console().print(table)
+
+
+def _wrote_json(result: Any, target: str | None) -> bool:
+    """Write a result where `--json` says; True for stdout, where nothing else is to be printed."""
+    if target == "-":
+        print(json.dumps(result))
+    elif target is not None:
+        Path(target).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return target == "-"
 
 
 def _print_loss_bench(result: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ PEFT does the rest: the rows are in the adapter's file, and merging writes them 
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +28,10 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ROWS_KEY = "token_adapter.trainable_tokens_delta"
 
 
-def train_mask_rows(model: nn.Module, owner: nn.Module, vocabulary: MaskVocabulary, rows_are_new: bool) -> bool:
+def train_mask_rows(model: nn.Module, owner: nn.Module, vocabulary: MaskVocabulary, rows_are_new: bool) -> None:
     """Make the mask tokens' rows trainable beside an adapter that was just made.
+
+    Nothing is done where the embeddings are trained as a whole, or by a tuner that cannot train rows that are not new.
 
     Args:
         model: what ms-swift made of the base model and the tuner.
@@ -36,18 +39,16 @@ def train_mask_rows(model: nn.Module, owner: nn.Module, vocabulary: MaskVocabula
         vocabulary: where the mask tokens stand.
         rows_are_new: the rows were drawn at load, so an adapter without them would be of no use.
 
-    Returns:
-        Whether rows are trained; not if the embeddings are trained as a whole, or with a tuner that cannot.
-
     Raises:
         ValueError: the rows are new and this tuner cannot train them, or PEFT cannot with ZeRO-3 on this device.
     """
-    if any(_is_adapted(layer) for layer in _embeddings(owner)):
-        return False
+    layers = embeddings_of(owner)
+    if any(isinstance(layer, (AuxiliaryTrainingWrapper, BaseTunerLayer)) for layer in layers):
+        return
     config = model.peft_config[ADAPTER] if isinstance(model, PeftModel) else None
     if config is None or not hasattr(config, "trainable_token_indices"):
         if not rows_are_new:
-            return False
+            return
         kind = type(model).__name__ if config is None else config.peft_type.value
         raise ValueError(
             f"tuner {kind}: cannot train the mask tokens' new embedding rows, expected a kind of LoRA with PEFT, full "
@@ -59,21 +60,16 @@ def train_mask_rows(model: nn.Module, owner: nn.Module, vocabulary: MaskVocabula
         )
     base = model.get_base_model()
     names = {module: name for name, module in base.named_modules()}
-    inputs, outputs = owner.get_input_embeddings(), owner.get_output_embeddings()
-    layers = [inputs]
-    tied = outputs is not None and outputs.weight is inputs.weight
-    if outputs is not None and not tied:
-        layers.append(outputs)
-    config.trainable_token_indices = {names[layer]: vocabulary.ids() for layer in layers}
+    own = {id(layer.weight): layer for layer in reversed(layers)}.values()  # of tied ones the input side
+    config.trainable_token_indices = {names[layer]: vocabulary.ids() for layer in own}
     set_additional_trainable_modules(model, config, BaseTuner.get_model_config(base), ADAPTER)
-    found = _embeddings(owner)
+    found = embeddings_of(owner)
     if not all(isinstance(layer, TrainableTokensWrapper) for layer in found):
         # PEFT goes by the configuration, which can say otherwise than the weights.
         raise RuntimeError(f"PEFT left an embedding of {type(base).__name__} as it was: are its weights tied or not?")
     for layer in found:
         rows = layer.token_adapter.trainable_tokens_delta[ADAPTER]
         rows.data = rows.data.float()  # like LoRA's own weights: small steps would be lost in half precision
-    return True
 
 
 def keep_embeddings_out(model: nn.Module) -> None:
@@ -82,13 +78,10 @@ def keep_embeddings_out(model: nn.Module) -> None:
         model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
 
 
-def _embeddings(owner: nn.Module) -> list[nn.Module]:
+def embeddings_of(owner: nn.Module) -> list[nn.Module]:
+    """Input and, where there are any, output embeddings, perhaps with the same weight."""
     layers = (owner.get_input_embeddings(), owner.get_output_embeddings())
     return [layer for layer in layers if layer is not None]
-
-
-def _is_adapted(layer: nn.Module) -> bool:
-    return isinstance(layer, (AuxiliaryTrainingWrapper, BaseTunerLayer))
 
 
 def check_adapter(folder: str | Path, vocabulary: MaskVocabulary, hidden: int) -> None:
@@ -135,10 +128,5 @@ def adapter_size(folder: str | Path) -> tuple[int, int] | None:
     if not path.is_file():
         return None
     with safe_open(path, "pt") as file:
-        count = 0
-        for name in file.keys():
-            size = 1
-            for length in file.get_slice(name).get_shape():
-                size *= length
-            count += size
+        count = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
     return count, path.stat().st_size

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
 from swift.utils import HfConfigFactory, get_logger
 from torch import Tensor, nn
 
@@ -25,7 +24,6 @@ from .sharding import loading_whole, whole_copy
 
 logger = get_logger()
 ATTRIBUTE = "mask_tokenizer"
-ALIGNMENT = 64  # bytes, of torch's CPU allocator
 DETOKENIZER = ("decoder", "pixel_decoder")  # the parts of a mask tokenizer that stage 2 trains
 
 
@@ -70,7 +68,6 @@ def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> N
         check_adapter(folder, vocabulary, width)
     runtime.rows_are_new = bool(added)
     attach(model, mask_tokenizer)
-    _align(model)
     runtime.attach(mask_tokenizer)
     if settings.refiner in SAM_KINDS:
         runtime.refiner()  # weights that cannot be loaded are told now, not after the first answer
@@ -130,17 +127,6 @@ def attach(model: nn.Module, mask_tokenizer: MaskTokenizer) -> None:
     model.add_module(ATTRIBUTE, mask_tokenizer.to(device))
     names = {f"{ATTRIBUTE}.{name}" for name in mask_tokenizer.state_dict()}
     model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or ()) | names
-
-
-def _align(model: nn.Module) -> None:
-    """Give parameters on a CPU addresses as torch itself would.
-
-    Those read from a file lie wherever they lie in it, and vector code sums in an order that depends on the address:
-    a run that is resumed would differ in the last digits from one that was not interrupted.
-    """
-    for parameter in model.parameters():
-        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
-            parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
 
 
 def find_attached(model: nn.Module) -> MaskTokenizer | None:

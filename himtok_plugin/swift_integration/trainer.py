@@ -21,7 +21,7 @@ from ..hierarchical_loss import HierarchicalMaskLoss, LogitTap, MaskLosses, code
 from ..mask_tokenizer import MaskTokenizer
 from ..mask_tokenizer.conversion import SIDECAR_FOLDER
 from ..mask_tokenizer.reconstruction_loss import draw_levels
-from .adapters import ROWS_KEY
+from .adapters import ROWS_KEY, embeddings_of
 from .device_means import DeviceMeans
 from .evaluation import MaskEvaluation, row_number
 from .inference import RESPONSE_ATTRIBUTE, write_masks
@@ -94,9 +94,7 @@ class MaskTrainer(Seq2SeqTrainer):
                 "know rows, expected LoRA or no sharding"
             )
         else:
-            owner = lm_of(self.model, self.model.model_meta)
-            layers = (owner.get_input_embeddings(), owner.get_output_embeddings())
-            matrices = [layer.weight for layer in layers if layer is not None]
+            matrices = [layer.weight for layer in embeddings_of(lm_of(self.model, self.model.model_meta))]
             rows = torch.tensor(self.masks.vocabulary.ids())
             scale_row_updates(optimizer, matrices, rows, settings.mask_rows_lr / self.args.learning_rate)
         return optimizer
