@@ -12,24 +12,10 @@ import torch
 from PIL import Image
 from tiny_models import random_squares, released_state, tiny_model
 
-from himtok_plugin import cli, resources
+from himtok_plugin import resources
 from himtok_plugin.mask_text import codes_to_text, text_to_codes
 from himtok_plugin.mask_tokenizer import MaskTokenizer
 from himtok_plugin.masks import load_mask, to_rle, to_square
-
-
-@pytest.fixture
-def himtok(capsys):
-    """Run the command in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        capsys.readouterr()  # what fixtures printed
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

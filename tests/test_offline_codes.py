@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tiny_models import random_squares, tiny_model
 
-from himtok_plugin import cli, offline_codes
+from himtok_plugin import offline_codes
 from himtok_plugin.mask_rows import first_image_size, load_squares
 from himtok_plugin.masks import to_rle
 from himtok_plugin.offline_codes import encoder_fingerprint, write_codes
@@ -28,20 +28,6 @@ SIZE = (24, 20)
 def no_root(monkeypatch):
     """Relative paths start from the working directory, whatever tests of ms-swift left behind."""
     monkeypatch.delenv("ROOT_IMAGE_DIR", raising=False)
-
-
-@pytest.fixture
-def himtok(capsys):
-    """Run the command in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
