@@ -1,0 +1,5 @@
+"""`python -m himtok_plugin.cli`, and so `torchrun -m himtok_plugin.cli tokenize ...`."""
+
+from . import main
+
+main()

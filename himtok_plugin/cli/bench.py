@@ -1,0 +1,111 @@
+"""`himtok bench loss|infer`: time and memory, measured here and now."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import JsonOption, app, libraries_on_stderr, progress, wrote_json
+
+bench_app = typer.Typer(help="Measure this package against plain implementations of the same.", rich_markup_mode=None)
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.callback()
+def bench() -> None:
+    """Measure this package against plain implementations of the same."""
+
+
+@bench_app.command("loss")
+def bench_loss(
+    batch: Annotated[int, typer.Option("--batch", help="Samples, each with one mask.")] = 8,
+    length: Annotated[int, typer.Option("--length", help="Tokens of a sample.")] = 1024,
+    vocabulary: Annotated[int, typer.Option("--vocabulary", help="Columns of the LMM's logits.")] = 151_936,
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens of a mask.")] = 32,
+    size: Annotated[str, typer.Option("--size", help="Mask tokenizer: tiny, small, base or large.")] = "tiny",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the logits: bfloat16 or float32.")] = "bfloat16",
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed runs of each; the median counts.")] = 5,
+    json_file: JsonOption = None,
+) -> None:
+    """Time and peak memory of stage 2's mask loss, forward and backward, beside a plain implementation of it."""
+    # Remarks of the profiler, which reads the memory on a CPU; to be set before torch is imported.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from ..benchmark import LossBenchmark, bench_loss
+
+    settings = LossBenchmark(batch, length, vocabulary, tokens, size, device, dtype, repeats)
+    with progress("run") as report:
+        result = bench_loss(settings, report)
+    if wrote_json(result, json_file):
+        return
+    _print_loss_bench(result)
+
+
+@bench_app.command("infer")
+def bench_infer(
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option("--size", help="Mask tokenizer: tiny, small, base or large; may be repeated. By default tiny."),
+    ] = None,
+    batches: Annotated[
+        list[int] | None, typer.Option("--batch", help="Masks at once; may be repeated. By default 1, 8 and 32.")
+    ] = None,
+    devices: Annotated[
+        list[str] | None,
+        typer.Option("--device", help="May be repeated. By default the CPU, and the GPU if there is one."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", metavar="DIR", help="Segmenting LMM to measure end to end as well.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed runs of each; the median counts.")] = 5,
+    json_file: JsonOption = None,
+) -> None:
+    """Masks per second and latency of the mask tokenizer and, with a checkpoint, of questions and answers."""
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise ValueError(f"{checkpoint}: expected the folder of a checkpoint, found none")
+    from ..benchmark_inference import BATCHES, InferenceBenchmark, bench_inference, default_devices
+
+    names = tuple(devices or default_devices())
+    settings = InferenceBenchmark(tuple(sizes or ("tiny",)), tuple(batches or BATCHES), names, repeats)
+    ask = None
+    if checkpoint is not None:
+        with libraries_on_stderr():
+            from .. import Segmenter
+
+            ask = Segmenter.from_pretrained(checkpoint, device=names[-1], max_batch_size=max(settings.batches))
+    with progress("measurement") as report, libraries_on_stderr():
+        timings = bench_inference(settings, ask, str(checkpoint), names[-1], report)
+    if wrote_json([timing.to_dict() for timing in timings], json_file):
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("part", "size", "device")
+    for title in ("batch", "masks/s", "latency ms", "slowest ms"):
+        table.add_column(title, justify="right")
+    for timing in timings:
+        name = Path(timing.size).name if timing.part == "end to end" else timing.size
+        numbers = (f"{timing.masks_per_second:.1f}", f"{1e3 * timing.seconds:.2f}", f"{1e3 * timing.slowest:.2f}")
+        table.add_row(timing.part, name, timing.device, str(timing.batch), *numbers)
+    Console().print(table)
+
+
+def _print_loss_bench(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(", ".join(f"{name} {value}" for name, value in result["settings"].items()), highlight=False)
+    table = Table("mask loss, forward + backward")
+    for title in ("seconds", "peak extra MiB", "loss"):
+        table.add_column(title, justify="right")
+    for name in ("himtok", "plain"):
+        row = result[name]
+        table.add_row(name, f"{row['seconds']:.3f}", f"{row['peak_extra_mib']:.1f}", f"{row['loss']:.5f}")
+    ratios = (f"{result[name]:.2f}" for name in ("ratio_seconds", "ratio_peak_extra_memory"))
+    table.add_row("ratio plain / himtok", *ratios, "", style="bold")
+    console.print(table)

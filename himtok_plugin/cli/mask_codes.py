@@ -1,0 +1,214 @@
+"""`himtok init|convert|encode|decode|tokenize`: mask tokenizers, and masks to codes and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import (
+    NOTHING_TO_DO,
+    SOME_REJECTED,
+    ForceOption,
+    MaskTokenizerOption,
+    app,
+    check_writable,
+    environment_int,
+    free_cores,
+    libraries_on_stderr,
+    load_mask_tokenizer,
+    print_table,
+    progress,
+    quiet_unless_watched,
+)
+
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+
+
+@app.command()
+def init(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    size: Annotated[str, typer.Option("--size", help="tiny, small, base or large.")] = "tiny",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A field of the configuration; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the weights that are drawn.")] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Write a mask tokenizer with fresh weights, to be trained."""
+    fields = dict(_parse_override(text) for text in overrides or [])
+    check_writable(out, force)
+    import torch
+
+    from ..mask_tokenizer import build_mask_tokenizer
+
+    quiet_unless_watched()
+    torch.manual_seed(seed)
+    with libraries_on_stderr():
+        build_mask_tokenizer(size, **fields).save_pretrained(out)
+    print(out)
+
+
+@app.command()
+def convert(
+    model: Annotated[
+        str, typer.Argument(help="InternVL chat model (folder or hub id), or the mask tokenizer alone, himtok.pth.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    skip_tokenizer: Annotated[
+        bool, typer.Option("--skip_tokenizer", help="Convert weights and configuration of a chat model alone.")
+    ] = False,
+    image_token_id: Annotated[
+        int | None,
+        typer.Option("--image_token_id", help="Id of <IMG_CONTEXT>, where no tokenizer file of the model says it."),
+    ] = None,
+    force: ForceOption = False,
+) -> None:
+    """Turn the authors' checkpoint into a folder that transformers, ms-swift and vLLM load."""
+    check_writable(out, force)
+    if Path(model).is_file() or Path(model).suffix in WEIGHTS_SUFFIXES:
+        from ..mask_tokenizer.conversion import load_released
+
+        quiet_unless_watched()
+        with libraries_on_stderr():
+            load_released(model).save_pretrained(out)
+        print(out)
+        return
+    with libraries_on_stderr():
+        from ..internvl_chat.convert import convert_chat_model
+        from ..internvl_chat.tokenizer import IMAGE_CONTEXT
+
+        quiet_unless_watched()
+        with progress("tensor") as report:
+            done = convert_chat_model(model, out, skip_tokenizer, image_token_id, report)
+    if done.codebook_size is None:
+        print("no mask tokenizer in it: name one with --mask_tokenizer when it is used", file=sys.stderr)
+    if not done.image_token_known:
+        assumed = f"config.json has {done.image_token_id}, as InternVL2.5 models do (--image_token_id)"
+        print(f"image_token_id: no tokenizer file tells the id of {IMAGE_CONTEXT}; {assumed}", file=sys.stderr)
+    print(out)
+
+
+@app.command()
+def encode(
+    masks: Annotated[list[Path], typer.Argument(metavar="MASK...", help="Mask images.")],
+    mask_tokenizer: MaskTokenizerOption = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per mask: mask, codes, text.")] = False,
+) -> None:
+    """Print the mask text of each mask image, one per line."""
+    model = load_mask_tokenizer(mask_tokenizer)
+    from tqdm import tqdm
+
+    from ..mask_files import encode_files
+
+    for result in tqdm(encode_files(masks, model), total=len(masks), unit="mask", disable=None, leave=False):
+        entry = {"mask": str(result.path), "codes": result.codes, "text": result.text}
+        tqdm.write(json.dumps(entry) if as_json else result.text)
+
+
+@app.command()
+def decode(
+    text: Annotated[str, typer.Argument(metavar="TEXT|FILE|-", help="Text with masks, a file of it, or - for stdin.")],
+    size: Annotated[tuple[int, int], typer.Option("--size", metavar="H W", help="Height and width of the pictures.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for mask_<i>.png.")],
+    mask_tokenizer: MaskTokenizerOption = "default",
+) -> None:
+    """Write a PNG for each mask in a text and print its path."""
+    text = _read_text(text)
+    model = load_mask_tokenizer(mask_tokenizer)
+    from ..mask_files import decode_to_files
+
+    decoded = decode_to_files(text, size, model, output)
+    for i, mask in enumerate(decoded):
+        if not mask.span.complete:
+            found = f"decoded from {len(mask.span.codes)} codes" if mask.path else "no usable code, no picture"
+            print(f"mask {i} (characters {mask.span.start} to {mask.span.end}) is incomplete: {found}", file=sys.stderr)
+        if mask.path:
+            print(mask.path)
+    if not any(mask.path for mask in decoded):
+        print("no mask in the text", file=sys.stderr)
+        raise typer.Exit(NOTHING_TO_DO)
+
+
+@app.command()
+def tokenize(
+    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Rows with masks, as for training.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="The same rows with mask_codes.")],
+    mask_tokenizer: MaskTokenizerOption = "default",
+    batch_size: Annotated[int, typer.Option("--batch_size", help="Masks encoded at once.")] = 64,
+    num_workers: Annotated[
+        int | None, typer.Option("--num_workers", help="Processes that read masks; by default one less than cores.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Where masks are encoded: cpu, cuda, cuda:1; a GPU if there is one.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at a bad row; otherwise it goes to OUT.jsonl.rejects.jsonl.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again, whatever is there.")] = False,
+) -> None:
+    """Put the codes of all masks into a dataset; run again after a kill, it goes on. Works under torchrun."""
+    model = load_mask_tokenizer(mask_tokenizer, device)
+    from ..offline_codes import write_codes
+
+    workers = free_cores() if num_workers is None else num_workers
+    options = {"batch_size": batch_size, "num_workers": workers, "strict": strict, "overwrite": overwrite}
+    first = environment_int("RANK", 0) == 0
+    with _row_progress(shown=first) as report:
+        summary = write_codes(source, out, model, **options, on_progress=report)
+    if first:
+        print_table(asdict(summary))
+        if summary.finished_before == summary.rows:
+            print(f"{out} is complete, there was nothing left to encode", file=sys.stderr)
+        if summary.rejected:
+            print(f"rejected rows: {summary.rejected}, with errors in {out}.rejects.jsonl", file=sys.stderr)
+    if summary.rejected:
+        raise typer.Exit(SOME_REJECTED)
+
+
+@contextmanager
+def _row_progress(shown: bool):
+    """A progress bar of rows, on stderr, that appears with the first report."""
+    from tqdm import tqdm
+
+    bar = None
+
+    def report(finished: int, total: int, rejected: int) -> None:
+        nonlocal bar
+        if bar is None:  # rows of an earlier run say nothing about this one's speed
+            bar = tqdm(total=total, initial=finished, unit="row", disable=None if shown else True, leave=False)
+        if rejected:
+            bar.set_postfix(rejected=rejected, refresh=False)
+        bar.update(finished - bar.n)
+
+    try:
+        yield report
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    """`field=value` with the value as JSON (8, true, [1, 2]), or else as a plain word."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--set {text}: expected FIELD=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _read_text(source: str) -> str:
+    if source == "-":
+        return sys.stdin.read()
+    if os.path.isfile(source):  # unlike Path.is_file, takes a text too long for a file name
+        return Path(source).read_text(encoding="utf-8")
+    return source

@@ -1,0 +1,170 @@
+"""`himtok eval|calibrate`: what the masks of a result file are worth."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import JsonOption, RootOption, app, load_mask_tokenizer, print_table, reading_progress, wrote_json
+
+if TYPE_CHECKING:
+    from ..report import ScoreReport
+    from ..run_comparison import RunComparison
+
+
+@app.command("eval")
+def evaluate(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="OUT.jsonl", help="Result file of `swift infer --plugin himtok`.")
+    ],
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="Rules of the numbers, by name; `himtok protocols` lists them.")
+    ] = "plain",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Compare two result files of the same rows, a and b.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="With --compare: page of the rows that differ most.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="NAME", help="Write NAME.json and NAME.md: scores, rules and run."),
+    ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option("--rows", metavar="ROWS.jsonl", help="The dataset: rows without a result count as failures."),
+    ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option("--resize", help="bilinear or nearest: decode codes anew, with --mask_tokenizer, and resize so."),
+    ] = None,
+    mask_tokenizer: Annotated[
+        str | None, typer.Option("--mask_tokenizer", help="With --resize: the one that belongs to the checkpoint.")
+    ] = None,
+    threshold: Annotated[float, typer.Option("--threshold", help="With --resize: where foreground begins.")] = 0.5,
+    boundary: Annotated[bool, typer.Option("--boundary/--no_boundary", help="Boundary F and IoU, the slowest.")] = True,
+    json_file: JsonOption = None,
+    root: RootOption = None,
+    min_score: Annotated[
+        float, typer.Option("--min_score", help="Masks with a lower score do not count: to choose inference's own.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="With --compare: of the intervals' draws.")] = 0,
+) -> None:
+    """Score predicted masks against true ones; several processes (torchrun) share the work."""
+    from ..protocols import find_protocol
+
+    rules = find_protocol(protocol)
+    expected = 2 if compare else 1
+    if len(results) != expected:
+        raise ValueError(f"OUT.jsonl: got {len(results)} files, expected {expected}{' with --compare' * compare}")
+    if html is not None and not compare:
+        raise ValueError("--html: got it without --compare, expected both")
+    if compare:
+        from ..run_comparison import compare_results
+
+        with reading_progress(*results) as on_progress:
+            compared = compare_results(*results, rules, root, min_score, seed, on_progress=on_progress)
+        if html is not None:
+            from ..comparison_page import write_comparison_page
+
+            write_comparison_page(html, *results, compared, root, min_score)
+        if not wrote_json(compared.to_dict(), json_file):
+            _print_comparison(compared)
+        return
+
+    from ..evaluation import Redecoder, evaluate_results
+    from ..processes import Processes
+
+    redecoder = None
+    if resize is not None:
+        from ..protocols import RESIZES
+
+        if resize not in RESIZES:
+            raise ValueError(f"--resize: got {resize!r}, expected one of {', '.join(RESIZES)}")
+        if mask_tokenizer is None:
+            raise ValueError("--mask_tokenizer: got none with --resize, expected the one that wrote the codes")
+        redecoder = Redecoder(load_mask_tokenizer(mask_tokenizer), resize, threshold)
+    with Processes.started() as processes:
+        first = processes.rank == 0
+        with reading_progress(results[0]) if first else nullcontext() as on_progress:
+            scored = evaluate_results(
+                results[0], rules, root, boundary, min_score, rows, redecoder, processes, on_progress
+            )
+    if not first:
+        return
+    if report is not None:
+        scored.save(report)
+    if not wrote_json({**scored.scores, "protocol": rules.name}, json_file):
+        _print_report(scored)
+
+
+@app.command()
+def protocols() -> None:
+    """List the protocols of `himtok eval`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..protocols import PROTOCOLS
+
+    table = Table("protocol", "rules")
+    for each in PROTOCOLS.values():
+        table.add_row(each.name, each.summary)
+    Console().print(table)
+
+
+@app.command()
+def calibrate(
+    result: Annotated[
+        Path, typer.Argument(metavar="OUT.jsonl", help="Result of `swift infer --plugin himtok` on held-out rows.")
+    ],
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", metavar="DIR", help="Checkpoint that made it, or its mask_tokenizer/.")
+    ],
+    json_file: JsonOption = None,
+    root: RootOption = None,
+) -> None:
+    """Make scores of masks mean their expected IoU: writes calibration.json beside the mask tokenizer."""
+    from ..confidence import fit_on_results, scored_masks
+    from ..mask_tokenizer.conversion import find_mask_tokenizer
+
+    source = Path(find_mask_tokenizer(checkpoint))
+    with reading_progress(result) as on_progress:
+        masks = scored_masks(result, root, on_progress=on_progress)
+    calibration, report = fit_on_results(masks)
+    path = calibration.save(source.parent if source.is_file() else source)
+    if wrote_json(report, json_file):
+        return
+    print_table(report)
+    print(path)
+
+
+def _print_report(report: ScoreReport) -> None:
+    print_table(report.scores)
+    for name, value in report.rules().items():
+        if value != "-":
+            print(f"{name}: {value}")
+    for failure in report.failures:
+        print(failure)
+    for name, iou in report.per_class.items():
+        print(f"IoU of {name}: {'-' if iou is None else f'{iou:.4f}'}")
+
+
+def _print_comparison(compared: RunComparison) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", *(f"{name}" for name in ("a", "b", "b - a")), f"{compared.confidence:.0%} interval")
+    for each in compared.differences:
+        known = each.a is not None and each.b is not None
+        values = [each.a, each.b, each.b - each.a if known else None]
+        interval = "-" if each.low is None else f"{each.low:+.4f} to {each.high:+.4f}{' *' * each.significant}"
+        table.add_row(each.name, *("-" if value is None else f"{value:.4f}" for value in values), interval)
+    Console().print(table)
+    print(f"protocol: {compared.protocol.name}: {compared.protocol.summary}")
+    print(f"{len(compared.rows)} rows about {compared.images} images, {compared.resamples} draws; *: 0 is left out")
+    for row in compared.rows[:5]:
+        if row.b < row.a:
+            print(f"row {row.key}: IoU {row.a:.3f} -> {row.b:.3f}")
