@@ -1,7 +1,8 @@
 """Released weights (`himtok.pth`) to a `MaskTokenizer`, and finding a mask tokenizer in a folder or on a hub.
 
 Sizes are read off the tensors' shapes; what does not fit is refused by name. Pickles are read with
-`weights_only=True`, so a file cannot run code. Does not know the chat model around released weights.
+`weights_only=True`, so a file cannot run code. Of a whole chat checkpoint the mask tokenizer's part, under
+`mask_decoder.`, is taken. Does not know the chat model around it (internvl_chat/).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ SIDECAR_FOLDER = "mask_tokenizer"
 HEAD_WIDTH = 64  # of the released transformers
 IGNORED_PREFIXES = ("sam.",)  # the authors' optional refiner rides along in some files
 IGNORED_KEYS = ("encoder.attn_mask",)  # a stored constant, derived here
+CHAT_PREFIX = "mask_decoder."  # before the same keys in a whole chat checkpoint
 
 
 def load_released(path: str | os.PathLike) -> MaskTokenizer:
@@ -32,21 +35,50 @@ def load_released(path: str | os.PathLike) -> MaskTokenizer:
         ValueError: not a file of tensors, or keys or shapes that are not a mask tokenizer's, all named.
     """
     state = strip_wrappers(_read_weights(Path(path)), path)
-    config = config_from_shapes({key: tuple(value.shape) for key, value in state.items()}, path)
+    config = check_released({key: tuple(value.shape) for key, value in state.items()}, path)
     with torch.device("meta"):
         model = MaskTokenizer(config)
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    missing = sorted(expected.keys() - state.keys())
-    unknown = sorted(state.keys() - expected.keys())
-    misshaped = sorted(
-        f"{key} {tuple(state[key].shape)} instead of {expected[key]}"
-        for key in expected.keys() & state.keys()
-        if tuple(state[key].shape) != expected[key]
-    )
-    if missing or unknown or misshaped:
-        raise ValueError(f"{path}: missing keys {missing}; unknown keys {unknown}; wrong shapes {misshaped}")
     model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
     return model.eval()
+
+
+def check_released(shapes: Mapping[str, tuple[int, ...]], source: object) -> MaskTokenizerConfig:
+    """The configuration that a released state dict, stripped of wrappers, belongs to.
+
+    Args:
+        shapes: of its tensors, by key.
+        source: what errors begin with.
+    Raises:
+        ValueError: keys or shapes that are not a mask tokenizer's, all named.
+    """
+    config = config_from_shapes(shapes, source)
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in MaskTokenizer(config).state_dict().items()}
+    check_keys(shapes, expected, source)
+    return config
+
+
+def check_keys(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], source: object, optional=()
+) -> None:
+    """Compare keys and shapes of weights with those that are expected.
+
+    Args:
+        found, expected: shapes by key.
+        source: what the error begins with.
+        optional: keys that may be absent.
+    Raises:
+        ValueError: they differ; every key is named.
+    """
+    missing = sorted(expected.keys() - found.keys() - set(optional))
+    unknown = sorted(found.keys() - expected.keys())
+    misshaped = sorted(
+        f"{key} {found[key]} instead of {expected[key]}"
+        for key in expected.keys() & found.keys()
+        if found[key] != expected[key]
+    )
+    if missing or unknown or misshaped:
+        raise ValueError(f"{source}: missing keys {missing}; unknown keys {unknown}; wrong shapes {misshaped}")
 
 
 def _read_weights(path: Path) -> Mapping:
@@ -55,9 +87,21 @@ def _read_weights(path: Path) -> Mapping:
     if path.suffix == ".safetensors":
         # Also tensors, but its layout stands in the config.json beside it and cannot be read off the shapes.
         raise ValueError(f"{path}: expected the folder that holds it and its config.json")
+    return read_pickle(path)
+
+
+def read_pickle(path: Path, mmap: bool = False) -> Mapping:
+    """A dictionary of tensors that `torch.save` wrote.
+
+    Args:
+        path: the file.
+        mmap: leave the tensors in the file until they are used, where its format allows it.
+    Raises:
+        ValueError: the file is something else, is cut short, or would run code.
+    """
     try:
         # weights_only refuses every pickle that would call anything but tensor constructors.
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         # torch's own message advises loading it without the safeguard.
         called = re.search(r"GLOBAL (\S+)", str(error))
@@ -72,7 +116,9 @@ def _read_weights(path: Path) -> Mapping:
 
 
 def strip_wrappers(state: Mapping, source: object = "state dict") -> dict[str, Tensor]:
-    """Undo the `{"model": ...}` wrapper and `module.` prefixes; drop what is no part of the tokenizer.
+    """Undo the `{"model": ...}` wrapper, `module.` and `mask_decoder.` prefixes; drop what is no part of the tokenizer.
+
+    Where keys begin with `mask_decoder.`, the others are those of the chat model around it.
 
     Raises:
         ValueError: a value is no tensor.
@@ -80,11 +126,17 @@ def strip_wrappers(state: Mapping, source: object = "state dict") -> dict[str, T
     if isinstance(state.get("model"), Mapping):
         state = state["model"]
     plain = {str(key).removeprefix("module."): value for key, value in state.items()}
-    kept = {k: v for k, v in plain.items() if not k.startswith(IGNORED_PREFIXES) and k not in IGNORED_KEYS}
+    inner = {key.removeprefix(CHAT_PREFIX): v for key, v in plain.items() if key.startswith(CHAT_PREFIX)}
+    kept = {key: value for key, value in (inner or plain).items() if is_part(key)}
     strange = sorted(key for key, value in kept.items() if not isinstance(value, Tensor))
     if strange:
         raise ValueError(f"{source}: entries that are no tensors: {strange}")
     return kept
+
+
+def is_part(key: str) -> bool:
+    """Whether a key of released weights, prefixes removed, belongs to the mask tokenizer."""
+    return not key.startswith(IGNORED_PREFIXES) and key not in IGNORED_KEYS
 
 
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], source: object = "state dict") -> MaskTokenizerConfig:
@@ -172,15 +224,32 @@ def find_mask_tokenizer(name: str | os.PathLike, hub_options: Mapping | None = N
 
 
 def _download(hub_id: str, options: Mapping) -> Path:
+    files = ["config.json", "*.safetensors", RELEASED_FILE, f"{SIDECAR_FOLDER}/*"]
+    # A whole checkpoint may sit beside the tokenizer: its shards are not wanted.
+    return download(hub_id, "mask tokenizer", files, options, ignore=["model-0*"])
+
+
+def download(
+    hub_id: str, what: str, files: Iterable[str], options: Mapping | None = None, ignore: Iterable[str] = ()
+) -> Path:
+    """Files of a hub repository, in a local folder.
+
+    Args:
+        hub_id: the repository.
+        what: it is expected to be, for the error.
+        files, ignore: patterns of names.
+        options: of `from_pretrained`; those that concern the hub are used.
+    Raises:
+        ValueError: the hub does not have it or cannot be reached.
+    """
     from huggingface_hub import snapshot_download
 
-    allowed = {key: options[key] for key in ("revision", "cache_dir", "token", "local_files_only") if key in options}
-    files = ["config.json", "*.safetensors", RELEASED_FILE, f"{SIDECAR_FOLDER}/*"]
+    names = ("revision", "cache_dir", "token", "local_files_only")
+    allowed = {key: value for key, value in (options or {}).items() if key in names}
     try:
-        # A whole checkpoint may sit beside the tokenizer: its shards are not wanted.
-        return Path(snapshot_download(hub_id, allow_patterns=files, ignore_patterns=["model-0*"], **allowed))
+        return Path(snapshot_download(hub_id, allow_patterns=[*files], ignore_patterns=[*ignore], **allowed))
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"mask tokenizer {hub_id!r}: no such folder, and it cannot be had from the hub ({reason[0]})"
+            f"{what} {hub_id!r}: no such folder, and it cannot be had from the hub ({reason[0]})"
         ) from error

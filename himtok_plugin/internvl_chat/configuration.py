@@ -1,0 +1,169 @@
+"""config.json of an InternVL chat model -> `InternVLConfig` of transformers.
+
+Contract: `native_config` keeps every setting that changes what the model computes, RoPE scaling included;
+`check_config` refuses those that transformers' InternVL cannot express. InternLM2 becomes Llama, which computes the
+same from weights that layout.py rearranges; Qwen2 stays. Does not know weights and tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import InternVLConfig
+
+INTERNLM2, QWEN2 = "InternLM2ForCausalLM", "Qwen2ForCausalLM"
+# Of the LLM: architecture in the chat model -> model type and architecture in transformers.
+NATIVE_LLMS = {INTERNLM2: ("llama", "LlamaForCausalLM"), QWEN2: ("qwen2", QWEN2)}
+DEFAULT_ROPE_THETA = 10000.0  # of InternLM2 and Qwen2 alike, where a configuration leaves it out
+# Where `<IMG_CONTEXT>` stands in the InternVL2.5 models of these LLMs; only used where no tokenizer says it.
+IMAGE_TOKEN_IDS = {INTERNLM2: 92546, QWEN2: 151667}
+SHARED_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+REQUIRED_FIELDS = {
+    "vision_config": (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "image_size",
+        "patch_size",
+    ),
+    "llm_config": ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+}
+QWEN2_FIELDS = ("use_sliding_window", "sliding_window", "max_window_layers", "attention_dropout")
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse what cannot be converted, whatever the weights are.
+
+    Raises:
+        ValueError: a size is missing, or a setting that transformers' InternVL has no counterpart for.
+    """
+    for part, names in REQUIRED_FIELDS.items():
+        wrong = {name: config[part].get(name) for name in names if not isinstance(config[part].get(name), int)}
+        if wrong:
+            raise ValueError(f"{part}: got {wrong}, expected integers")
+    architecture = llm_architecture(config)
+    _rope_parameters(config["llm_config"], architecture)
+    patches = tile_size(config) // config["vision_config"]["patch_size"]
+    expected = {
+        # v1, a mistake of the first InternVL, leaves tokens transposed.
+        "ps_version": (config.get("ps_version", "v1"), "v2"),
+        "pad2square": (config.get("pad2square", False), False),
+    }
+    for name, (got, wanted) in expected.items():
+        if got != wanted:
+            raise ValueError(f"{name}: got {got!r}, expected {wanted!r}, the only one that transformers' InternVL has")
+    ratio = config.get("downsample_ratio", 0.5)
+    if not 0 < ratio <= 1 or (patches * ratio) % 1:
+        raise ValueError(f"downsample_ratio: got {ratio!r}, expected one that divides {patches} patches evenly")
+
+
+def llm_architecture(config: Mapping[str, Any]) -> str:
+    """Which LLM a chat model has.
+
+    Raises:
+        ValueError: none of those that can be converted.
+    """
+    found = (config["llm_config"].get("architectures") or [None])[0]
+    if found not in NATIVE_LLMS:
+        raise ValueError(f"llm_config.architectures: got {found!r}, expected one of {sorted(NATIVE_LLMS)}")
+    return found
+
+
+def tile_size(config: Mapping[str, Any]) -> int:
+    """Side of the square tiles that images are cut into, in pixels."""
+    return config.get("force_image_size") or config["vision_config"]["image_size"]
+
+
+def image_sequence_length(config: Mapping[str, Any]) -> int:
+    """Tokens of the language model per tile."""
+    patches = tile_size(config) // config["vision_config"]["patch_size"]
+    return int(patches * config.get("downsample_ratio", 0.5)) ** 2
+
+
+def native_config(config: Mapping[str, Any], image_token_id: int, dtype: str) -> InternVLConfig:
+    """The same model as transformers' InternVL.
+
+    Args:
+        config: config.json of the chat model, of which `check_config` approves.
+        image_token_id: id of `<IMG_CONTEXT>`.
+        dtype: of the weights, such as "bfloat16".
+    """
+    from transformers import InternVLConfig
+
+    text = _text_config(config)
+    return InternVLConfig(
+        architectures=["InternVLForConditionalGeneration"],
+        vision_config=_vision_config(config["vision_config"]),
+        text_config=text,
+        image_token_id=image_token_id,
+        image_seq_length=image_sequence_length(config),
+        downsample_ratio=config.get("downsample_ratio", 0.5),
+        vision_feature_layer=config.get("select_layer", -1),
+        tie_word_embeddings=text["tie_word_embeddings"],
+        dtype=dtype,
+    )
+
+
+def _vision_config(vision: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "hidden_size": vision["hidden_size"],
+        "intermediate_size": vision["intermediate_size"],
+        "num_hidden_layers": vision["num_hidden_layers"],
+        "num_attention_heads": vision["num_attention_heads"],
+        "num_channels": vision.get("num_channels", 3),
+        "patch_size": [vision["patch_size"]] * 2,
+        "image_size": [vision["image_size"]] * 2,
+        "hidden_act": vision.get("hidden_act", "gelu"),
+        "norm_type": vision.get("norm_type", "rms_norm"),  # the chat model's own default
+        "layer_norm_eps": vision.get("layer_norm_eps", 1e-6),
+        "attention_bias": vision.get("qkv_bias", False),
+        "use_qk_norm": vision.get("qk_normalization", True),
+        "attention_dropout": vision.get("attention_dropout", 0.0),
+        "projection_dropout": vision.get("dropout", 0.0),
+        "initializer_range": vision.get("initializer_range", 0.02),
+        "layer_scale_init_value": vision.get("initializer_factor", 0.1),
+    }
+
+
+def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    architecture, llm = llm_architecture(config), config["llm_config"]
+    model_type, native_architecture = NATIVE_LLMS[architecture]
+    names = SHARED_FIELDS if architecture == INTERNLM2 else SHARED_FIELDS + QWEN2_FIELDS
+    text = {name: llm[name] for name in names if name in llm}
+    if text.get("num_key_value_heads") is None:
+        text["num_key_value_heads"] = llm["num_attention_heads"]
+    if architecture == INTERNLM2:
+        text["attention_bias"] = llm.get("bias", False)
+        text["mlp_bias"] = False
+    # vLLM chooses the language model by its architecture.
+    text |= {"model_type": model_type, "architectures": [native_architecture]}
+    text["tie_word_embeddings"] = llm.get("tie_word_embeddings", False)
+    text["rope_parameters"] = _rope_parameters(llm, architecture)
+    return text
+
+
+def _rope_parameters(llm: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    scaling = dict(llm.get("rope_scaling") or {})
+    old_name = scaling.pop("type", None)
+    kind = scaling.pop("rope_type", old_name) or "default"
+    if architecture == INTERNLM2 and kind not in ("default", "linear", "dynamic"):
+        raise ValueError(f"llm_config.rope_scaling: got {kind!r}, expected 'linear', 'dynamic' or none with InternLM2")
+    return {**scaling, "rope_type": kind, "rope_theta": float(llm.get("rope_theta") or DEFAULT_ROPE_THETA)}

@@ -1,0 +1,216 @@
+"""What cannot be converted is refused with one line that names it, and leaves no model behind."""
+
+import json
+
+import huggingface_hub
+import pytest
+import torch
+from chat_models import CODES, chat_model, internlm2_files, rows_needed, train_sentencepiece, with_tokenizer
+
+from himtok_plugin.internvl_chat.prompts import PROMPTS, prompt
+
+
+@pytest.fixture
+def refused(himtok, tmp_path):
+    def check(source, *messages, options=("--skip_tokenizer",)):
+        status, out, err = himtok("convert", source, tmp_path / "out", *options)
+        assert status == 2 and not out, (out, err)
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        for message in messages:
+            assert message in err, err
+        assert not (tmp_path / "out" / "config.json").exists()
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return internlm2_files(train_sentencepiece(tmp_path_factory.mktemp("sp")))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "no config.json, expected the folder of an InternVL chat model"),
+        ("{", "no JSON"),
+        ("[]", "holds a list, expected a JSON object"),
+        ('{"model_type": "llama"}', "model_type: got 'llama', expected 'internvl_chat'"),
+        ('{"model_type": "internvl_chat"}', "vision_config and llm_config in it"),
+        ('{"model_type": "internvl", "text_config": {}}', "needs no conversion any more"),
+    ],
+)
+def test_a_folder_that_is_no_chat_model(refused, tmp_path, config, message):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    if config is not None:
+        (folder / "config.json").write_text(config)
+    refused(folder, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(ps_version="v1"), "ps_version: got 'v1', expected 'v2'"),
+        (lambda c: c.update(pad2square=True), "pad2square: got True"),
+        (lambda c: c.update(downsample_ratio=0.3), "downsample_ratio: got 0.3"),
+        (lambda c: c["llm_config"].update(architectures=["PhiForCausalLM"]), "got 'PhiForCausalLM', expected one of"),
+        (lambda c: c["llm_config"].update(rope_scaling={"type": "yarn"}), "rope_scaling: got 'yarn'"),
+        (lambda c: c["llm_config"].pop("hidden_size"), "llm_config: got {'hidden_size': None}, expected integers"),
+    ],
+)
+def test_settings_that_transformers_does_not_have(refused, tmp_path, change, message):
+    chat = chat_model()
+    change(chat.config)
+    refused(chat.write(tmp_path / "source"), message)
+
+
+def test_keys_that_are_missing_or_left_over_are_named(refused, tmp_path):
+    chat = chat_model()
+    gone = "language_model.model.layers.1.attention.wqkv.weight"
+    del chat.state[gone]
+    chat.state["language_model.model.layers.0.lora.weight"] = torch.zeros(2)
+    chat.state["mlp1.3.bias"] = torch.zeros(7)
+    source = chat.write(tmp_path / "source", shards=2)
+    refused(
+        source,
+        f"missing keys ['{gone}']",
+        "unknown keys ['language_model.model.layers.0.lora.weight']",
+        "mlp1.3.bias (7,) instead of (32,)",
+    )
+
+
+def test_keys_of_the_mask_tokenizer_are_named_too(refused, tmp_path):
+    chat = chat_model()
+    del chat.state["mask_decoder.latent_tokens"]
+    refused(chat.write(tmp_path / "source"), "no key 'latent_tokens'", "mask_decoder.*")
+    chat = chat_model()
+    chat.state["mask_decoder.extra"] = torch.zeros(1)
+    refused(chat.write(tmp_path / "other"), "unknown keys ['extra']")
+
+
+def test_a_head_that_is_tied_but_differs(refused, tmp_path):
+    chat = chat_model(tie_word_embeddings=True)
+    chat.state["language_model.output.weight"] = torch.ones(512, 32)
+    refused(chat.write(tmp_path / "source"), "language_model.output.weight: differs from")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("kept", [0, 6, 5000, -1])
+def test_a_shard_that_is_cut_short(refused, tmp_path, suffix, kept):
+    source = chat_model().write(tmp_path / "source", shards=2, suffix=suffix)
+    shard = sorted(source.glob(f"*-00002-of-*.{suffix}"))[0]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:kept])
+    refused(source, shard.name)
+
+
+def test_a_shard_that_is_not_there(refused, tmp_path):
+    source = chat_model().write(tmp_path / "source", shards=2)
+    (source / "model-00001-of-00002.safetensors").unlink()
+    refused(source, "names ['model-00001-of-00002.safetensors'], which are not there")
+
+
+def test_a_folder_without_weights(refused, tmp_path):
+    source = chat_model().write(tmp_path / "source")
+    (source / "model.safetensors").unlink()
+    refused(source, "no weights, expected *.safetensors or pytorch_model*.bin")
+
+
+def test_a_bin_file_that_would_run_code(refused, tmp_path):
+    source = chat_model().write(tmp_path / "source", suffix="bin")
+    torch.save({"a": print}, source / "pytorch_model.bin")
+    refused(source, "not a weights file of plain tensors")
+
+
+def test_a_vocabulary_that_is_smaller_than_the_mask_tokens_need(refused, tmp_path, files):
+    rows = rows_needed(files)
+    source = with_tokenizer(files, vocab_size=rows - 1).write(tmp_path / "source")
+    message = f"llm_config.vocab_size: got {rows - 1}, expected at least {rows} for mask tokens with ids"
+    refused(source, message, options=())
+    source = chat_model(vocab_size=CODES + 1).write(tmp_path / "tiny")
+    refused(source, f"llm_config.vocab_size: got {CODES + 1}, expected at least {CODES + 2}")
+
+
+def test_rows_that_are_fewer_than_the_configuration_says(refused, tmp_path, files):
+    chat = with_tokenizer(files)
+    chat.config["llm_config"]["vocab_size"] += 8
+    refused(chat.write(tmp_path / "source"), "language_model.model.tok_embeddings.weight", options=())
+
+
+def without(files, name):
+    return {key: content for key, content in files.items() if key != name}
+
+
+def test_tokenizer_files_that_do_not_do(refused, tmp_path, files):
+    rows = rows_needed(files)
+    cases = {
+        "none": (without(files, "tokenizer.model"), "no text tokenizer, expected tokenizer.model"),
+        "broken": ({**files, "tokenizer.model": b"\x08\xff nonsense"}, "no SentencePiece model"),
+        "no masks": (drop(files, "<|mt_3|>"), "text tokenizer lacks 1 of the 14 mask tokens"),
+        "no images": (drop(files, "<IMG_CONTEXT>"), "text tokenizer lacks ['<IMG_CONTEXT>']"),
+        "twice": ({**files, "added_tokens.json": {**files["added_tokens.json"], "other": rows - 1}}, "contradict"),
+    }
+    for name, (changed, message) in cases.items():
+        source = with_tokenizer(changed, vocab_size=rows).write(tmp_path / name)
+        if message == "contradict":
+            message = f"id {rows - 1} is"
+        refused(source, message, options=())
+
+
+def drop(files, token):
+    ids = {text: i for text, i in files["added_tokens.json"].items() if text != token}
+    config = json.loads(json.dumps(files["tokenizer_config.json"]))
+    decoder = config["added_tokens_decoder"]
+    config["added_tokens_decoder"] = {i: fields for i, fields in decoder.items() if fields["content"] != token}
+    return {**files, "added_tokens.json": ids, "tokenizer_config.json": config}
+
+
+def test_an_image_token_that_the_tokenizer_has_elsewhere(refused, tmp_path, files):
+    source = with_tokenizer(files).write(tmp_path / "source")
+    refused(source, "image_token_id: got 3, expected", options=("--image_token_id", 3))
+    source = chat_model().write(tmp_path / "other")
+    refused(source, "got 512, expected more than 512", options=("--skip_tokenizer", "--image_token_id", 512))
+
+
+def test_a_conversation_template_of_another_family(refused, tmp_path, files):
+    chat = with_tokenizer(files)
+    chat.config["template"] = "phi3-chat"
+    refused(chat.write(tmp_path / "source"), "template: got 'phi3-chat', expected one of", options=())
+
+
+def test_a_hub_that_cannot_be_reached(refused, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    refused("someone/InternVL2_5-HiMTok-8B", "cannot be had from the hub (no route to the hub)")
+
+
+def test_of_a_hub_only_the_wanted_files_are_fetched(himtok, tmp_path, monkeypatch):
+    source = chat_model().write(tmp_path / "source", shards=2)
+    asked = []
+
+    def download(name, allow_patterns, **kwargs):
+        asked.append(allow_patterns)
+        return str(source)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    status, _, err = himtok("convert", "someone/model", tmp_path / "out", "--skip_tokenizer")
+    assert status == 0, err
+    assert asked[1] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(himtok, tmp_path):
+    source = chat_model().write(tmp_path / "source")
+    status, _, err = himtok("convert", source, source)
+    assert status == 2 and "is not empty" in err
+
+
+def test_prompts_have_names():
+    assert set(PROMPTS) == {"segmentation", "reasoning_segmentation", "box", "mask_then_box"}
+    assert prompt("segmentation", " road ") == "Segment <ref>road</ref>."
+    assert all("the {odd} one" in prompt(name, "the {odd} one") for name in PROMPTS)
+    with pytest.raises(ValueError, match="prompt: got 'count', expected one of"):
+        prompt("count", "dogs")
+    with pytest.raises(ValueError, match="expected words"):
+        prompt("box", " ")
