@@ -1,0 +1,227 @@
+"""Large JSON files read element by element, and found again by where they stand in the file.
+
+Purpose: annotation files of any size in the memory of one element, plus 24 bytes for each that is to be found again.
+Contract: `walk` goes once through a JSON document whose top level is an object or a list and yields the elements of
+every list there; `Ranges` remembers (group, begin, length) of some of them; `read_json` reads one again. Positions are
+bytes. Broken JSON is a ValueError that names file and byte.
+Does not know what the elements mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Iterator
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .records import NOT_JSON, NOT_UTF8, BadEntry
+
+CHUNK = 1 << 20  # bytes read at a time; elements may be longer
+MAX_ELEMENT = 1 << 30
+_SPACE = " \t\r\n"
+_DECODER = json.JSONDecoder()
+
+Range = tuple[int, int]  # begin, length
+
+
+def walk(path: Path) -> Iterator[tuple[str | None, int, int, Any]]:
+    """(key, begin, length, value) of each element of the lists at the top level, and of every other value there.
+
+    The key of a top-level list's elements is None; an empty list is told by a length of 0. Text is read as latin-1, so
+    that characters are bytes: ASCII and numbers are right, other text has to be read again (`read_json`).
+
+    Raises:
+        ValueError: not JSON, or cut off; names the byte.
+    """
+    with open(path, "rb") as file:
+        yield from _Walker(file, path).document()
+
+
+class _Walker:
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+        self._text, self._at, self._before = "", 0, 0  # before: bytes that were dropped in front of the text
+        self._ended = False
+        if (mark := file.read(3)) != b"\xef\xbb\xbf":
+            file.seek(0)
+        else:
+            self._before = len(mark)
+
+    def document(self) -> Iterator[tuple[str | None, int, int, Any]]:
+        first = self._take("{[", "an object or a list")
+        if first == "[":
+            yield from self._elements(None)
+        else:
+            yield from self._members()
+        if self._peek():
+            self._fail("nothing more")
+
+    def _members(self) -> Iterator[tuple[str | None, int, int, Any]]:
+        if self._peek() == "}":
+            self._at += 1
+            return
+        while True:
+            _, _, key = self._value()
+            if not isinstance(key, str):
+                self._fail("a key")
+            self._take(":", "a colon")
+            if self._peek() == "[":
+                self._at += 1
+                yield from self._elements(key)
+            else:
+                yield (key, *self._value())
+            if self._take(",}", "a comma or the object's end") == "}":
+                return
+
+    def _elements(self, key: str | None) -> Iterator[tuple[str | None, int, int, Any]]:
+        if self._peek() == "]":
+            self._at += 1
+            yield key, self._before + self._at, 0, None
+            return
+        while True:
+            yield (key, *self._value())
+            if self._take(",]", "a comma or the list's end") == "]":
+                return
+
+    def _value(self) -> tuple[int, int, Any]:
+        self._peek()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except (ValueError, RecursionError):
+                if not self._more():
+                    self._fail("a value")
+                continue
+            # A number may go on: "12" is followed by ".5e-3".
+            rest = self._text[end : end + 3]
+            if len(rest) < 3 and not rest.strip(".eE+-") and self._more():
+                continue
+            begin, self._at = self._at, end
+            return self._before + begin, end - begin, value
+
+    def _take(self, characters: str, expected: str) -> str:
+        found = self._peek()
+        if not found or found not in characters:
+            self._fail(expected)
+        self._at += 1
+        return found
+
+    def _peek(self) -> str:
+        """The next character that is no space; empty at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in _SPACE:
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def _more(self) -> bool:
+        """Read on; twice as much each time while one element does not end, lest it be parsed too often."""
+        kept = len(self._text) - self._at
+        if self._ended or kept > MAX_ELEMENT:
+            return False
+        data = self._file.read(max(CHUNK, kept))
+        self._ended = not data
+        self._before += self._at
+        self._text, self._at = self._text[self._at :] + data.decode("latin-1"), 0
+        return bool(data)
+
+    def _fail(self, expected: str) -> None:
+        at = self._before + self._at
+        end = " (the end of the file: is it cut off?)" if self._ended and self._at >= len(self._text.rstrip()) else ""
+        cut = "" if end or not self._ended else ", the file may be cut off"
+        raise ValueError(f"{self._path}: is not JSON at byte {at}{end}: expected {expected}{cut}")
+
+
+class Ranges:
+    """Where elements stand, by group: images' annotations, say. 24 bytes each, whatever their size."""
+
+    def __init__(self) -> None:
+        self._groups, self._begins, self._lengths = array("q"), array("q"), array("q")
+        self._sorted: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def add(self, group: Any, begin: int, length: int) -> None:
+        self._groups.append(group_number(group))
+        self._begins.append(begin)
+        self._lengths.append(length)
+
+    def drop(self, indices: np.ndarray) -> None:
+        """Forget elements, by their place in the order of adding."""
+        if not len(indices):
+            return
+        for name in ("_groups", "_begins", "_lengths"):
+            kept = np.delete(np.array(getattr(self, name), dtype=np.int64), indices)
+            setattr(self, name, array("q", kept.tobytes()))
+        self._sorted = None
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def groups(self) -> np.ndarray:
+        """int64: the `group_number` of each element, in the order of adding."""
+        return np.frombuffer(self._groups, dtype=np.int64) if self._groups else np.zeros(0, np.int64)
+
+    def range(self, index: int) -> Range:
+        """The index-th element that was added."""
+        return self._begins[index], self._lengths[index]
+
+    def of(self, group: int) -> list[Range]:
+        """The elements of a group, given by its number, in the order of adding."""
+        if self._sorted is None:
+            groups = self.groups()
+            order = np.argsort(groups, kind="stable")
+            begins, lengths = (np.frombuffer(a, dtype=np.int64) for a in (self._begins, self._lengths))
+            self._sorted = (groups[order], begins[order], lengths[order]) if len(groups) else (groups,) * 3
+        groups, begins, lengths = self._sorted
+        first, last = (np.searchsorted(groups, group, side) for side in ("left", "right"))
+        return list(zip(begins[first:last].tolist(), lengths[first:last].tolist(), strict=True))
+
+
+def group_number(group: Any) -> int:
+    """A number for an id; that of an integer is itself, others get one by their content."""
+    if isinstance(group, int) and -(1 << 60) < group < 1 << 60:
+        return group
+    digest = blake2b(repr(group).encode("utf-8", "surrogatepass"), digest_size=7).digest()
+    return (1 << 61) + int.from_bytes(digest)
+
+
+def repeated(ids: array) -> np.ndarray:
+    """Sorted places of ids that stand somewhere before already."""
+    values = np.frombuffer(ids, dtype=np.int64) if ids else np.zeros(0, np.int64)
+    order = np.argsort(values, kind="stable")
+    again = order[1:][values[order][1:] == values[order][:-1]]
+    return np.sort(again)
+
+
+def read_json(path: Path, where: Range) -> Any:
+    """The element at a place.
+
+    Raises:
+        BadEntry: not UTF-8, or not JSON.
+    """
+    status = os.stat(path)
+    file = _opened(path, status.st_ino, status.st_size, status.st_mtime_ns)
+    file.seek(where[0])
+    return parse_json(file.read(where[1]), f"{path} at byte {where[0]}")
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """JSON of an entry; `BadEntry` where it is none."""
+    try:
+        return json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadEntry(NOT_UTF8, f"{name}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadEntry(NOT_JSON, f"{name}: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _opened(path: Path, *version: int) -> BinaryIO:
+    return open(path, "rb")  # noqa: SIM115 kept open for the thousands of elements to come

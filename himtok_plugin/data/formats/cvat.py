@@ -1,0 +1,193 @@
+"""The user's own CVAT export, "CVAT for images 1.1": one XML with polygons, masks, boxes and ellipses.
+
+Contract: one record per `<image>`, of which only the place in the file is kept until it is read. Shapes of one label
+and group are one region. An attribute called expression, description or caption is an expression for its shape.
+Entities of a document type are not expanded. Does not know prompts and rows.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from xml.parsers import expat
+
+import numpy as np
+
+from ...coco_masks import rle_to_mask, short
+from ...masks import load_mask
+from ..byte_ranges import Range
+from ..records import (
+    BAD_BOX,
+    BAD_ENTRY,
+    BAD_MASK,
+    NOT_UTF8,
+    BadEntry,
+    Query,
+    Record,
+    Region,
+    SkipLog,
+    polygons_to_rle,
+    size_of,
+)
+from .label_me import pasted
+from .reader import ImageFinder, Reader, Source
+
+EXPRESSIONS = ("expression", "description", "caption")
+
+
+class CvatReader(Reader):
+    """`annotations.xml` and `images/`."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self.path = self.annotation_file("annotations.xml", "*.xml")
+        self.finder = ImageFinder(source, ("images", "", f"images/{source.split}", source.split))
+
+    def tasks(self, log: SkipLog) -> Sequence[Range]:
+        return image_ranges(self.path)
+
+    def records(self, task: Range, log: SkipLog) -> Iterator[Record]:
+        image = _element(self.path, task)
+        try:
+            width, height = (int(image.get(key, "")) for key in ("width", "height"))
+        except ValueError as error:
+            raise BadEntry(BAD_ENTRY, f"image {image.get('id')}: width and height: {error}") from error
+        path, size = self.finder.find(image.get("name", ""), size_of(height, width))
+        regions: list[Region] = []
+        queries = []
+        for shapes in _objects(image):
+            label = shapes[0].get("label")
+            id = f"{image.get('id')}/{len(regions)}"
+            try:
+                regions.append(_region(shapes, size, id))
+            except BadEntry as error:
+                log.skip(error.reason, f"image {image.get('id')}, {label!r}: {error.detail}")
+                continue
+            if texts := _texts(shapes):
+                queries.append(Query(texts, (len(regions) - 1,), id=id))
+        present = frozenset(region.category for region in regions)
+        yield Record(path, size, str(image.get("id")), tuple(regions), tuple(queries), present=present)
+
+
+def image_ranges(path: Path) -> list[Range]:
+    """Where the `<image>` elements stand.
+
+    Raises:
+        ValueError: not XML, cut off, or with a document type of its own.
+    """
+    found: list[Range] = []
+    begins: list[int] = []
+    parser = expat.ParserCreate()
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        if name == "image":
+            begins.append(parser.CurrentByteIndex)
+
+    def end(name: str) -> None:
+        if name == "image" and begins:
+            begin = begins.pop()
+            found.append((begin, parser.CurrentByteIndex - begin))
+
+    def refuse(*_: Any) -> None:
+        raise ValueError(f"{path}: has a document type: expected CVAT's plain XML")
+
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        with open(path, "rb") as file:
+            parser.ParseFile(file)
+    except expat.ExpatError as error:
+        raise ValueError(f"{path}: is not XML ({error})") from error
+    return found
+
+
+def _element(path: Path, where: Range) -> ElementTree.Element:
+    closing = b"</image>"
+    with open(path, "rb") as file:
+        file.seek(where[0])
+        data = file.read(where[1] + len(closing))
+    # Expat says where the closing tag begins, and of `<image .../>` where it ends.
+    text = data if data.endswith(closing) else data[: where[1]]
+    try:
+        return ElementTree.fromstring(text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadEntry(NOT_UTF8, f"{path} at byte {where[0]}: {error}") from error
+    except (ElementTree.ParseError, ValueError) as error:
+        raise BadEntry(BAD_ENTRY, f"{path} at byte {where[0]}: {error}") from error
+
+
+def _objects(image: ElementTree.Element) -> list[list[ElementTree.Element]]:
+    objects: dict[Any, list[ElementTree.Element]] = {}
+    for i, shape in enumerate(image):
+        if shape.tag in ("tag", "attribute"):
+            continue
+        group = shape.get("group_id")
+        key = ("alone", i) if not group or group == "0" else (shape.get("label"), group)
+        objects.setdefault(key, []).append(shape)
+    return list(objects.values())
+
+
+def _region(shapes: list[ElementTree.Element], size: tuple[int, int], id: str) -> Region:
+    label = shapes[0].get("label")
+    if all(shape.tag == "polygon" for shape in shapes):
+        return Region({"size": list(size), "polygons": [_polygon(shape) for shape in shapes]}, label, id=id)
+    if len(shapes) == 1 and shapes[0].tag == "box":
+        box = tuple(_number(shapes[0], key, BAD_BOX) for key in ("xtl", "ytl", "xbr", "ybr"))
+        return Region(None, label, box, id=id)
+    return Region(np.logical_or.reduce([_drawn(shape, size) for shape in shapes]), label, id=id)
+
+
+def _polygon(shape: ElementTree.Element) -> list[float]:
+    text = shape.get("points", "")
+    try:
+        points = [float(value) for point in text.split(";") for value in point.split(",")]
+    except ValueError as error:
+        raise BadEntry(BAD_MASK, f"points {short(text)}: expected x,y;x,y;x,y") from error
+    return points
+
+
+def _drawn(shape: ElementTree.Element, size: tuple[int, int]) -> np.ndarray:
+    try:
+        if shape.tag == "polygon":
+            return load_mask(polygons_to_rle([_polygon(shape)], size))
+        if shape.tag == "mask":  # runs row by row within its box
+            left, top, width, height = (
+                int(_number(shape, key, BAD_MASK)) for key in ("left", "top", "width", "height")
+            )
+            runs = [int(run) for run in shape.get("rle", "").replace(",", " ").split()]
+            # COCO's runs go column by column: those of the picture lying on its side.
+            return pasted(rle_to_mask(runs, (width, height)).T, (top, left), size)
+    except ValueError as error:
+        if isinstance(error, BadEntry):
+            raise
+        raise BadEntry(BAD_MASK, f"{shape.tag}: {error}") from error
+    if shape.tag == "ellipse":
+        x, y, rx, ry = (_number(shape, key, BAD_MASK) for key in ("cx", "cy", "rx", "ry"))
+        angle = np.deg2rad(float(shape.get("rotation") or 0))
+        rows, columns = np.ogrid[: size[0], : size[1]]
+        dx, dy = columns + 0.5 - x, rows + 0.5 - y
+        along, across = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
+        return (along / max(rx, 1e-9)) ** 2 + (across / max(ry, 1e-9)) ** 2 <= 1
+    raise BadEntry(BAD_MASK, f"<{shape.tag}>: expected polygon, mask, box or ellipse")
+
+
+def _number(shape: ElementTree.Element, key: str, reason: str) -> float:
+    try:
+        value = float(shape.get(key, ""))
+    except ValueError as error:
+        raise BadEntry(reason, f"<{shape.tag}> {key} is {short(shape.get(key))}: expected a number") from error
+    if not np.isfinite(value):
+        raise BadEntry(reason, f"<{shape.tag}> {key} is {value}: expected a finite number")
+    return value
+
+
+def _texts(shapes: list[ElementTree.Element]) -> tuple[str, ...]:
+    texts = [
+        (attribute.text or "").strip()
+        for shape in shapes
+        for attribute in shape.findall("attribute")
+        if str(attribute.get("name")).lower() in EXPRESSIONS
+    ]
+    return tuple(dict.fromkeys(text for text in texts if text))

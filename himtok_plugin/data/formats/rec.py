@@ -1,0 +1,100 @@
+"""Referring boxes: REC jsonl as Qwen-VL and InternVL evaluate with, and Qwen-VL's conversations with `<box>`.
+
+Contract: an entry is one record, with a region (a box without a mask) per box. `bbox` is x1, y1, x2, y2 in pixels;
+`<box>(x1,y1),(x2,y2)</box>` counts in thousandths of the image. Does not know prompts and rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...coco_masks import short
+from ..records import BAD_BOX, BAD_ENTRY, BadEntry, Query, Record, Region, SkipLog, size_of
+from .entries import EntryFiles, files_of, first_of
+from .reader import ImageFinder, Reader, Source
+from .refer import IMAGE_FOLDERS
+
+_UNIT = 1000
+_IMAGE = re.compile(r"<img>(.*?)</img>")
+_REFERENT = re.compile(r"<ref>([^<]*)</ref>\s*((?:<box>\(\d+,\s*\d+\),\s*\(\d+,\s*\d+\)</box>\s*)+)")
+_BOX = re.compile(r"<box>\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)</box>")
+
+
+class RecReader(Reader):
+    """`*<split>*.jsonl` or `.json` below the root."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        names = [f"*{source.split}*.jsonl", f"*{source.split}*.json", "*.jsonl"]
+        self.files = EntryFiles(files_of(source.root, source.annotations, names))
+        self.finder = ImageFinder(source, ("", *IMAGE_FOLDERS))
+
+    def tasks(self, log: SkipLog) -> Sequence[Any]:
+        return self.files.tasks(log)
+
+    def records(self, task: Any, log: SkipLog) -> Iterator[Record]:
+        for name, entry in self.files.load(task):
+            try:
+                yield self._of_conversation(name, entry) if "conversations" in entry else self._of_box(name, entry)
+            except BadEntry as error:
+                log.skip(error.reason, f"{name}: {error.detail}")
+
+    def _of_box(self, name: str, entry: dict[str, Any]) -> Record:
+        size = None
+        if entry.get("height") is not None and entry.get("width") is not None:
+            size = size_of(entry["height"], entry["width"])
+        path, size = self._image(first_of(entry, "image", "img_path", "file_name"), size)
+        texts = first_of(entry, "sent", "expression", "caption", "text", "ref")
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
+            raise BadEntry(BAD_ENTRY, f"expression is {short(texts)}: expected a text")
+        boxes = first_of(entry, "bbox", "boxes")
+        boxes = boxes if isinstance(boxes, list) and boxes and isinstance(boxes[0], list) else [boxes]
+        regions = tuple(Region(None, box=_checked(box)) for box in boxes)
+        id = str(entry.get("id", entry.get("question_id", name)))
+        query = Query(tuple(" ".join(text.split()) for text in texts), tuple(range(len(regions))), id=id)
+        return Record(path, size, Path(path).stem, regions, (query,))
+
+    def _of_conversation(self, name: str, entry: dict[str, Any]) -> Record:
+        turns = entry["conversations"]
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            raise BadEntry(BAD_ENTRY, f"conversations is {short(turns)}: expected a list of turns")
+        text = "\n".join(str(turn.get("value", turn.get("content", ""))) for turn in turns)
+        named = _IMAGE.search(text)
+        path, size = self._image(named[1].strip() if named else first_of(entry, "image", "images"), None)
+        regions: list[Region] = []
+        queries = []
+        for phrase, boxes in dict.fromkeys(_REFERENT.findall(text)):
+            first = len(regions)
+            for numbers in _BOX.findall(boxes):
+                x1, y1, x2, y2 = (int(number) / _UNIT for number in numbers)
+                box = (x1 * size[1], y1 * size[0], x2 * size[1], y2 * size[0])
+                regions.append(Region(None, box=box))
+            id = f"{entry.get('id', name)}/{len(queries)}"
+            queries.append(Query((" ".join(phrase.split()),), tuple(range(first, len(regions))), id=id))
+        if not queries:
+            raise BadEntry(BAD_ENTRY, "no <ref>…</ref><box>…</box> in its conversations")
+        return Record(path, size, Path(path).stem, tuple(regions), tuple(queries))
+
+    def _image(self, name: Any, size: tuple[int, int] | None) -> tuple[str, tuple[int, int]]:
+        name = name[0] if isinstance(name, list) and name else name
+        try:
+            return self.finder.find(name, size)
+        except BadEntry:
+            # "data/coco2014/train2014/x.jpg" is where somebody else's images lay.
+            if not isinstance(name, str) or Path(name).name == name:
+                raise
+            return self.finder.find(Path(name).name, size)
+
+
+def _checked(box: Any) -> tuple[float, ...]:
+    try:
+        values = tuple(float(value) for value in box)
+        if len(values) != 4:
+            raise ValueError(f"{len(values)} numbers")
+    except (TypeError, ValueError) as error:
+        raise BadEntry(BAD_BOX, f"got {short(box)}: expected x1, y1, x2, y2") from error
+    return values

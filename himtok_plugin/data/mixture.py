@@ -1,0 +1,264 @@
+"""Rows of several datasets as one file, in the proportions that a YAML says: `himtok prepare mix`.
+
+Contract: the file's parts are datasets, as `himtok prepare` takes them, or files of rows; each has a ratio, whatever
+their sum. `rows` says how many there are to be in all; without it as many as no part has to be repeated for. Which rows
+are taken and in which order follows from the seed. Parts are written beside OUT first, so memory holds 8 bytes per row.
+Does not know formats and tasks.
+
+```yaml
+rows: 100000
+parts:
+  - {dataset: refcoco, root: /data/refer, split: train, ratio: 3, tasks: {segment: 1, mask_then_box: 0.3}}
+  - {rows: mine.jsonl, ratio: 1, repeat: true}
+```
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import yaml
+
+from ..coco_masks import short
+from .catalog import FORMATS
+from .formats.reader import Source
+from .prepare import Job, Summary, make_rows, replacing, skip_file
+from .tasks import TaskOptions
+
+_PART_FIELDS = {
+    "dataset": str, "root": str, "split": str, "annotations": str, "images": str, "category": str,
+    "check_images": bool, "relative_paths": bool, "tasks": dict, "sentences": str, "merge_targets": bool,
+    "max_masks": int, "prompts": str, "rows": str, "ratio": (int, float), "repeat": bool,
+}  # fmt: skip
+_FIELDS = {"rows": int, "seed": int, "parts": list}
+_OF_DATASETS = set(_PART_FIELDS) - {"rows", "ratio", "repeat"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of rows: a job, or a file."""
+
+    name: str
+    ratio: float
+    repeat: bool
+    job: Job | None
+    file: Path | None
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a YAML says."""
+
+    parts: tuple[Part, ...]
+    rows: int | None
+    seed: int
+
+    @classmethod
+    def load(cls, path: Path, seed: int | None = None, num_workers: int = 0, strict: bool = False) -> Mixture:
+        """Read and check a YAML; relative paths in it start from its own folder.
+
+        Args:
+            seed: in place of the YAML's.
+        Raises:
+            ValueError: names part and field.
+        """
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: is not YAML ({error})") from error
+        _check(content, _FIELDS, str(path))
+        if not content.get("parts"):
+            raise ValueError(f"{path}: parts is {short(content.get('parts'))}: expected a list of datasets and rows")
+        rows = content.get("rows")
+        if rows is not None and rows < 1:
+            raise ValueError(f"{path}: rows: got {rows}, expected at least 1")
+        seed = content.get("seed", 0) if seed is None else seed
+        parts = tuple(
+            _part(entry, path, f"{path}: parts[{i}]", seed, num_workers, strict)
+            for i, entry in enumerate(content["parts"])
+        )
+        return cls(parts, rows, seed)
+
+
+def _check(content: Any, fields: dict[str, Any], name: str) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(f"{name}: is {short(content)}: expected a mapping")
+    for key, value in content.items():
+        if key not in fields:
+            raise ValueError(f"{name}: got the field {key!r}, expected one of {', '.join(fields)}")
+        wrong = isinstance(value, bool) and fields[key] is not bool
+        if wrong or not isinstance(value, fields[key]):
+            kinds = fields[key] if isinstance(fields[key], tuple) else (fields[key],)
+            raise ValueError(
+                f"{name}: {key}: got {short(value)}, expected {' or '.join(kind.__name__ for kind in kinds)}"
+            )
+
+
+def _part(entry: Any, path: Path, name: str, seed: int, num_workers: int, strict: bool) -> Part:
+    _check(entry, _PART_FIELDS, name)
+    ratio, repeat = float(entry.get("ratio", 1)), entry.get("repeat", False)
+    if not 0 < ratio < float("inf"):
+        raise ValueError(f"{name}: ratio: got {ratio:g}, expected a number above 0")
+    if ("rows" in entry) == ("dataset" in entry):
+        raise ValueError(f"{name}: got {', '.join(entry) or 'nothing'}, expected either a dataset or rows")
+    below = path.parent
+    if "rows" in entry:
+        if extra := _OF_DATASETS & set(entry):
+            raise ValueError(f"{name}: got {', '.join(sorted(extra))} beside rows, expected ratio and repeat only")
+        file = below / entry["rows"]
+        if not file.is_file():
+            raise ValueError(f"{name}: rows: got {str(file)!r}, which is no file")
+        return Part(entry["rows"], ratio, repeat, None, file)
+    if "root" not in entry:
+        raise ValueError(f"{name}: has no root: expected the dataset's folder")
+    dataset = entry["dataset"]
+    splits = FORMATS[dataset].splits if dataset in FORMATS else ("",)
+    paths = {key: Path(entry[key]) for key in ("annotations", "images") if key in entry}
+    flags = {key: entry[key] for key in ("check_images", "relative_paths", "category") if key in entry}
+    source = Source(dataset, below / entry["root"], entry.get("split", splits[0]), **paths, **flags)
+    options = TaskOptions(**{key: entry[key] for key in ("sentences", "merge_targets", "max_masks") if key in entry})
+    prompts = below / entry["prompts"] if "prompts" in entry else None
+    try:
+        job = Job(source, entry.get("tasks", {}), options, prompts, None, seed, num_workers, strict)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return Part(f"{dataset}:{source.split}", ratio, repeat, job, None)
+
+
+@dataclass
+class MixSummary:
+    """What was mixed: rows by part in the order of the YAML, those that were at hand, and what was skipped."""
+
+    rows: int
+    parts: list[dict[str, Any]]
+    skipped: dict[str, int]
+
+
+def mix(mixture: Mixture, out: Path, on_progress=None) -> MixSummary:
+    """Write the mixture, and OUT.skipped.jsonl if anything was skipped.
+
+    Args:
+        on_progress: called with (rows written, rows in all).
+    Raises:
+        ValueError: a part has too few rows, or cannot be read.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder,
+        replacing(out) as file,
+        replacing(skip_file(out), empty=False) as skip_log,
+    ):
+        skipped: dict[str, int] = {}
+        stocks = [
+            _Stock(part, mixture, Path(folder) / f"{i}.jsonl", skip_log, skipped)
+            for i, part in enumerate(mixture.parts)
+        ]
+        quotas = _quotas(mixture, [len(stock) for stock in stocks])
+        total = sum(quotas)
+        for n, i in enumerate(_order(quotas, random.Random(f"{mixture.seed}/mixture")), 1):
+            file.write(stocks[i].next())
+            if on_progress is not None and (n % 256 == 0 or n == total):
+                on_progress(n, total)
+    parts = [
+        {"part": part.name, "rows": quota, "at_hand": len(stock)}
+        for part, quota, stock in zip(mixture.parts, quotas, stocks, strict=True)
+    ]
+    return MixSummary(total, parts, skipped)
+
+
+class _Stock:
+    """The rows of a part, drawn in an order of their own."""
+
+    def __init__(self, part: Part, mixture: Mixture, own: Path, skip_log: BinaryIO, skipped: dict[str, int]) -> None:
+        self._path = part.file or own
+        if part.job is not None:
+            summary = Summary(skipped=skipped)
+            with open(own, "wb") as file:
+                for row in make_rows(part.job, summary, skip_log):
+                    file.write(row.line + b"\n")
+        self._begins = array("q")
+        with open(self._path, "rb") as file:
+            at = 0
+            for line in file:
+                if line.strip():
+                    self._begins.append(at)
+                at += len(line)
+        self._rng = np.random.default_rng([mixture.seed, len(self._begins)])
+        self._order: Iterator[int] = iter(())
+        self._file = open(self._path, "rb")  # noqa: SIM115 read from for as long as the mixture is written
+
+    def __len__(self) -> int:
+        return len(self._begins)
+
+    def next(self) -> bytes:
+        """The next line; after the last one they are drawn anew."""
+        number = next(self._order, None)
+        if number is None:
+            self._order = iter(self._rng.permutation(len(self._begins)))
+            number = next(self._order)
+        self._file.seek(self._begins[int(number)])
+        return self._file.readline().rstrip(b"\r\n") + b"\n"
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+def _quotas(mixture: Mixture, at_hand: list[int]) -> list[int]:
+    """Rows of each part, by largest remainders.
+
+    Raises:
+        ValueError: a part that may not be repeated has too few.
+    """
+    for part, count in zip(mixture.parts, at_hand, strict=True):
+        if not count:
+            raise ValueError(f"part {part.name}: has no rows")
+    ratios = [part.ratio for part in mixture.parts]
+    whole = sum(ratios)
+    rows = mixture.rows
+    if rows is None:
+        limits = [n * whole / part.ratio for part, n in zip(mixture.parts, at_hand, strict=True) if not part.repeat]
+        if not limits:
+            raise ValueError("rows: is not given, and every part may be repeated: expected a number of rows")
+        rows = int(min(limits) + 1e-9)
+    exact = [rows * ratio / whole for ratio in ratios]
+    quotas = [int(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (quotas[i] - exact[i], i))
+    for i in by_remainder[: rows - sum(quotas)]:
+        quotas[i] += 1
+    for part, quota, count in zip(mixture.parts, quotas, at_hand, strict=True):
+        if quota > count and not part.repeat:
+            raise ValueError(
+                f"part {part.name}: got {count} rows, expected {quota} for its ratio {part.ratio:g}: lower rows or its "
+                "ratio, or give repeat: true"
+            )
+    return quotas
+
+
+def _order(quotas: list[int], rng: random.Random) -> Iterator[int]:
+    """Numbers of parts, each as often as its quota.
+
+    The first rows are one of each part: libraries take the columns of a file from its beginning.
+    """
+    left = list(quotas)
+    for i in range(len(left)):
+        if left[i]:
+            left[i] -= 1
+            yield i
+    total = sum(left)
+    while total:
+        place = rng.randrange(total)
+        chosen = 0
+        while place >= left[chosen]:
+            place -= left[chosen]
+            chosen += 1
+        left[chosen] -= 1
+        total -= 1
+        yield chosen

@@ -1,0 +1,100 @@
+"""Phrasings of questions and answers: pools in YAML files, several per task, with weights.
+
+Purpose: wording is data. `prompt_pools/english.yaml` ships with the package; `--prompts FILE` replaces pools of it.
+Contract: a pool is a list of texts, or of {text, weight}; fields stand in braces. Every pool and field of a
+file is checked when it is read. Does not know rows and records.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..coco_masks import short
+
+DEFAULT_FILE = Path(__file__).parent / "prompt_pools" / "english.yaml"
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Pool:
+    texts: tuple[str, ...]
+    weights: tuple[float, ...]
+
+
+class Prompts:
+    """Pools by task and kind: `prompts.draw("segment", "questions", rng, expression="the dog")`."""
+
+    def __init__(self, pools: Mapping[str, Mapping[str, Pool]]) -> None:
+        self._pools = {task: dict(kinds) for task, kinds in pools.items()}
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> Prompts:
+        """The shipped pools, and those of a file in their place.
+
+        Raises:
+            ValueError: not YAML, an unknown pool, field or weight.
+        """
+        pools = _read(DEFAULT_FILE)
+        if path is not None:
+            fields = {(t, k): _fields(pool) for t, kinds in pools.items() for k, pool in kinds.items()}
+            for task, kinds in _read(path).items():
+                for kind, pool in kinds.items():
+                    if (task, kind) not in fields:
+                        names = ", ".join(f"{t}.{k}" for t, k in fields)
+                        raise ValueError(f"{path}: got the pool {task}.{kind}, expected one of {names}")
+                    # A text that never says what is meant would make every row the same question.
+                    for text in pool.texts:
+                        own = set(_FIELD.findall(text)) | {m for m in ("<mask>", "<bbox>") for _ in range(m in text)}
+                        if own != fields[task, kind]:
+                            raise ValueError(
+                                f"{path}: {task}.{kind}: {text!r} holds {sorted(own)}, expected "
+                                f"{sorted(fields[task, kind])}"
+                            )
+                    pools[task][kind] = pool
+        return cls(pools)
+
+    def draw(self, task: str, kind: str, rng: random.Random, **fields: str) -> str:
+        """One text of a pool, by weight, with its fields filled in."""
+        pool = self._pools[task][kind]
+        text = rng.choices(pool.texts, pool.weights)[0] if len(pool.texts) > 1 else pool.texts[0]
+        return _FIELD.sub(lambda match: fields[match[1]], text)
+
+
+def _fields(pool: Pool) -> set[str]:
+    text = pool.texts[0]
+    return set(_FIELD.findall(text)) | {mark for mark in ("<mask>", "<bbox>") if mark in text}
+
+
+def _read(path: Path) -> dict[str, dict[str, Pool]]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not YAML ({error})") from error
+    if not isinstance(content, dict) or not all(isinstance(kinds, dict) for kinds in content.values()):
+        raise ValueError(f"{path}: is {short(content)}: expected tasks, each with pools of texts")
+    return {
+        task: {kind: _pool(texts, f"{path}: {task}.{kind}") for kind, texts in kinds.items()}
+        for task, kinds in content.items()
+    }
+
+
+def _pool(entries: Any, name: str) -> Pool:
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{name}: is {short(entries)}: expected a list of texts")
+    texts, weights = [], []
+    for entry in entries:
+        text, weight = (entry.get("text"), entry.get("weight", 1)) if isinstance(entry, dict) else (entry, 1)
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name}: got {short(entry)}, expected a text or {{text, weight}}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            raise ValueError(f"{name}: weight: got {short(weight)}, expected a number above 0")
+        texts.append(text)
+        weights.append(float(weight))
+    return Pool(tuple(texts), tuple(weights))

@@ -1,0 +1,422 @@
+"""Files of rows checked before a training relies on them: `himtok prepare check`.
+
+Purpose: find what would stop or spoil a run (masks of another size, placeholders that do not fit, missing images),
+count images that training and evaluation share, and draw samples to look at.
+Contract: rows are read in several processes and forgotten; 16 bytes per row and image stay. A row with several faults
+counts as one bad row and several faults. Images are the same if their names are COCO's for one id, whatever release and
+folder, or else if their paths are.
+Does not know how rows were made; ms-swift and torch are not needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..coco_masks import short
+from ..mask_rows import as_list, row_masks
+from ..mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
+from ..masks import load_mask
+from ..run_lengths import Runs
+from .prepare import replacing
+from .worker_pool import map_ordered
+
+LINES_PER_CALL = 64
+EXAMPLES = 20  # bad rows that are listed; all of them are counted
+ROLES = ("system", "user", "assistant", "tool", "tool_call", "tool_response")
+_FROM = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+# "COCO_train2014_000000581857_16.jpg" and "000000581857.jpg" are one image.
+_COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})(?:_\d+)?$")
+
+OnProgress = Callable[[int, int], None]  # bytes read, bytes in all
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        rows, masks, boxes, empty: of the file; empty are rows without a mask.
+        images: different ones.
+        bad_rows: with at least one fault.
+        faults: kind -> how often.
+        examples: (row, kind, what), the first ones.
+        repeated: rows that stand in the file before already.
+        leaks: name of an evaluation file or split -> {images, rows} of this file that are in it, too.
+    """
+
+    rows: int = 0
+    masks: int = 0
+    boxes: int = 0
+    empty: int = 0
+    images: int = 0
+    bad_rows: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    examples: list[tuple[int, str, str]] = field(default_factory=list)
+    repeated: int = 0
+    leaks: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def clean(self) -> bool:
+        return not (self.bad_rows or self.repeated or any(leak["rows"] for leak in self.leaks.values()))
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What a process says of one row."""
+
+    faults: list[tuple[str, str]]
+    masks: int
+    boxes: int
+    images: list[int]
+    digest: int
+    split: str
+    made_for_training: bool
+
+
+def check(
+    path: Path,
+    against: Sequence[Path] = (),
+    *,
+    root: Path | None = None,
+    num_workers: int = 0,
+    strict: bool = False,
+    html: Path | None = None,
+    samples: int = 24,
+    seed: int = 0,
+    without_leaks: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """Check a file of rows.
+
+    Args:
+        against: files of rows for evaluation, whose images are not to be in `path`.
+        root: where relative images and masks start from; None: the working directory.
+        strict: stop at the first bad row.
+        html: a page of sample rows to look at, `samples` of them drawn by `seed`.
+        without_leaks: gets the rows that show no image of `against`.
+    Raises:
+        ValueError: a bad row in a strict run, or a file without rows.
+        OSError: files that cannot be read.
+    """
+    report, images, digests = Report(), array("Q"), array("q")
+    row_of_image, splits = array("Q"), {"train": array("Q")}
+    drawn = _Reservoir(samples if html is not None else 0, seed)
+    faults: Counter[str] = Counter()
+    number = 0
+    for lines, checked, consumed in _checked_blocks(path, root, num_workers):
+        for line, row in zip(lines, checked, strict=True):
+            number += 1
+            if row is None:
+                continue
+            report.rows += 1
+            report.masks += row.masks
+            report.boxes += row.boxes
+            report.empty += not row.masks
+            report.bad_rows += bool(row.faults)
+            for kind, what in row.faults:
+                if strict:
+                    raise ValueError(f"{path}: row {number}: {what}")
+                faults[kind] += 1
+                if len(report.examples) < EXAMPLES:
+                    report.examples.append((number, kind, what))
+            digests.append(row.digest)
+            images.extend(row.images)
+            row_of_image.extend([number] * len(row.images))
+            splits.setdefault("train" if row.made_for_training else row.split, array("Q")).extend(row.images)
+            drawn.offer(number, line)
+        if on_progress is not None:
+            on_progress(*consumed)
+    if not report.rows:
+        raise ValueError(f"{path}: holds no rows")
+    report.faults = dict(faults.most_common())
+    ids = np.array(images, dtype=np.uint64)
+    report.images = len(np.unique(ids))
+    report.repeated = report.rows - len(np.unique(np.array(digests, dtype=np.int64)))
+    # A file that holds rows of a training and of an evaluation split.
+    trained = np.array(splits.pop("train"), dtype=np.uint64)
+    for name, own in sorted(splits.items()):
+        if len(trained):
+            shared = np.intersect1d(trained, np.array(own, dtype=np.uint64))
+            if len(shared):
+                report.leaks[name] = {"images": len(shared), "rows": int(np.isin(trained, shared).sum())}
+    leaked_rows = _leaks_against(against, root, ids, np.array(row_of_image, dtype=np.uint64), report)
+    if without_leaks is not None:
+        _write_others(path, leaked_rows, without_leaks)
+    if html is not None:
+        from .row_page import write_page
+
+        write_page(drawn.lines(), html, f"{path.name}: {len(drawn.lines())} of {report.rows} rows", root)
+    return report
+
+
+def _leaks_against(
+    against: Sequence[Path], root: Path | None, ids: np.ndarray, row_of_image: np.ndarray, report: Report
+) -> np.ndarray:
+    leaked = np.zeros(0, np.uint64)
+    for other in against:
+        theirs = np.array(array("Q", _images_of(other, root)), dtype=np.uint64)
+        shared = np.isin(ids, theirs)
+        rows = np.unique(row_of_image[shared])
+        report.leaks[str(other)] = {"images": len(np.unique(ids[shared])), "rows": len(rows)}
+        leaked = np.union1d(leaked, rows)
+    return leaked
+
+
+def _images_of(path: Path, root: Path | None) -> Iterator[int]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield from _image_ids(_parse(line), root)
+                except ValueError as error:
+                    raise ValueError(f"{path}: row {number}: {error}") from error
+
+
+def _write_others(path: Path, leaked_rows: np.ndarray, out: Path) -> None:
+    if out.exists() and out.samefile(path):
+        raise ValueError(f"--without_leaks is {str(out)!r}, the input itself: expected another file")
+    leaked = set(leaked_rows.tolist())
+    with open(path, "rb") as file, replacing(out) as kept:
+        for number, line in enumerate(file, 1):
+            if number not in leaked and line.strip():
+                kept.write(line.rstrip(b"\r\n") + b"\n")
+
+
+def _checked_blocks(path: Path, root: Path | None, num_workers: int) -> Iterator:
+    """(lines, what was found in each, (bytes read, bytes in all))"""
+    total = path.stat().st_size
+    waiting: list[tuple[list[bytes], int]] = []
+
+    def blocks() -> Iterator[list[bytes]]:
+        with open(path, "rb") as file:
+            at = 0
+            while lines := [line for _, line in zip(range(LINES_PER_CALL), file, strict=False)]:
+                at += sum(map(len, lines))
+                waiting.append((lines, at))
+                yield lines
+
+    for checked in map_ordered(_RowCheck(root), blocks(), num_workers):
+        lines, at = waiting.pop(0)
+        yield lines, checked, (at, total)
+
+
+class _RowCheck:
+    """What a process does with some lines."""
+
+    def __init__(self, root: Path | None) -> None:
+        self._root = root
+
+    def __call__(self, lines: list[bytes]) -> list[_Checked | None]:
+        return [self._check(line) if line.strip() else None for line in lines]
+
+    def _check(self, line: bytes) -> _Checked:
+        digest = int.from_bytes(blake2b(line.strip(), digest_size=8).digest(), signed=True)
+        try:
+            row = _parse(line)
+        except ValueError as error:
+            return _Checked([("not JSON", str(error))], 0, 0, [], digest, "", True)
+        faults: list[tuple[str, str]] = []
+        try:
+            masks = row_masks(row) or []
+        except ValueError as error:
+            masks = []
+            faults.append(("masks", str(error)))
+        boxes = self._boxes(row, faults)
+        self._text(row, masks, boxes, faults)
+        size = self._images(row, faults)
+        self._masks(masks, "masks", size, faults)
+        try:
+            ignored = as_list(row["ignore"], "ignore") if row.get("ignore") is not None else []
+        except ValueError as error:
+            ignored = []
+            faults.append(("masks", str(error)))
+        self._masks(ignored, "ignore", size, faults)
+        codes = row.get("mask_codes")
+        if codes is not None and (not isinstance(codes, list) or len(codes) != len(masks)):
+            faults.append(("codes", f"mask_codes is {short(codes)}: expected one list for each of {len(masks)} masks"))
+        source = row.get("source") if isinstance(row.get("source"), dict) else {}
+        split = str(source.get("split", ""))
+        name = f"{source.get('dataset', '')}:{split}"
+        for_training = split in ("", "all") or split.startswith("train")
+        return _Checked(faults, len(masks), len(boxes), _image_ids(row, self._root), digest, name, for_training)
+
+    def _text(self, row: dict, masks: list, boxes: list, faults: list[tuple[str, str]]) -> None:
+        try:
+            messages = messages_of(row)
+        except ValueError as error:
+            faults.append(("messages", str(error)))
+            return
+        if not messages:
+            if not masks:
+                faults.append(("messages", "has neither messages nor masks"))
+            return
+        if all(role != "assistant" for role, _ in messages):
+            faults.append(("messages", "no message of the assistant"))
+        text = "".join(content for _, content in messages)
+        images = as_images(row)
+        for mark, expected, held in (
+            (MASK_PLACEHOLDER, len(masks), "masks"),
+            ("<bbox>", len(boxes), "objects.bbox"),
+            ("<image>", len(images), "images"),
+        ):
+            count = text.count(mark)
+            if count != expected and not (mark == "<image>" and count == 0):  # ms-swift puts them in front itself
+                faults.append(("placeholders", f"messages hold {count} {mark}, {held} holds {expected}"))
+
+    def _boxes(self, row: dict, faults: list[tuple[str, str]]) -> list:
+        objects = row.get("objects")
+        boxes = objects.get("bbox", []) if isinstance(objects, dict) else []
+        if objects is not None and (not isinstance(objects, dict) or not isinstance(boxes, list)):
+            faults.append(("boxes", f"objects is {short(objects)}: expected lists ref and bbox"))
+            return []
+        for i, box in enumerate(boxes):
+            ok = isinstance(box, list) and len(box) in (2, 4) and all(
+                isinstance(v, int | float) and not isinstance(v, bool) and v == v for v in box
+            )  # fmt: skip
+            if not ok or (len(box) == 4 and not (box[0] < box[2] and box[1] < box[3])):
+                faults.append(("boxes", f"objects.bbox[{i}] is {short(box)}: expected x1 < x2, y1 < y2"))
+        return boxes
+
+    def _images(self, row: dict, faults: list[tuple[str, str]]) -> tuple[int, int] | None:
+        """(h, w) of the first image."""
+        first = None
+        for i, image in enumerate(as_images(row)):
+            if not isinstance(image, str):
+                faults.append(("images", f"images[{i}] is {short(image)}: expected a path"))
+                continue
+            if "://" in image or image.startswith("data:"):
+                continue
+            try:
+                with Image.open(located(image, self._root)) as opened:
+                    size = (opened.height, opened.width)
+            except Exception as error:  # PIL's readers raise nearly anything on damaged files
+                reason = " ".join(str(error).split()) or type(error).__name__
+                faults.append(("images", f"images[{i}] {image!r} cannot be read ({reason})"))
+                continue
+            first = size if i == 0 else first
+            if i == 0 and not _is_relative(row):
+                self._within(row, size, faults)
+        return first
+
+    def _within(self, row: dict, size: tuple[int, int], faults: list[tuple[str, str]]) -> None:
+        objects = row.get("objects")
+        boxes = objects.get("bbox") if isinstance(objects, dict) else None
+        ends = (size[1], size[0]) * 2
+        for box in boxes if isinstance(boxes, list) else ():
+            numbers = isinstance(box, list) and all(isinstance(value, int | float) for value in box)
+            # A pixel more: conventions differ in whether the end belongs to a box.
+            if numbers and not all(-1 <= value <= end + 1 for value, end in zip(box, ends, strict=False)):
+                faults.append(("boxes", f"box {short(box)} reaches beyond its image of (h, w) = {size}"))
+
+    def _masks(self, masks: list, name: str, size: tuple[int, int] | None, faults: list[tuple[str, str]]) -> None:
+        for i, mask in enumerate(masks):
+            try:
+                if isinstance(mask, dict) and set(mask) >= {"counts", "size"}:
+                    runs = Runs.from_rle(mask)
+                    found, area = runs.size, runs.area
+                else:
+                    pixels = load_mask(located(mask, self._root))
+                    found, area = pixels.shape, int(pixels.sum())
+            except (ValueError, TypeError, KeyError) as error:
+                faults.append(("masks", f"{name}[{i}]: {error}"))
+                continue
+            if size is not None and tuple(found) != size:
+                faults.append(("masks", f"{name}[{i}] has (h, w) = {tuple(found)}: expected {size}, as its image"))
+            if not area:
+                faults.append(("masks", f"{name}[{i}] has no pixels"))
+
+
+def _is_relative(row: dict) -> bool:
+    """Whether boxes count in shares of the image."""
+    objects = row.get("objects")
+    return isinstance(objects, dict) and objects.get("bbox_type") == "norm1"
+
+
+def messages_of(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """(role, text) of a row's messages, ms-swift's or the reference's, with `<mask>` where masks stand.
+
+    Raises:
+        ValueError: of another form.
+    """
+    messages = row.get("messages") or row.get("conversations") or row.get("conversation")
+    if messages is None:
+        pairs = [("user", row.get("query")), ("assistant", row.get("response"))]
+        return [(role, reference_placeholder_to_mask(text)) for role, text in pairs if isinstance(text, str)]
+    if not isinstance(messages, list):
+        raise ValueError(f"messages is {short(messages)}: expected a list")
+    found = []
+    for i, message in enumerate(messages):
+        role = message.get("role", _FROM.get(message.get("from"))) if isinstance(message, dict) else None
+        text = message.get("content", message.get("value")) if isinstance(message, dict) else None
+        if role not in ROLES or not isinstance(text, str):
+            raise ValueError(f"messages[{i}] is {short(message)}: expected a role and its content")
+        found.append((role, reference_placeholder_to_mask(text)))
+    return found
+
+
+def as_images(row: dict[str, Any]) -> list[Any]:
+    """A row's images, as paths where they are paths."""
+    images = row.get("images")
+    if images is None:
+        images = row.get("image")
+    images = images if isinstance(images, list) else [] if images is None else [images]
+    return [image.get("path") if isinstance(image, dict) else image for image in images]
+
+
+def located(source: Any, root: Path | None) -> Any:
+    """A path below the root, if it is relative and a root is given."""
+    if isinstance(source, str) and root is not None and not os.path.isabs(source):
+        return str(root / source)
+    return source
+
+
+def image_key(image: str, root: Path | None = None) -> str:
+    """What two names of one image have in common."""
+    match = _COCO_NAME.match(Path(image).stem)
+    return f"coco/{match[1]}" if match else os.path.abspath(located(image, root))
+
+
+def _image_ids(row: dict[str, Any], root: Path | None) -> list[int]:
+    keys = [image_key(image, root) for image in as_images(row) if isinstance(image, str)]
+    return [int.from_bytes(blake2b(key.encode("utf-8", "replace"), digest_size=8).digest()) for key in keys]
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"is {short(row)}, expected a JSON object")
+    return row
+
+
+class _Reservoir:
+    """Some lines of many, each with the same chance (Vitter's algorithm R)."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size, self._rng, self._seen = size, random.Random(f"{seed}/samples"), 0
+        self._kept: list[tuple[int, bytes]] = []
+
+    def offer(self, number: int, line: bytes) -> None:
+        self._seen += 1
+        if len(self._kept) < self._size:
+            self._kept.append((number, line))
+        elif self._size and (place := self._rng.randrange(self._seen)) < self._size:
+            self._kept[place] = (number, line)
+
+    def lines(self) -> list[tuple[int, bytes]]:
+        return sorted(self._kept)
