@@ -1,0 +1,155 @@
+"""Evaluation protocols by name: what is asked, which pixels count, when an answer counts as "none".
+
+Purpose: published numbers differ by rules that go unsaid; here every number comes with the name of its rules.
+Contract: a `Protocol` is data, `PROTOCOLS` holds all of them by name. `Protocol.overlap` applies one to the masks of a
+sample, `Protocol.pair` does the same to pixels. Does not know files, models and metrics' sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from .masks import from_square
+from .metrics import Overlap
+from .run_lengths import Runs
+
+Ignore = Literal["excluded", "foreground"]
+Resize = Literal["bilinear", "nearest"]
+RESIZES: dict[str, str] = {
+    "bilinear": "bilinear resize of the probabilities, then threshold",
+    "nearest": "nearest neighbour of the probabilities, then threshold (the paper's code)",
+}
+JOINED = "Meet all the descriptions:"  # begins the question that joins expressions, in the paper's code
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The rules of a number.
+
+    Attributes:
+        name: as reports print it.
+        summary: one sentence.
+        joined: whether a question joins all expressions of a referent, instead of holding one.
+        ignore: pixels marked as to be ignored count nowhere (`excluded`), or as foreground of both masks.
+        least_pixels: a prediction of fewer pixels counts as empty.
+        precision_over_targets: P@x over samples with a target only.
+    """
+
+    name: str
+    summary: str
+    joined: bool | None = None
+    ignore: Ignore = "excluded"
+    least_pixels: int = 0
+    precision_over_targets: bool = False
+
+    def overlap(self, predicted: Sequence[Runs], true: Sequence[Runs], ignore: Sequence[Runs], size) -> Overlap:
+        """Counts of one sample: the union of its predicted masks against that of its true ones.
+
+        Args:
+            predicted, true, ignore: masks of the size (h, w); no `ignore`: every pixel counts.
+            size: (h, w).
+        Raises:
+            ValueError: a mask of another size.
+        """
+        a, b = Runs.union(predicted, size), Runs.union(true, size)
+        if a.area < self.least_pixels:
+            a = Runs.empty(size)
+        if ignore:
+            ignored = Runs.union(ignore, size)
+            if self.ignore == "excluded":
+                a, b = a.without(ignored), b.without(ignored)
+            else:
+                a, b = Runs.union([a, ignored], size), Runs.union([b, ignored], size)
+        return Overlap(a.overlap(b), a.area, b.area)
+
+    def pair(
+        self, prediction: np.ndarray, target: np.ndarray, ignore: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """What `SegmentationMetrics.update` is to be given instead of these, bool (h, w) each."""
+        if np.count_nonzero(prediction) < self.least_pixels:
+            prediction = np.zeros_like(prediction)
+        if ignore is None or self.ignore == "excluded":
+            return prediction, target, ignore
+        return prediction | ignore, target | ignore, None
+
+    def check_question(self, question: str, expressions: Sequence[str] | None = None) -> None:
+        """ValueError for a question that this protocol does not ask.
+
+        Args:
+            question: of a sample.
+            expressions: all of its referent's, where they are known; a single one has nothing to be joined with.
+        """
+        if self.joined is None or (JOINED in question) == self.joined:
+            return
+        if self.joined and expressions is not None and len(expressions) == 1:
+            return
+        expected = f"expected one with {JOINED!r}" if self.joined else f"expected one expression, without {JOINED!r}"
+        raise ValueError(f"question: got {question!r:.120}, {expected} under the protocol {self.name!r}")
+
+
+def joined_expressions(expressions: Sequence[str]) -> str:
+    """All expressions of a referent in one: `Meet all the descriptions: 1. … 2. … `, as in the paper's code."""
+    return f"{JOINED} " + "".join(f"{i}. {text}. " for i, text in enumerate(expressions, start=1))
+
+
+def resize_square(square: np.ndarray, size: tuple[int, int], threshold: float, resize: Resize) -> np.ndarray:
+    """From the model's square to the image, by one of `RESIZES`.
+
+    Args:
+        square: float32 (s, s), probabilities.
+        size: (h, w).
+        threshold: probability from which a pixel is foreground; with `nearest`, above which, as in the paper's code.
+        resize: see `RESIZES`.
+    Returns:
+        bool (h, w).
+    """
+    if resize == "bilinear":
+        return from_square(square, size, threshold)
+    if resize != "nearest":
+        raise ValueError(f"resize: got {resize!r}, expected one of {', '.join(RESIZES)}")
+    h, w = size
+    image = Image.fromarray(np.ascontiguousarray(square, dtype=np.float32))
+    return np.asarray(image.resize((w, h), Image.Resampling.NEAREST)) > threshold
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("plain", "Every row is one sample; pixels marked as ignored count nowhere."),
+        Protocol("per-sentence", "RefCOCO as usual: every expression is one sample.", joined=False),
+        Protocol(
+            "all-sentences",
+            "The paper's code on RefCOCO: every referent is one sample, its expressions joined in one question.",
+            joined=True,
+        ),
+        Protocol("lisa", "ReasonSeg as LISA has it: ignored pixels count nowhere."),
+        Protocol(
+            "himtok",
+            "ReasonSeg as the paper's code has it: ignored pixels count as foreground of prediction and target.",
+            ignore="foreground",
+        ),
+        Protocol(
+            "grefcoco-50px",
+            "gRefCOCO: predictions of fewer than 50 pixels count as no target; P@x over samples with a target.",
+            least_pixels=50,
+            precision_over_targets=True,
+        ),
+        Protocol(
+            "grefcoco",
+            "gRefCOCO without the 50-pixel rule: one predicted pixel is an answer; P@x over samples with a target.",
+            precision_over_targets=True,
+        ),
+    )
+}
+
+
+def find_protocol(name: str) -> Protocol:
+    """A protocol by name; ValueError for another."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"protocol: got {name!r}, expected one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
