@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .confidence import Calibration, mask_confidence
+from .confidence import Calibration, mask_certainty
 from .mask_text import text_to_codes
 from .mask_tokenizer.modeling import MaskTokenizer
 from .masks import from_square, to_rle
@@ -46,8 +46,8 @@ class PredictedMask:
     Attributes:
         mask: bool (h, w).
         codes: the codes as written.
-        score: confidence in [0, 1], None when no probabilities were recorded: the mean probability of the codes, or
-            with a calibration the IoU to be expected.
+        score: confidence in [0, 1], None when no probabilities were recorded: how certain the decoded mask is
+            (`mask_certainty`), or with a calibration the IoU to be expected.
         complete: False if the mask text is cut or malformed; the mask is then that of the codes that are there.
         start, end: character span in the answer's text.
         raw_score: what `score` was before calibration; None without one.
@@ -110,7 +110,7 @@ class MaskPredictor:
             ValueError: probabilities that do not belong to the text.
         """
         config = self.mask_tokenizer.config
-        found = []  # (answer, span, probabilities of its codes or None, score, raw score)
+        found = []  # (answer, span, probabilities of its codes or None)
         for index, answer in enumerate(answers):
             taken = 0
             spans = text_to_codes(answer.text, config.codebook_size, config.num_mask_tokens)
@@ -120,15 +120,15 @@ class MaskPredictor:
             for span in spans:
                 own = None if answer.probabilities is None else answer.probabilities[taken : taken + len(span.codes)]
                 taken += len(span.codes)
-                if not span.codes:
-                    continue
-                raw = None if own is None else mask_confidence(own, span.codes).score
-                score = raw if raw is None or self.calibration is None else self.calibration(raw)
-                if score is None or score >= self.min_score:
-                    found.append((index, span, own, score, None if self.calibration is None else raw))
-        squares = self._decode([(span.codes, own) for _, span, own, *_ in found])
+                if span.codes:
+                    found.append((index, span, own))
+        squares = self._decode([(span.codes, own) for _, span, own in found])
         results: list[list[PredictedMask]] = [[] for _ in answers]
-        for (index, span, _, score, raw), square in zip(found, squares, strict=True):
+        for (index, span, own), square in zip(found, squares, strict=True):
+            raw = None if own is None else mask_certainty(square, self.threshold)
+            score = raw if raw is None or self.calibration is None else self.calibration(raw)
+            if score is not None and score < self.min_score:
+                continue
             results[index].append(
                 PredictedMask(
                     mask=from_square(square, answers[index].size, self.threshold),
@@ -137,7 +137,7 @@ class MaskPredictor:
                     complete=span.complete,
                     start=span.start,
                     end=span.end,
-                    raw_score=raw,
+                    raw_score=None if self.calibration is None else raw,
                     square=square if self.keep_squares else None,
                 )
             )

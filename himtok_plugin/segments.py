@@ -25,7 +25,7 @@ def segment_dict(mask: PredictedMask, label: str | None = None) -> dict[str, Any
 
     Returns:
         size [h, w] and counts (COCO RLE), polygon (`outlines.mask_polygons`), bbox [x1, y1, x2, y2] in pixels, x2 and
-        y2 exclusive, zeros for an empty mask, score (mean probability of its codes or None), codes, label, complete.
+        y2 exclusive, zeros for an empty mask, score (certainty or expected IoU, or None), codes, label, complete.
     """
     return {
         **to_rle(mask.mask),

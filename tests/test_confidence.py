@@ -1,11 +1,9 @@
 """Scores of masks: worked out by hand, calibrated on masks whose IoU is known, written by `himtok calibrate`."""
 
 import json
-import math
 
 import numpy as np
 import pytest
-import torch
 from tiny_models import tiny_model
 
 from himtok_plugin import cli
@@ -13,7 +11,7 @@ from himtok_plugin.confidence import (
     Calibration,
     expected_calibration_error,
     fit_on_results,
-    mask_confidence,
+    mask_certainty,
     matched_ious,
     rank_correlation,
     scored_masks,
@@ -35,18 +33,15 @@ def drawn(count=400, seed=0):
     return scores, np.clip(scores**2 + rng.normal(0, 0.1, count), 0, 1)
 
 
-def test_features_by_hand():
-    probabilities = torch.tensor([[0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]])
-    found = mask_confidence(probabilities, [0, 3])
-    assert found.mean == pytest.approx(0.375) and found.score == found.mean
-    assert found.geometric_mean == pytest.approx(math.sqrt(0.125)) and found.minimum == 0.25
-    assert found.certainty == pytest.approx(1 - (0.5 + 1) / 2, abs=1e-5)
+def test_certainty_by_hand():
+    square = np.array([[0.9, 0.5], [0.4, 0.0]], np.float32)
+    assert mask_certainty(square) == pytest.approx((0.9 + 0.5) / (1 + 1 + 0.4))
+    assert mask_certainty(square, threshold=0.3) == pytest.approx(1.8 / 3)
 
 
-def test_certain_codes_have_confidence_one_and_impossible_ones_zero():
-    certain = mask_confidence(torch.eye(5)[:3], [0, 1, 2])
-    assert (certain.mean, certain.minimum) == (1, 1) and certain.certainty == pytest.approx(1)
-    assert mask_confidence(torch.eye(5)[:3], [1, 2, 3]).geometric_mean < 1e-10
+def test_certain_masks_have_certainty_one_and_empty_ones_zero():
+    assert mask_certainty(np.eye(4, dtype=np.float32)) == 1
+    assert mask_certainty(np.full((4, 4), 0.4, np.float32)) == mask_certainty(np.zeros((4, 4), np.float32)) == 0
 
 
 def test_calibration_is_monotone_and_lowers_the_error_on_other_masks():

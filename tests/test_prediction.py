@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from himtok_plugin.confidence import Calibration
+from himtok_plugin.confidence import Calibration, mask_certainty
 from himtok_plugin.mask_text import codes_to_text
 from himtok_plugin.masks import from_square, load_mask
 from himtok_plugin.prediction import Answer, MaskPredictor
@@ -55,8 +55,7 @@ def test_soft_decoding_uses_the_recorded_probabilities(tokenizer):
     square = tokenizer.decode_probabilities(probabilities[None])[0].detach().numpy()
     assert np.array_equal(soft.mask, from_square(square, SIZE))
     assert not np.array_equal(soft.mask, hard.mask)
-    expected = probabilities[torch.arange(4), torch.tensor(CODES)].mean()
-    assert soft.score == hard.score == pytest.approx(float(expected))
+    assert soft.score == pytest.approx(mask_certainty(square), abs=1e-6) and 0 < soft.score < 1
 
 
 def test_soft_decoding_of_certain_codes_is_hard_decoding(tokenizer):
@@ -64,7 +63,7 @@ def test_soft_decoding_of_certain_codes_is_hard_decoding(tokenizer):
     answer = Answer(codes_to_text(CODES), SIZE, certain)
     (soft,), (hard,) = (MaskPredictor(tokenizer, decoding)([answer])[0] for decoding in ("soft", "hard"))
     assert np.array_equal(soft.mask, hard.mask)
-    assert soft.score == 1
+    assert soft.score == pytest.approx(hard.score, abs=1e-6)
 
 
 def test_soft_decoding_without_probabilities_is_hard_decoding(tokenizer):
@@ -134,14 +133,14 @@ def test_calibrated_scores_are_the_expected_iou_and_keep_what_they_came_from(tok
 
 
 def test_masks_below_the_least_score_are_left_out_and_those_without_one_stay(tokenizer):
-    certain = torch.nn.functional.one_hot(torch.tensor(CODES), 12).float()
-    unsure = torch.full((1, 12), 1 / 12)
     text = codes_to_text([5]) + codes_to_text(CODES)
-    answers = [Answer(text, SIZE, torch.cat([unsure, certain])), Answer(text, SIZE)]
-    found, unscored = MaskPredictor(tokenizer, min_score=0.5)(answers)
-    assert [mask.codes for mask in found] == [CODES] and found[0].start == len(codes_to_text([5]))
+    answers = [Answer(text, SIZE, probabilities_of(5)), Answer(text, SIZE)]
+    both = MaskPredictor(tokenizer)(answers)[0]
+    less, more = sorted(both, key=lambda mask: mask.score)
+    found, unscored = MaskPredictor(tokenizer, min_score=(less.score + more.score) / 2)(answers)
+    assert [(mask.codes, mask.start) for mask in found] == [(more.codes, more.start)]
     assert [mask.codes for mask in unscored] == [[5], CODES]
-    (everything,) = MaskPredictor(tokenizer, min_score=1 / 12)(answers[:1])
+    (everything,) = MaskPredictor(tokenizer, min_score=less.score)(answers[:1])
     assert len(everything) == 2
 
 
