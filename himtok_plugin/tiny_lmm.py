@@ -8,7 +8,7 @@ Does not know: mask tokens (they are added like to any other model), data, train
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ CHAT_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+ROLES = ("user", "assistant")
 PIXEL_SHUFFLE = 2  # InternVL folds 2 x 2 patches into one image token (config: downsample_ratio 0.5).
 POSITION_SCALE = 0.5  # Of the same order as the embedded patches, so that neither drowns the other.
 LAYER_SCALE = 1.0  # InternVL's 0.1 suits deep pretrained towers; from nothing, it costs thousands of steps.
@@ -103,13 +104,19 @@ def build_tiny_internvl(
             raise ValueError(f"size: got {size!r}, expected one of {sorted(SIZES)}")
         size = SIZES[size]
     out_dir = Path(out_dir)
-    tokenizer = train_tokenizer(texts, size.vocabulary)
+    tokenizer = train_tokenizer(_with_roles(texts), size.vocabulary)
     set_seed(seed)
     model = InternVLForConditionalGeneration(_config(size, tokenizer))
     _initialise(model, size)
     model.save_pretrained(out_dir)
     _processor(size, tokenizer).save_pretrained(out_dir)
     return out_dir
+
+
+def _with_roles(texts: Iterable[str]) -> Iterator[str]:
+    """Texts as they stand in a conversation: a role spelled letter by letter costs as many tokens as its question."""
+    for text in texts:
+        yield from (text, *ROLES)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
