@@ -78,10 +78,14 @@ INSTALL_REQUIRES = [
     "datasets>=4.8,<5",
     "accelerate>=1.15,<2",
     "safetensors>=0.8,<1",
-    "pillow>=12.3,<14",
+    "pillow>=11.3,<14",
     "numpy>=2.4,<3",
     "scipy>=1.17,<2",
     "pycocotools>=2.0.7,<3",
+    "pyyaml>=6,<7",
+    "pyarrow>=20,<27",
+    "sentencepiece>=0.2,<1",  # the released model's text tokenizer, read once when it is converted
+    "protobuf>=6,<8",
     "rich>=15,<16",
     "typer>=0.29,<1",
     "tqdm>=4.66,<5",
@@ -100,11 +104,18 @@ EXTRAS_REQUIRE = {
         "xgrammar>=0.2,<1",  # what servers compile our regular expressions with
         "outlines_core>=0.2,<0.3",
         "deepspeed>=0.19,<1",  # runs on a CPU, for the tests of several processes
+        "bitsandbytes>=0.49,<1",  # QLoRA, on a CPU as well
+        "evalscope>=1.14,<2",
+        "msgspec>=0.19,<1",  # ms-swift's GRPO
+        "scikit-learn>=1.5,<2",  # reference values of the metrics
         "build>=1.2,<2",
         "setuptools>=70.1",  # tests/test_packaging.py builds wheels without build isolation
     ],
-    "eval": ["evalscope>=1.0,<2"],
+    "eval": ["evalscope>=1.14,<2"],
+    "rl": ["msgspec>=0.19,<1"],
     "deepspeed": ["deepspeed>=0.19,<1"],
+    "qlora": ["bitsandbytes>=0.49,<1"],
+    "app": ["gradio>=5,<6"],  # ms-swift's page is written for it
     # The refiners are models of transformers, already required; the name is kept so that it may grow.
     "refine": [],
 }

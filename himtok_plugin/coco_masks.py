@@ -38,20 +38,27 @@ def rle_to_mask(counts: str | bytes | Sequence[int], size: Sequence[int]) -> np.
         bool (h, w).
     """
     h, w = check_size(size)
+    runs = rle_runs(counts, size)
+    foreground = np.arange(len(runs)) % 2 == 1
+    return np.repeat(foreground, runs).reshape(w, h).T
+
+
+def rle_runs(counts: str | bytes | Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """The checked runs of a COCO encoding, background and foreground in turn: int64 (n,). Arguments as above."""
+    h, w = check_size(size)
     if isinstance(counts, str | bytes):
         runs = _decompress(counts)
     elif isinstance(counts, Sequence | np.ndarray) and all(is_integer(run) for run in counts):
-        runs = [int(run) for run in counts]
+        runs = np.array([int(run) for run in counts], dtype=object)  # of any size, until they are checked
     else:
         raise ValueError(f"counts is {short(counts)}: expected a compressed string or a list of integers")
-    total = sum(runs)
-    if min(runs, default=0) < 0 or total != h * w:
+    total, least = (int(runs.sum()), int(runs.min())) if len(runs) else (0, 0)
+    if least < 0 or total != h * w:
         raise ValueError(
-            f"counts {short(counts)} has runs from {min(runs, default=0)} adding up to {total}: "
+            f"counts {short(counts)} has runs from {least} adding up to {total}: "
             f"expected none below 0 and h * w = {h} * {w} = {h * w}"
         )
-    foreground = np.arange(len(runs)) % 2 == 1
-    return np.repeat(foreground, runs).reshape(w, h).T
+    return runs.astype(np.int64)
 
 
 def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
@@ -105,28 +112,33 @@ _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 120
 
 
-def _decompress(counts: str | bytes) -> list[int]:
+def _decompress(counts: str | bytes) -> np.ndarray:
     """Runs of a compressed string; those from the fourth on are stored as differences to the run two before."""
     try:
         raw = counts.encode("ascii") if isinstance(counts, str) else counts
     except UnicodeEncodeError as error:
         raise ValueError(f"counts is {short(counts)}: expected the characters of a compressed RLE") from error
-    sextets = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - _FIRST_CHARACTER
+    sextets = np.frombuffer(raw, dtype=np.uint8) - np.uint8(_FIRST_CHARACTER)  # lower characters wrap around, to above
     ends = np.flatnonzero((sextets & _MORE) == 0)
-    if not ends.size or sextets.min() < 0 or sextets.max() >= 2 * _MORE or ends[-1] != len(sextets) - 1:
+    if not ends.size or sextets.max() >= 2 * _MORE or ends[-1] != len(sextets) - 1:
         raise ValueError(f"counts is {short(counts)}: expected a compressed RLE, '0' to 'o', not cut off")
-    starts = np.concatenate([[0], ends[:-1] + 1])
+    starts = np.empty_like(ends)
+    starts[0] = 0
+    np.add(ends[:-1], 1, out=starts[1:])
     lengths = ends - starts + 1
-    if lengths.max() > _MAX_GROUP:
-        raise ValueError(
-            f"counts {short(counts)} has a run of {lengths.max()} characters: expected at most {_MAX_GROUP}"
-        )
-    position = np.arange(len(sextets)) - np.repeat(starts, lengths)
-    values = np.add.reduceat((sextets & (_MORE - 1)) << (_DATA_BITS * position), starts)
-    values -= np.where(sextets[ends] & _SIGN, np.int64(1) << (_DATA_BITS * lengths), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values.tolist()
+    longest = int(lengths.max())
+    if longest > _MAX_GROUP:
+        raise ValueError(f"counts {short(counts)} has a run of {longest} characters: expected at most {_MAX_GROUP}")
+    digits = sextets & (_MORE - 1)
+    values = digits[starts].astype(np.int64)
+    for place in range(1, longest):
+        longer = np.flatnonzero(lengths > place)
+        values[longer] += digits[starts[longer] + place].astype(np.int64) << (_DATA_BITS * place)
+    negative = np.flatnonzero(sextets[ends] & _SIGN)
+    values[negative] -= np.int64(1) << (_DATA_BITS * lengths[negative])
+    np.cumsum(values[1::2], out=values[1::2])
+    np.cumsum(values[2::2], out=values[2::2])
+    return values
 
 
 def _check_polygon(polygon: Any, name: str, h: int, w: int) -> np.ndarray:

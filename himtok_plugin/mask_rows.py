@@ -34,7 +34,7 @@ def row_masks(row: Mapping[str, Any], name: str = "row") -> list[Any] | None:
         masks = row.get("mask")
     if masks is None:
         return None
-    return [_without_nulls(mask) for mask in as_list(masks, f"{name}: masks")]
+    return [without_nulls(mask) for mask in as_list(masks, f"{name}: masks")]
 
 
 def as_list(value: Any, name: str) -> list[Any]:
@@ -46,7 +46,7 @@ def as_list(value: Any, name: str) -> list[Any]:
     return list(value)
 
 
-def _without_nulls(mask: Any) -> Any:
+def without_nulls(mask: Any) -> Any:
     """Arrow gives every struct of a column the keys of all of them."""
     return {key: value for key, value in mask.items() if value is not None} if isinstance(mask, dict) else mask
 

@@ -67,3 +67,13 @@ class Processes:
         total = torch.tensor(values, dtype=torch.int64)
         dist.all_reduce(total)
         return total.tolist()
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What every process brings, in their order, in all of them; values travel pickled."""
+        if self.count == 1:
+            return [value]
+        import torch.distributed as dist
+
+        everywhere: list[Any] = [None] * self.count
+        dist.all_gather_object(everywhere, value)
+        return everywhere

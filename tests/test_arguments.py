@@ -108,6 +108,7 @@ register.register = lambda: registered.append("himtok")
 sys.modules[register.__name__] = register
 
 import swift.arguments
+from himtok_plugin.swift_integration import arguments as plugin_arguments
 from himtok_plugin.swift_integration.arguments import HimTokArguments
 from swift.arguments import BaseArguments
 from swift.arguments.base_args import base_args
@@ -127,7 +128,12 @@ result["external_plugins"] = arguments.external_plugins
 arguments.save_args(str(folder / "saved"))
 result["saved"] = json.loads((folder / "saved" / "args.json").read_text())
 result["external_plugins_after_saving"] = arguments.external_plugins
-result["unpickled"] = pickle.loads(pickle.dumps(arguments)).mask_loss_weight
+pickled = pickle.dumps(arguments)
+result["unpickled"] = pickle.loads(pickled).mask_loss_weight
+result["same_process"] = plugin_arguments.current_arguments() is arguments
+plugin_arguments._current.clear()  # as in a process that was spawned with them
+received = pickle.loads(pickled)
+result["spawned_process"] = plugin_arguments.current_arguments() is received
 try:
     BaseArguments(model=str(folder), model_type="qwen2", template="qwen2_5", mask_threshold=2.0)
 except ValueError as error:
@@ -174,6 +180,7 @@ def test_args_json_names_the_plugin_and_not_its_path(in_swift):
 
 def test_arguments_survive_the_pickle_of_a_spawned_process(in_swift):
     assert in_swift["unpickled"] == 0.5
+    assert in_swift["same_process"] and in_swift["spawned_process"]
 
 
 def test_validation_runs_in_ms_swift(in_swift):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from functools import partial
 from pathlib import Path
 
@@ -70,6 +71,20 @@ def train_mask_rows(model: nn.Module, owner: nn.Module, vocabulary: MaskVocabula
     for layer in found:
         rows = layer.token_adapter.trainable_tokens_delta[ADAPTER]
         rows.data = rows.data.float()  # like LoRA's own weights: small steps would be lost in half precision
+
+
+def check_rows_are_whole(model: nn.Module) -> None:
+    """Refuse trained rows in a run with FSDP, old rows and new ones alike.
+
+    Raises:
+        ValueError: PEFT puts rows into a matrix of which FSDP leaves each process a part.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    if any(isinstance(module, TrainableTokensWrapper) for module in model.modules()):
+        raise ValueError(
+            "fsdp with LoRA: PEFT cannot train rows of a matrix that is sharded, expected DDP, ZeRO-2 or full training"
+        )
 
 
 def keep_embeddings_out(model: nn.Module) -> None:

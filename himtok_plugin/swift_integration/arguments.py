@@ -16,6 +16,11 @@ from types import ModuleType
 from typing import Any, Literal
 
 from himtok_plugin import startup
+from himtok_plugin.swift_integration.checkpoint_settings import (
+    DEFAULT_DECODING,
+    apply_checkpoint_settings,
+    refuse_unconverted,
+)
 
 # A prefix must leave out at least one of the 32 tokens (Numerics: n = 1…31).
 MAX_COARSE_LEVELS = 31
@@ -43,6 +48,14 @@ class HimTokArguments:
         "How new embedding rows begin: the old rows' mean plus noise, or plus their code's place in the codebook.",
     )
 
+    # Datasets by name
+    data_root: list[str] = _option(
+        [], "Folder of the datasets that are named in --dataset (refcoco:train), or NAME=DIR for single ones."
+    )
+    data_tasks: list[str] = _option(
+        [], "What is asked of them: NAME or NAME=SHARE, as --task of `himtok prepare`. Empty: each one's own default."
+    )
+
     # Stage 2
     mask_loss_weight: float = _option(0.0, "Weight of BCE + Dice on the full predicted mask, >= 0. Stage 2 uses 1.0.")
     hierarchical_loss_weight: float = _option(0.0, "Weight of the same loss on coarse levels, >= 0. Stage 2 uses 1.0.")
@@ -57,11 +70,15 @@ class HimTokArguments:
     )
 
     # Inference
-    mask_decoding: Literal["soft", "hard"] = _option(
-        "soft", "Masks from the code probabilities recorded while generating (soft) or from the codes alone (hard)."
+    mask_decoding: Literal["soft", "hard"] | None = _option(
+        None,
+        "Masks from the code probabilities recorded while generating (soft) or from the codes alone (hard). None: as "
+        "the checkpoint's generation_config.json says, else soft.",
     )
     num_mask_tokens: int | None = _option(
-        None, "At most so many tokens per generated mask, >= 1. None: as many as the mask tokenizer has."
+        None,
+        "At most so many tokens per generated mask, >= 1. None: as the checkpoint's generation_config.json says, else "
+        "as many as the mask tokenizer has.",
     )
     constrained_decoding: bool = _option(True, "Whether generation keeps to the grammar of mask text.")
     min_masks: int = _option(0, "Masks of a generated answer at least, >= 0. As many as --max_masks: exactly so many.")
@@ -77,6 +94,9 @@ class HimTokArguments:
     min_score: float = _option(
         0.0, "Predicted masks with a lower score are left out of `masks`, from 0 to 1; the text stays. 0: all are kept."
     )
+    resume_result: bool = _option(
+        False, "Whether `swift infer` leaves out rows with masks that its result file has already."
+    )
     refiner: Literal["none", "sam", "sam2", "sam3", "zoom"] = _option(
         "none", "Second look at predicted masks: a model of transformers prompted with them, or the LMM on their crops."
     )
@@ -91,6 +111,11 @@ class HimTokArguments:
     max_image_pixels: int = _option(2**25, "Most pixels of an image in a request to `swift deploy`, >= 1.")
     max_request_masks: int = _option(16, "Most masks that a request to `swift deploy` may bring along, >= 0.")
 
+    # Reinforcement learning
+    reward_prefix_weight: float = _option(
+        0.25, "Share of the reward mask_iou that masks of the answer's first 1, 2, 4, ... tokens earn, from 0 to 1."
+    )
+
     # Stage 1
     commitment_weight: float = _option(0.25, "Weight of the pull of latents towards their codes, >= 0.")
     codebook_weight: float = _option(1.0, "Weight of the pull of codes towards their latents, >= 0.")
@@ -102,6 +127,13 @@ class HimTokArguments:
     def __post_init__(self):
         if isinstance(self.plugin, str):
             self.plugin = [self.plugin]
+        for name in ("data_root", "data_tasks"):
+            value = getattr(self, name)
+            value = [value] if isinstance(value, str) else value
+            _expect(isinstance(value, list) and all(isinstance(v, str) for v in value), name, value, "a list of texts")
+            setattr(self, name, value)
+        if self.mask_decoding is None:
+            self.mask_decoding = DEFAULT_DECODING
         for name in (
             "mask_loss_weight",
             "hierarchical_loss_weight",
@@ -150,8 +182,9 @@ class HimTokArguments:
         start = self.mask_rows_init
         _expect(start in ("noise", "codebook"), "mask_rows_init", start, "'noise' or 'codebook'")
         _expect(self.mask_decoding in ("soft", "hard"), "mask_decoding", self.mask_decoding, "'soft' or 'hard'")
-        least = self.min_score
-        _expect(_is_number(least) and 0 <= least <= 1, "min_score", least, "a number from 0 to 1")
+        for name in ("min_score", "reward_prefix_weight"):
+            value = getattr(self, name)
+            _expect(_is_number(value) and 0 <= value <= 1, name, value, "a number from 0 to 1")
         _expect(self.refiner in REFINERS, "refiner", self.refiner, f"one of {', '.join(map(repr, REFINERS))}")
         # ms-swift's own default scores text, with a library that is not among its requirements.
         if getattr(self, "predict_with_generate", False) and getattr(self, "eval_metric", None) is None:
@@ -238,7 +271,14 @@ def extend_template_arguments(module: ModuleType) -> None:
 
         def __post_init__(self):
             native.__post_init__(self)
+            apply_checkpoint_settings(self)
             HimTokArguments.__post_init__(self)
+
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            # The server that `swift app` and `swift eval` spawn gets its arguments ready-made, past `__post_init__`.
+            self.__dict__.update(state)
+            if not _current:
+                _current[:] = [self]
 
     # Pickled by name, as when ms-swift hands arguments to a spawned process.
     TemplateArguments.__module__ = native.__module__
@@ -265,6 +305,7 @@ def extend_base_arguments(module: ModuleType) -> None:
         load_args_from_ckpt(self)
 
     def import_active_plugins(self) -> None:
+        refuse_unconverted(getattr(self, "model", None))
         files = startup.active_plugins()
         self.external_plugins = [*files.values(), *other_plugin_files(self.external_plugins)]
         self.plugin = list(files)

@@ -1,7 +1,8 @@
 """Mask columns of a dataset row on their way through ms-swift's preprocessing.
 
-Contract: a row's `masks`, `mask_codes` and, for error messages, its number travel as one JSON string in the column
-`masks`, because Arrow cannot hold a column of mixed types (paths, RLE, polygons) and ms-swift keeps known columns only.
+Contract: a row's `masks`, `mask_codes`, what evaluation wants to know of it (`EVALUATION_COLUMNS`) and, for error
+messages, its number travel as one JSON string in the column `masks`, because Arrow cannot hold a column of mixed types
+(paths, RLE, polygons) and ms-swift keeps known columns only.
 `pack_mask_column` makes that string before ms-swift's own preprocessing, `MaskColumn.parse` reads it in the template.
 The reference's rows (`mask`, placeholder tokens) and rows that hold masks only are brought into ms-swift's form here.
 Does not know tokens and models.
@@ -10,10 +11,10 @@ Does not know tokens and models.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..mask_rows import as_list, row_masks
+from ..mask_rows import as_list, row_masks, without_nulls
 from ..mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
 
 ROW_NUMBER = "himtok_row"
@@ -21,6 +22,8 @@ PACKED = "himtok_masks"  # key that tells a packed column from a path
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
 PLAIN_COLUMNS = ("query", "prompt", "instruction", "input", "question", "response", "answer", "output")
 TEXT_KEYS = ("content", "value")
+# Not read in training; result rows have them again, for protocols that ignore pixels, for classes, for failures.
+EVALUATION_COLUMNS = ("ignore", "category", "referent", "expressions", "source")
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,13 @@ class MaskColumn:
         masks: one source per `<mask>`, as `masks.load_mask` takes them.
         codes: codes made offline, one list per mask (None where there are none), or None for the whole row.
         row: number of the row in its file, counted from 1 like lines; None when unknown.
+        further: its `EVALUATION_COLUMNS`.
     """
 
     masks: list[Any]
     codes: list[list[int] | None] | None
     row: int | None
+    further: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, value: Any, codes: Any = None) -> MaskColumn:
@@ -46,12 +51,15 @@ class MaskColumn:
             except json.JSONDecodeError:
                 payload = [value]  # a single path
             if isinstance(payload, dict) and PACKED in payload:
-                return cls(payload[PACKED], payload["codes"], payload["row"])
+                return cls(payload[PACKED], payload["codes"], payload["row"], payload.get("further") or {})
             value = payload
         return cls(as_list(value, "masks"), None if codes is None else as_list(codes, "mask_codes"), None)
 
     def to_json(self) -> str:
-        return json.dumps({PACKED: self.masks, "codes": self.codes, "row": self.row}, ensure_ascii=False)
+        payload = {PACKED: self.masks, "codes": self.codes, "row": self.row}
+        if self.further:
+            payload["further"] = self.further
+        return json.dumps(payload, ensure_ascii=False)
 
     @property
     def name(self) -> str:
@@ -83,7 +91,10 @@ def pack_mask_column(row: dict[str, Any]) -> dict[str, Any]:
     if not any(row.get(key) for key in (*MESSAGE_COLUMNS, *PLAIN_COLUMNS)):
         # A row for stage 1: ms-swift drops rows that say nothing.
         row["messages"] = [{"role": "user", "content": MASK_PLACEHOLDER * len(masks)}]
-    row["masks"] = MaskColumn(masks, codes, number).to_json()
+    further = {key: value for key in EVALUATION_COLUMNS if (value := row.pop(key, None)) is not None}
+    if "ignore" in further:
+        further["ignore"] = [without_nulls(mask) for mask in as_list(further["ignore"], f"{name}: ignore")]
+    row["masks"] = MaskColumn(masks, codes, number, further).to_json()
     return row
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from ..mask_text import count_placeholders, text_to_codes
 from ..prediction import Answer, PredictedMask
 from ..refinement import SAM_KINDS
+from ..scoring import read_rows
 from ..token_logprobs import code_probabilities_of_logprobs
 from ..visualization import overlay
 from .dataset import MaskColumn
@@ -88,15 +89,49 @@ def _codes(runtime: MaskRuntime, text: str) -> list[int]:
 
 
 def write_masks(row: dict[str, Any], masks: list[PredictedMask]) -> None:
-    """Put predicted masks into a result row; the row's own masks of the answer, the truth, move to `target_masks`."""
+    """Put predicted masks into a result row; the row's own masks of the answer, the truth, move to `target_masks`.
+
+    The row has its `EVALUATION_COLUMNS` again, and its number in the dataset as `row`.
+    """
     truth = row.pop("masks", None)
     if truth is not None:
         asked = row["messages"]
         if asked and asked[-1]["role"] == "assistant":  # the answer just generated
             asked = asked[:-1]
         given = sum(count_placeholders(m["content"]) for m in asked if isinstance(m.get("content"), str))
-        row["target_masks"] = MaskColumn.parse(truth).masks[given:]
+        column = MaskColumn.parse(truth)
+        row["target_masks"] = column.masks[given:]
+        row.update(column.further, **({} if column.row is None else {"row": column.row}))
     row["masks"] = [mask.to_dict() for mask in masks]
+
+
+def without_results(rows: Any, result_path: str | None) -> Any:
+    """The rows of a dataset that have no result yet, by their numbers.
+
+    Args:
+        rows: ms-swift's preprocessed dataset.
+        result_path: the result file, which may not be there yet.
+    Raises:
+        ValueError: a result or a row without a number, as rows without masks are.
+    """
+    if not result_path or not os.path.isfile(result_path):
+        return rows
+    done = set()
+    for line, row in read_rows(result_path):
+        if not isinstance(row.get("row"), int):
+            raise ValueError(
+                f"--resume_result: {result_path}: row {line} has no number, expected results of rows with masks"
+            )
+        done.add(row["row"])
+    kept = []
+    for i in range(len(rows)):
+        masks = rows[i].get("masks")
+        number = None if masks is None else MaskColumn.parse(masks).row
+        if number is None:
+            raise ValueError(f"--resume_result: row {i + 1} of the dataset: got no masks, expected rows with masks")
+        if number not in done:
+            kept.append(i)
+    return rows.select(kept)
 
 
 class MaskPictures:

@@ -20,6 +20,7 @@ from ..refinement import SAM_KINDS, SamRefiner
 from ..token_automaton import TokenAutomaton
 from ..vocabulary import MaskVocabulary
 from .constraints import mask_grammar
+from .tokenizer_halves import Detokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,6 +84,12 @@ class MaskRuntime:
             device = "cuda" if torch.cuda.is_available() and not in_worker else "cpu"
             self._mask_tokenizer = MaskTokenizer.from_pretrained(self.source).to(device).eval()
         return self._mask_tokenizer
+
+    def encode(self, squares: torch.Tensor) -> torch.Tensor:
+        """(b, s, s) float32 squares in [0, 1] -> (b, k) int64 codes."""
+        tokenizer = self.mask_tokenizer()
+        encoder = tokenizer.encoding if isinstance(tokenizer, Detokenizer) else tokenizer
+        return encoder.encode(squares.to(tokenizer.device))
 
     def predict(self, answers: list[Answer]) -> list[list[PredictedMask]]:
         """Masks of a batch of answers by this run's settings."""

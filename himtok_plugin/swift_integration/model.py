@@ -20,11 +20,11 @@ from ..vocabulary import MaskVocabulary, check_ids_are_text, extend_embeddings, 
 from .adapters import adapter_size, check_adapter
 from .arguments import current_arguments
 from .mask_runtime import MaskRuntime
-from .sharding import loading_whole, whole_copy
+from .sharding import loading_whole
+from .tokenizer_halves import Detokenizer, load_detokenizer, save_whole
 
 logger = get_logger()
 ATTRIBUTE = "mask_tokenizer"
-DETOKENIZER = ("decoder", "pixel_decoder")  # the parts of a mask tokenizer that stage 2 trains
 
 
 def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> None:
@@ -51,7 +51,7 @@ def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> N
         return
     tokenizer = loader._get_tokenizer(processor)
     source = find_source(settings.mask_tokenizer, loader.model_info.model_dir, settings.adapter_folders)
-    tokenizer_config, mask_tokenizer = _load(source, with_weights=model is not None)
+    tokenizer_config, mask_tokenizer = _load(source, model is not None, _trains_inside(settings))
     added = extend_tokenizer(tokenizer, tokenizer_config.codebook_size)
     vocabulary = MaskVocabulary.of(tokenizer, tokenizer_config.codebook_size)
     check_ids_are_text(config, vocabulary.ids())
@@ -78,6 +78,13 @@ def trained_by_mask_trainer(args) -> bool:
     return not hasattr(args, "rlhf_type") and getattr(args, "task_type", None) in (None, "causal_lm")
 
 
+def _trains_inside(args) -> bool:
+    """Whether these arguments lead to a mask tokenizer that `MaskTrainer` trains inside its LMM."""
+    from swift.arguments import SftArguments
+
+    return isinstance(args, SftArguments) and trained_by_mask_trainer(args)
+
+
 def find_source(asked: str | None, model_dir: str, adapters: list[str]) -> Path:
     """Where the mask tokenizer lies: the one asked for, else beside the adapter, else beside the model.
 
@@ -94,16 +101,20 @@ def find_source(asked: str | None, model_dir: str, adapters: list[str]) -> Path:
     )
 
 
-def _load(source: Path, with_weights: bool) -> tuple[MaskTokenizerConfig, MaskTokenizer | None]:
-    if source.is_file():  # released weights know their sizes only from the tensors
-        model = load_released(source)
-        return model.config, model
-    if not with_weights:
+def _load(source: Path, with_weights: bool, to_train: bool) -> tuple[MaskTokenizerConfig, MaskTokenizer | None]:
+    if not with_weights and source.is_dir():  # released weights know their sizes only from the tensors
         return MaskTokenizerConfig.from_pretrained(source), None
+    model = load_detokenizer(source) if with_weights and to_train else load_mask_tokenizer(source)
+    return model.config, model
+
+
+def load_mask_tokenizer(source: Path) -> MaskTokenizer:
+    """The mask tokenizer of a folder or weights file."""
+    if source.is_file():
+        return load_released(source)
     # Not sharded while loading (ZeRO-3): a whole copy is taken first, then DeepSpeed shards what it finds.
     with loading_whole():
-        model = MaskTokenizer.from_pretrained(source)
-    return model.config, model
+        return MaskTokenizer.from_pretrained(source)
 
 
 def lm_of(model: nn.Module, model_meta) -> nn.Module:
@@ -157,15 +168,12 @@ def save_sidecar(model: nn.Module, folder: str, state_dict: dict | None) -> None
     mask_tokenizer = find_attached(model)
     if mask_tokenizer is None:
         return
-    marker = f"{ATTRIBUTE}."
-    own = {k.rpartition(marker)[2]: v for k, v in (state_dict or {}).items() if marker in k}
-    whole = whole_copy(mask_tokenizer)
-    if own and whole is not None:
-        # What was trained comes out of the sharded model, perhaps in half precision; codes depend on every digit.
-        trained = {name: value for name, value in own.items() if name.startswith(DETOKENIZER)}
-        own = {**whole.state_dict(), **{name: value.float() for name, value in trained.items()}}
-        mask_tokenizer = whole  # whose configuration says float32
-    mask_tokenizer.save_pretrained(os.path.join(folder, SIDECAR_FOLDER), state_dict=own or None)
+    sidecar, marker = os.path.join(folder, SIDECAR_FOLDER), f"{ATTRIBUTE}."
+    gathered = {name.rpartition(marker)[2]: value for name, value in (state_dict or {}).items() if marker in name}
+    if isinstance(mask_tokenizer, Detokenizer):
+        save_whole(mask_tokenizer, sidecar, gathered)
+    else:
+        mask_tokenizer.save_pretrained(sidecar, state_dict=gathered or None)
     size = adapter_size(folder)
     if size is not None:
         logger.info(f"Saved an adapter of {size[0]:,} parameters, {size[1] / 2**20:.1f} MiB, in {folder}.")

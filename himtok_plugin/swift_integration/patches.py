@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager
 from functools import wraps
 
@@ -30,13 +31,17 @@ def apply() -> None:
     _mark_image_tokens_of_gemma3()
     _join_features_of_gemma4()
     _choose_trainers()
+    _shard_on_cpus()
     _save_sidecars()
+    _save_whole_models()
     _constrain_engines()
     _attach_masks_to_responses()
     _write_masks_to_results()
     _serve_segments()
     _hand_on_text_at_masks()
     _end_streams_that_fail()
+    _sample_with_masks_of_questions()
+    _evaluate_without_opencompass()
     setattr(Template, _MARK, True)
 
 
@@ -166,7 +171,7 @@ def _train_mask_rows() -> None:
     """
     from swift.pipelines.train.tuner import TunerMixin
 
-    from .adapters import keep_embeddings_out, train_mask_rows
+    from .adapters import check_rows_are_whole, keep_embeddings_out, train_mask_rows
     from .inference import runtime_of
     from .model import lm_of
 
@@ -180,6 +185,7 @@ def _train_mask_rows() -> None:
         if runtime is not None and args.is_adapter:
             if not (args.resume_from_checkpoint or args.adapters):
                 train_mask_rows(model, owner, runtime.vocabulary, runtime.rows_are_new)
+            check_rows_are_whole(model)
             keep_embeddings_out(model)
         return model
 
@@ -260,6 +266,30 @@ def _choose_trainers() -> None:
     TrainerFactory.get_trainer_cls = classmethod(get_trainer_cls)
 
 
+def _shard_on_cpus() -> None:
+    """What: FSDP shards on CPUs as well.
+    Why: accelerate knows it on accelerators only; on CPUs it goes on with DDP and says nothing.
+    Goes when: accelerate does it, or refuses.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    original = AcceleratorState.__init__
+
+    @wraps(original)
+    def __init__(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        plugin = kwargs.get("fsdp_plugin")
+        if plugin is None or self.distributed_type != DistributedType.MULTI_CPU:
+            return
+        self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        if self._mixed_precision != "no":
+            plugin.set_mixed_precision(self._mixed_precision)
+        self.fsdp_plugin = plugin
+
+    AcceleratorState.__init__ = __init__
+
+
 def _save_sidecars() -> None:
     """What: every checkpoint of every trainer, and what `swift export` writes, gets the mask tokenizer beside it.
     Why: a callback's `on_save` sees sharded parameters ungathered, `template.save_callback` replaces the whole saving.
@@ -298,6 +328,29 @@ def _save_sidecars() -> None:
         save_sidecar(self.model, output_dir or self.args.output_dir, state_dict)
 
     SwiftMixin._save = _save
+
+
+def _save_whole_models() -> None:
+    """What: checkpoints of FSDP have the model's own files and the mask tokenizer, beside each process's shards.
+    Why: with `SHARDED_STATE_DICT`, which `--fsdp fsdp2` means, there are shards only, which nothing but a resumed run
+    can read.
+    Goes when: ms-swift writes a model (its issue 8198).
+    """
+    from swift.trainers.mixin import SwiftMixin
+
+    from .model import find_attached
+    from .sharding import gathered_weights
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        super(SwiftMixin, self).save_model(output_dir, _internal_call)  # transformers' trainer
+        if not self.is_fsdp_enabled or find_attached(self.model) is None:
+            return
+        if "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            weights = gathered_weights(self.model)  # by all processes
+            if self.args.should_save:
+                self._save(output_dir or self.args.output_dir, weights)
+
+    SwiftMixin.save_model = save_model
 
 
 def _constrain_engines() -> None:
@@ -357,15 +410,18 @@ def _attach_masks_to_responses() -> None:
 
 
 def _write_masks_to_results() -> None:
-    """What: `swift infer` writes `masks` into its rows and pictures into `--mask_dir`.
+    """What: `swift infer` writes `masks` into its rows, pictures into `--mask_dir`, and a card of the run; with
+    `--resume_result` it goes on where it was.
     Why: the pipeline builds result rows from fixed fields of the response.
     Goes when: rows can be post-processed by a plugin.
     """
     from swift.pipelines.infer.infer import SwiftInfer
 
-    from .inference import RESPONSE_ATTRIBUTE, MaskPictures, masks_of_text, runtime_of, write_masks
+    from .inference import RESPONSE_ATTRIBUTE, MaskPictures, masks_of_text, runtime_of, without_results, write_masks
+    from .run_card import leave_card
 
     batch_infer, infer_single = SwiftInfer._batch_infer, SwiftInfer.infer_single
+    prepare_rows = SwiftInfer._prepare_val_dataset
 
     def pictures(pipeline) -> MaskPictures | None:
         if pipeline.args.mask_dir is None:
@@ -403,6 +459,7 @@ def _write_masks_to_results() -> None:
         runtime = runtime_of(self.template)
         if runtime is None:
             return batch_infer(self, val_dataset, request_config)
+        leave_card(self.args, runtime)
         with noting_responses(self) as noted:
             rows = batch_infer(self, val_dataset, request_config)
         for row, response in zip(rows, noted, strict=False):  # other ranks of a parallel engine write no rows
@@ -426,8 +483,14 @@ def _write_masks_to_results() -> None:
                 print("masks: " + ", ".join(pictures(self).write(infer_request, masks)))
         return text
 
+    @wraps(prepare_rows)
+    def _prepare_val_dataset(self):
+        rows = prepare_rows(self)
+        return without_results(rows, self.args.result_path) if self.args.resume_result else rows
+
     SwiftInfer._batch_infer = _batch_infer
     SwiftInfer.infer_single = infer_one
+    SwiftInfer._prepare_val_dataset = _prepare_val_dataset
 
 
 def _serve_segments() -> None:
@@ -528,3 +591,89 @@ def _end_streams_that_fail() -> None:
         return value
 
     StreamerMixin.__next__ = __next__
+
+
+def _sample_with_masks_of_questions() -> None:
+    """What: in reinforcement learning, rows whose questions hold `<mask>` are sampled and trained with their masks.
+    Why: ms-swift hands the template its own columns only; the others go to the reward functions.
+    Goes when: a plugin can say which further columns belong to a row.
+    """
+    from dataclasses import dataclass, field
+    from typing import Any
+
+    import swift.infer_engine.protocol as protocol
+    import swift.rl_core.data as data
+    from swift.trainers import TrainerFactory
+
+    from ..mask_text import MASK_PLACEHOLDER
+
+    OnPolicySample = data.OnPolicySample
+    to_template_dict, to_infer_request = OnPolicySample.to_template_dict, OnPolicySample.to_infer_request
+
+    @dataclass
+    class RolloutInferRequest(protocol.RolloutInferRequest):
+        masks: Any = field(default_factory=list)
+
+    @wraps(to_template_dict)
+    def with_masks(self):
+        masks = self.extra.get("masks")
+        return {**to_template_dict(self), **({} if masks is None else {"masks": masks})}
+
+    @wraps(to_infer_request)
+    def request_with_masks(self, include_extra=False):
+        request, masks = to_infer_request(self, include_extra), self.extra.get("masks")
+        return request if masks is None else RolloutInferRequest(**vars(request), masks=masks)
+
+    OnPolicySample.to_template_dict = with_masks
+    OnPolicySample.to_infer_request = request_with_masks
+    get_trainer_cls = TrainerFactory.get_trainer_cls.__func__
+
+    @wraps(get_trainer_cls)
+    def get_logging_trainer_cls(cls, args):
+        trainer_class = get_trainer_cls(cls, args)
+        log = getattr(trainer_class, "_apply_chat_template_to_messages_list", None)
+        if log is not None and not hasattr(log, _MARK):
+            trainer_class._apply_chat_template_to_messages_list = logging_without_masks(log)
+        return trainer_class
+
+    def logging_without_masks(log):
+        # The log's questions are encoded anew, without the rest of their rows.
+        @wraps(log)
+        def _apply_chat_template_to_messages_list(self, messages_list):
+            named = [
+                [{**m, "content": m["content"].replace(MASK_PLACEHOLDER, "[mask]")} for m in messages]
+                for messages in messages_list
+            ]
+            return log(self, named)
+
+        setattr(_apply_chat_template_to_messages_list, _MARK, True)
+        return _apply_chat_template_to_messages_list
+
+    TrainerFactory.get_trainer_cls = classmethod(get_logging_trainer_cls)
+
+
+def _evaluate_without_opencompass() -> None:
+    """What: `swift eval` with evalscope's own backend, the default, asks for evalscope's own benchmarks only, and finds
+    its name for a server.
+    Why: ms-swift lists OpenCompass's as well, whichever backend is asked for, and fails where that is not installed;
+    evalscope 1.14 calls `openai_api` what was `service` before.
+    Goes when: ms-swift lists those of the backend at hand, and knows the new name.
+    """
+    if "evalscope" not in sys.modules:  # then this is no `swift eval`
+        return
+    from evalscope.api.registry import BENCHMARK_REGISTRY
+    from evalscope.constants import EvalBackend, EvalType
+    from swift.arguments import EvalArguments
+
+    if not hasattr(EvalType, "SERVICE"):
+        EvalType.SERVICE = EvalType.OPENAI_API
+
+    original = EvalArguments.list_eval_dataset
+
+    @wraps(original)
+    def list_eval_dataset(eval_backend=None):
+        if eval_backend == EvalBackend.NATIVE:
+            return {EvalBackend.NATIVE: sorted(BENCHMARK_REGISTRY.keys())}
+        return original(eval_backend)
+
+    EvalArguments.list_eval_dataset = staticmethod(list_eval_dataset)

@@ -3,13 +3,25 @@
 Called by `plugin/himtok.py` alone; idempotent.
 """
 
+import sys
+
 
 def register() -> None:
-    """Register model type, template, metric and patches with ms-swift."""
+    """Register model type, template, metric, optimizer, rewards, datasets, benchmarks and patches with ms-swift."""
     from . import patches
     from .evaluation import register_mask_metrics
+    from .muon import register_muon
+    from .prepared_datasets import register_prepared_datasets
+    from .rewards import register_rewards
     from .stage_one import register_mask_tokenizer
 
     patches.apply()
     register_mask_tokenizer()
     register_mask_metrics()
+    register_muon()
+    register_rewards()
+    register_prepared_datasets()
+    if "evalscope" in sys.modules:  # that is, in `swift eval`: it is not needed elsewhere, and slow to import
+        from .benchmarks import register_benchmarks
+
+        register_benchmarks()

@@ -1,73 +1,82 @@
 """The mask tokenizer in runs of several processes: DDP, DeepSpeed, FSDP.
 
-Contract: what frozen parts compute, codes and codebook rows, comes from a whole copy that no wrapper knows
-(`keep_whole_copy`); what is trained goes through the attached, sharded mask tokenizer (`ShardedDetokenizer`), in every
-process of every step alike. `UsedLater` tells DDP of parameters that are used after the LMM's forward pass only.
-Does not know batches and losses.
+Contract: what is trained goes through the attached, sharded de-tokenizer (`ShardedDetokenizer`), in every process of
+every step alike; what is frozen is not attached at all, see tokenizer_halves.py. `UsedLater` tells DDP of parameters
+that are used after the LMM's forward pass only; `gathered_weights` are FSDP's. Does not know batches and losses.
 """
 
 from __future__ import annotations
 
-import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers.integrations import deepspeed
 from transformers.utils import ModelOutput
 
 from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 
+if TYPE_CHECKING:
+    from .tokenizer_halves import Encoder
+
+FSDP_LOADS_IN_ONE_PROCESS = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # transformers' and accelerate's environment variable
+
 
 @contextmanager
 def loading_whole() -> Iterator[None]:
-    """Within it transformers does not shard what it loads, although the run is one with ZeRO-3: a whole copy is taken
-    first, and DeepSpeed shards whatever is not when it starts."""
+    """Within it transformers reads all weights in every process, although the run is one with ZeRO-3, which would shard
+    them at once, or FSDP, which would leave them out everywhere but in one process."""
     config, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
+    one_loads = os.environ.pop(FSDP_LOADS_IN_ONE_PROCESS, None)
     try:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = config
-
-
-def keep_whole_copy(mask_tokenizer: MaskTokenizer) -> MaskTokenizer:
-    """A copy for encoding while DeepSpeed or FSDP shards the attached one or casts it to half precision.
-
-    It keeps its weights, in float32, to itself: encoding needs no communication, so processes with different numbers of
-    masks do not wait for each other, and codes are those of any other run.
-    """
-    whole = copy.deepcopy(mask_tokenizer).float().requires_grad_(False).eval()
-    mask_tokenizer.himtok_whole = (whole,)  # in a tuple, where torch sees no submodule
-    return whole
-
-
-def whole_copy(mask_tokenizer: MaskTokenizer) -> MaskTokenizer | None:
-    """What `keep_whole_copy` made; None where it was not called."""
-    return getattr(mask_tokenizer, "himtok_whole", (None,))[0]
+        if one_loads is not None:
+            os.environ[FSDP_LOADS_IN_ONE_PROCESS] = one_loads
 
 
 class ShardedDetokenizer:
     """Decodes like a `MaskTokenizer` whose decoder is sharded: DeepSpeed gathers a part as it is called, and only that.
 
     Args:
-        whole: gives the codebook rows, which are frozen.
+        encoder: gives the codebook rows, which are frozen.
         sharded: gives decoder and pixel decoder.
     """
 
-    def __init__(self, whole: MaskTokenizer, sharded: MaskTokenizer):
-        self.whole = whole
+    def __init__(self, encoder: Encoder, sharded: MaskTokenizer):
+        self.encoder = encoder
         self.sharded = sharded
 
     @property
     def config(self) -> MaskTokenizerConfig:
-        return self.whole.config
+        return self.sharded.config
 
     def decode_probabilities(self, probabilities: Tensor) -> Tensor:
         """See `MaskTokenizer.decode_probabilities`."""
         dtype = next(self.sharded.decoder.parameters()).dtype  # without autocast, DeepSpeed runs in its own precision
-        rows = self.whole.quantize.expected_rows(probabilities)
+        rows = self.encoder.expected_rows(probabilities)
         return self.sharded.decode_rows(rows if torch.is_autocast_enabled(rows.device.type) else rows.to(dtype))
+
+
+def gathered_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Weights of a model that FSDP shards, on the CPU: of an adapter and what is trained beside it, else all of them.
+
+    To be called by all processes; only process 0 gets them.
+    """
+    is_adapter = hasattr(model, "peft_config")
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=is_adapter)
+    gathered = get_model_state_dict(model, options=options)
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tied = first.setdefault(id(parameter), name)
+        if {name, tied} <= gathered.keys():
+            gathered[name] = gathered[tied]  # one tensor again, as which it is saved once
+    return gathered
 
 
 class UsedLater:

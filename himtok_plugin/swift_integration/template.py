@@ -114,8 +114,7 @@ class MaskTemplateMixin:
         if not missing:
             return known
         squares = torch.from_numpy(self._squares(inputs, {i: sources[i] for i in missing}, name)).float() / 255
-        tokenizer = self.masks.mask_tokenizer()
-        encoded = tokenizer.encode(squares.to(tokenizer.device)).tolist()
+        encoded = self.masks.encode(squares).tolist()
         known = list(known)
         for i, codes in zip(missing, encoded, strict=True):
             known[i] = codes
@@ -163,7 +162,8 @@ class MaskTemplateMixin:
         vocabulary, k = self.masks.vocabulary, self.masks.num_mask_tokens
         ids = np.asarray(input_ids)
         starts, ends = np.flatnonzero(ids == vocabulary.start_id), np.flatnonzero(ids == vocabulary.end_id)
-        own = starts[np.asarray(masks["starts"], bool)] if len(starts) == len(masks["starts"]) else None
+        written = len(masks["starts"])  # a sampled answer, which comes as ids, may hold further ones behind them
+        own = starts[:written][np.asarray(masks["starts"], bool)] if len(starts) >= written else None
         if own is None or not np.isin(own + k + 1, ends).all():
             # Dropped like any row that is too long: half a mask must not be learned.
             raise MaxLengthError(f"a mask is cut by max_length={self.max_length}")

@@ -8,6 +8,7 @@ is not known here.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from torch.optim import Optimizer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..hierarchical_loss import HierarchicalMaskLoss, LogitTap, MaskLosses, code_probabilities, mask_logits
-from ..mask_tokenizer import MaskTokenizer
 from ..mask_tokenizer.conversion import SIDECAR_FOLDER
 from ..mask_tokenizer.reconstruction_loss import draw_levels
 from .adapters import ROWS_KEY, embeddings_of
@@ -27,8 +27,9 @@ from .evaluation import MaskEvaluation, row_number
 from .inference import RESPONSE_ATTRIBUTE, write_masks
 from .learning_rates import move_to_own_groups, scale_row_updates
 from .mask_batch import IGNORE_INDEX, PREFIX, MaskBatch
-from .model import DETOKENIZER, attached_mask_tokenizer, lm_of
-from .sharding import ShardedDetokenizer, UsedLater, keep_whole_copy, loading_whole
+from .model import attached_mask_tokenizer, lm_of
+from .sharding import ShardedDetokenizer, UsedLater
+from .tokenizer_halves import DETOKENIZER, Detokenizer, load_detokenizer
 
 LEVEL_SEED = 1_000_003  # keeps the steps of runs with neighbouring seeds apart
 BATCH = "himtok_batch"  # key under which a batch's masks go from `_prepare_inputs` to `compute_loss`
@@ -66,17 +67,16 @@ class MaskTrainer(Seq2SeqTrainer):
             self.infer_engine.infer = self._noting_masks(self.infer_engine.infer)
 
     def _share_with_processes(self) -> None:
-        """Say who encodes and who decodes; see sharding.py."""
-        self._encoder = self._detokenizer = self.mask_tokenizer
+        """Say who decodes; see sharding.py."""
+        self._detokenizer = self.mask_tokenizer
         self._used_later: UsedLater | None = None
         self._is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         trained = [p for p in self.mask_tokenizer.parameters() if p.requires_grad]
         if self._is_sharded:
-            self._encoder = keep_whole_copy(self.mask_tokenizer).to(self.args.device)
-            self._detokenizer = ShardedDetokenizer(self._encoder, self.mask_tokenizer)
+            self._detokenizer = ShardedDetokenizer(self.mask_tokenizer.encoding, self.mask_tokenizer)
             if is_deepspeed_zero3_enabled():  # it wants one dtype for all that is trained
                 self.mask_tokenizer.to(next(self.model.parameters()).dtype)
-        elif trained and self.accelerator.num_processes > 1:
+        elif trained and dist.is_initialized():  # one process that was launched like several has DDP as well
             self._used_later = UsedLater(self.model, trained)
 
     def _with_own_rates(self, optimizer: Optimizer) -> Optimizer:
@@ -138,7 +138,7 @@ class MaskTrainer(Seq2SeqTrainer):
                     inputs[key] = inputs[key].to(self.args.device)
             if len(masks.to_encode):
                 with self.accelerator.autocast():
-                    masks.codes[masks.to_encode] = self._encoder.encode(masks.unknown_squares())
+                    masks.codes[masks.to_encode] = self.mask_tokenizer.encoding.encode(masks.unknown_squares())
             masks.write_codes(inputs, self.masks.vocabulary)
             shape = inputs["input_ids"].shape
         # Codes are in place now, so ms-swift may trim the labels.
@@ -249,34 +249,27 @@ class MaskTrainer(Seq2SeqTrainer):
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         if isinstance(resume_from_checkpoint, (str, os.PathLike)):
-            self._read_sidecar(os.fspath(resume_from_checkpoint))  # a wrong one is refused before anything is loaded
+            # Before anything is sharded: what FSDP saves beside an adapter is the adapter alone.
+            self._load_sidecar(os.fspath(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_sidecar(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._load_sidecar(self.state.best_model_checkpoint)
+        if not self._is_sharded:  # else DeepSpeed and FSDP have loaded it with the rest of the model
+            self._load_sidecar(self.state.best_model_checkpoint)
 
     def _load_sidecar(self, checkpoint: str) -> None:
-        saved = self._read_sidecar(checkpoint)
-        if not self._is_sharded:  # else DeepSpeed and FSDP have loaded it with the rest of the model
-            self.mask_tokenizer.load_state_dict(saved.state_dict())
-
-    def _read_sidecar(self, checkpoint: str) -> MaskTokenizer:
-        folder = os.path.join(checkpoint, SIDECAR_FOLDER)
-        if not os.path.isdir(folder):
+        folder = Path(checkpoint, SIDECAR_FOLDER)
+        if not folder.is_dir():
             raise ValueError(f"checkpoint {checkpoint!r}: has no {SIDECAR_FOLDER}/")
-        with loading_whole():
-            saved = MaskTokenizer.from_pretrained(folder)
-        if not _same_codes(saved, self._encoder):
+        saved = load_detokenizer(folder)
+        if not saved.encoding.gives_the_codes_of(self.mask_tokenizer.encoding):
             raise ValueError(
                 f"checkpoint {checkpoint!r}: was trained with another mask tokenizer than {str(self.masks.source)!r}, "
                 "whose codes mean other masks"
             )
-        return saved
+        self.mask_tokenizer.load_state_dict(saved.state_dict())
+        self.mask_tokenizer.as_loaded = saved.as_loaded
 
 
 def _may_have_masks(dataset: Any) -> bool:
@@ -287,21 +280,8 @@ def _may_have_masks(dataset: Any) -> bool:
     return columns is None or any(name in columns for name in ("masks", "himtok_masks"))
 
 
-def _same_codes(one: MaskTokenizer, other: MaskTokenizer) -> bool:
-    """Whether two mask tokenizers give a mask the same codes: encoder and codebook stay as they are in stages 2 and 3,
-    only the de-tokenizer may have been trained."""
-    own, others = (
-        {name: value for name, value in model.state_dict().items() if not name.startswith(DETOKENIZER)}
-        for model in (one, other)
-    )
-    return own.keys() == others.keys() and all(
-        value.shape == others[name].shape and torch.equal(value.to(others[name].device), others[name])
-        for name, value in own.items()
-    )
-
-
-def _choose_trained_parts(mask_tokenizer: MaskTokenizer, detokenizer: bool) -> None:
-    """Encoder and codebook stay as they are, so that codes, made offline too, keep their meaning."""
+def _choose_trained_parts(mask_tokenizer: Detokenizer, detokenizer: bool) -> None:
+    """The codebook stays as it is, so that codes, made offline too, keep their meaning."""
     mask_tokenizer.requires_grad_(False)
     for name in DETOKENIZER:
         getattr(mask_tokenizer, name).requires_grad_(detokenizer)

@@ -74,6 +74,16 @@ def test_adapter_holds_lora_and_the_mask_rows_and_nothing_else(lora, bases, kind
     assert MaskTokenizer.from_pretrained(checkpoint / "mask_tokenizer").config.codebook_size == CODES
 
 
+def test_size_of_the_adapter_is_told(lora, monkeypatch):
+    from himtok_plugin.swift_integration import model
+
+    told = []
+    monkeypatch.setattr(model.logger, "info", lambda message, *_, **__: told.append(str(message)))
+    checkpoint = lora()
+    count = sum(value.numel() for value in tensors(checkpoint).values())
+    assert any(f"adapter of {count:,} parameters" in line for line in told)
+
+
 @pytest.mark.parametrize("kind", ["tied", "untied"])
 def test_adapter_infers_at_once_and_merges_into_a_vanilla_checkpoint_with_the_same_answers(
     lora, bases, answers, tmp_path, kind
@@ -209,6 +219,47 @@ def test_resuming_with_another_mask_tokenizer_is_refused(train, world, tmp_path)
             resume_from_checkpoint=tmp_path / "out" / f"checkpoint-{STEPS}",
             output_dir=tmp_path / "again",
         )
+
+
+FOUR_BITS = {"quant_method": "bnb", "quant_bits": 4, "torch_dtype": "bfloat16", "bf16": True, "use_cpu": True}
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied"])
+def test_base_in_four_bits_trains_lora_rows_and_a_detokenizer_of_full_precision(lora, bases, world, kind, monkeypatch):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from himtok_plugin.swift_integration.trainer import MaskTrainer
+
+    models = []
+    train = MaskTrainer.train
+    monkeypatch.setattr(MaskTrainer, "train", lambda self, *args: models.append(self.model) or train(self, *args))
+    checkpoint = lora(model=bases[kind], **FOUR_BITS)
+    quantized = {n for n, m in models[0].named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)}
+    assert any("language_model" in name for name in quantized)
+    assert not any("mask_tokenizer" in name for name in quantized)
+    assert {p.dtype for n, p in models[0].named_parameters() if "mask_tokenizer" in n} == {torch.float32}
+    rows = {name: value for name, value in tensors(checkpoint).items() if "trainable_tokens_delta" in name}
+    assert [tuple(value.shape) for value in rows.values()] == [(CODES + 2, 32)] * (1 if kind == "tied" else 2)
+    # Rows were drawn narrowly around the old ones' mean: what is far from each other has learned.
+    assert all(value.dtype == torch.float32 and value.std(0).max() > 1e-2 for value in rows.values())
+    before, after = (
+        MaskTokenizer.from_pretrained(folder).state_dict() for folder in (world.mask_tokenizer, checkpoint)
+    )
+    moved = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved == {"decoder", "pixel_decoder"} and {value.dtype for value in after.values()} == {torch.float32}
+
+
+def test_four_bits_without_bitsandbytes_say_what_to_install(lora, monkeypatch):
+    import transformers.quantizers.quantizer_bnb_4bit as quantizer
+
+    monkeypatch.setattr(quantizer, "is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ImportError, match="requires bitsandbytes: `pip install -U bitsandbytes"):
+        lora(**FOUR_BITS)
+
+
+def test_rows_beside_sharded_embeddings_are_refused(lora, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="fsdp with LoRA: PEFT cannot train rows of a matrix that is sharded"):
+        lora()
 
 
 def test_safetensors_of_an_adapter_have_no_mask_tokenizer(lora):

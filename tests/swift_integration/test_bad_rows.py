@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import STAGE_TWO, infer, logged, sft, write_rows
+from runs import LMM, STAGE_TWO, infer, logged, pretrain, sft, write_rows
 from tiny_models import released_state, tiny_model
 
 from himtok_plugin.masks import to_rle
@@ -135,6 +135,20 @@ def test_mask_cut_by_the_length_limit_is_dropped_with_a_message(train, world, lo
     result = train(rows, lazy_tokenize=True, per_device_train_batch_size=3, **options, **STAGE_TWO)
     assert logged(result, "loss_mask_bce")
     assert "row 2: a mask is cut by max_length=60" in log.read_text()
+
+
+def test_row_with_a_mask_is_never_split_in_two(world, tmp_path):
+    """ms-swift splits rows in pre-training alone."""
+    row = world.row("<image>Segment " + "it and " * 40, "<mask>", masks=[world.left])
+    options = {"max_length": 60, "truncation_strategy": "split", "lazy_tokenize": False, **LMM, **STAGE_TWO}
+    with pytest.raises(ValueError, match="truncation_strategy='split': got a row with masks"):
+        pretrain(
+            model=world.lmm,
+            mask_tokenizer=world.mask_tokenizer,
+            dataset=write_rows(tmp_path / "rows.jsonl", [row]),
+            output_dir=tmp_path / "out",
+            **options,
+        )
 
 
 @pytest.mark.parametrize("case", ["missing mask", "other size", "polygon outside", "wrong RLE"])

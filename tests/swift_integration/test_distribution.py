@@ -54,7 +54,8 @@ def launch(world, rows, tmp_path):
     def run(processes, name="out", **options):
         defaults = {"model": world.lmm, "mask_tokenizer": world.mask_tokenizer, "dataset": rows}
         backend, environment = None, {}
-        if processes > 1 or "deepspeed" in options:  # DeepSpeed wants a launcher for one process as well
+        # DeepSpeed and FSDP want a launcher for one process as well.
+        if processes > 1 or {"deepspeed", "fsdp", "ddp_backend"} & options.keys():
             backend, environment = "gloo", {"NPROC_PER_NODE": str(processes)}
         argv = flags(**{**COMMON, **defaults, "ddp_backend": backend, "output_dir": tmp_path / name, **options})
         done = run_swift("sft", *argv, cwd=tmp_path, timeout=300, **environment)
@@ -87,8 +88,9 @@ def test_one_batch_is_four_accumulated_ones_is_two_processes(launch):
     whole = launch(1, "whole", per_device_train_batch_size=8, **options)
     parts = launch(1, "parts", per_device_train_batch_size=2, gradient_accumulation_steps=4, **options)
     two = launch(2, "two", per_device_train_batch_size=4, **options)
+    shards = launch(2, "shards", per_device_train_batch_size=4, fsdp="fsdp2", **options)
     expected = weights_after_one_step(whole)
-    for folder in (parts, two):
+    for folder in (parts, two, shards):
         for name, value in weights_after_one_step(folder).items():
             assert torch.allclose(value, expected[name], atol=2e-5, rtol=1e-4), (folder.name, name)
 
@@ -119,19 +121,25 @@ CASES = {
     "zero2": (2, {**BFLOAT16, "deepspeed": "zero2"}),
     "zero2 lora": (2, {**BFLOAT16, "deepspeed": "zero2", "tuner_type": "lora", "target_modules": "all-linear"}),
     "zero3": (1, {**BFLOAT16, "deepspeed": "zero3"}),
+    "fsdp2 in one process": (1, {**FLOAT32, "fsdp": "fsdp2"}),
+    "fsdp2": (2, {**FLOAT32, "fsdp": "fsdp2"}),
+    "fsdp2 in half precision": (2, {**BFLOAT16, "fsdp": "fsdp2"}),
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(name, marks=needs_deepspeed if "zero" in name else ()) for name in CASES],
-)
+def marks_of(case):
+    return [*([needs_deepspeed] if "zero" in case else []), *([pytest.mark.slow] if "half precision" in case else [])]
+
+
+@pytest.mark.parametrize("case", [pytest.param(name, marks=marks_of(name)) for name in CASES])
 def test_trains_saves_resumes_and_infers(case, launch, world, tmp_path):
     """One row a process and step, so that some process has no mask in most steps."""
     processes, options = CASES[case]
     options = {**options, "per_device_train_batch_size": 1, "save_steps": 2, "learning_rate": 1e-3}
     first = launch(processes, "first", max_steps=4, **options)
     check_checkpoint(first / "checkpoint-4", world, tmp_path)
+    sharded = first / "checkpoint-4" / "pytorch_model_fsdp_0"
+    assert len(list(sharded.glob("*.distcp"))) == (processes if "fsdp" in options else 0)
     rest = launch(processes, "rest", max_steps=4, resume_from_checkpoint=first / "checkpoint-2", **options)
     check_checkpoint(rest / "checkpoint-4", world, tmp_path)
     assert losses(rest)[-2:] == pytest.approx(losses(first)[-2:], rel=1e-4)
@@ -144,6 +152,10 @@ def test_zero3_with_lora_on_a_cpu_is_refused_in_one_line(world, rows, tmp_path):
     done = run_swift("sft", *flags(**options, **names), cwd=tmp_path, NPROC_PER_NODE="1")
     assert done.returncode != 0
     assert "ValueError: deepspeed=zero3 with LoRA: PEFT gathers embedding rows on CUDA devices only" in done.stderr
+
+
+def test_one_process_that_is_launched_like_several_trains(launch):
+    assert len(losses(launch(1, ddp_backend="gloo", max_steps=1, save_strategy="no", **FLOAT32))) == 1
 
 
 def test_rows_without_any_mask_train_beside_others(launch, world, tmp_path):

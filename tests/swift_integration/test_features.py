@@ -44,14 +44,89 @@ def test_cached_dataset_trains_like_the_rows_it_was_made_of(train, world, tmp_pa
     close(cached, plain)
 
 
-def test_codes_made_offline_need_no_encoder(train, world, tmp_path, monkeypatch):
-    rows = [{**row, "mask_codes": [[1, 2, 3, 4]] * len(row["masks"])} for row in read_rows(world.scenes)]
+@pytest.fixture
+def encoders(monkeypatch):
+    """The encoder of every run in this test, in order."""
+    from himtok_plugin.swift_integration.trainer import MaskTrainer
 
-    def refuse(*_):
-        raise AssertionError("the encoder ran")
+    found = []
+    train = MaskTrainer.train
+    monkeypatch.setattr(
+        MaskTrainer, "train", lambda self, *args: found.append(self.mask_tokenizer.encoding) or train(self, *args)
+    )
+    return found
 
-    monkeypatch.setattr(MaskTokenizer, "encode_latents", refuse)
-    assert logged(train(rows, **STAGE_TWO), "loss")
+
+def coded(rows):
+    return [{**row, "mask_codes": [[1, 2, 3, 4]] * len(row["masks"])} for row in rows]
+
+
+@pytest.mark.parametrize("options", [STAGE_TWO, {}, {"tuner_type": "lora", "target_modules": "all-linear"}], ids=str)
+def test_codes_made_offline_load_no_encoder_and_the_checkpoint_has_it_all_the_same(
+    train, world, tmp_path, encoders, options
+):
+    rows = coded(read_rows(world.scenes))
+    result = train(rows, save_strategy="steps", save_steps=1, **options)
+    assert logged(result, "loss")
+    (encoder,) = encoders
+    assert not encoder.is_loaded
+    saved, before = (
+        MaskTokenizer.from_pretrained(p) for p in (tmp_path / "out" / "checkpoint-1", world.mask_tokenizer)
+    )
+    state = before.state_dict()
+    moved = {name.split(".")[0] for name, value in saved.state_dict().items() if not torch.equal(value, state[name])}
+    assert moved == ({"decoder", "pixel_decoder"} if options is STAGE_TWO else set())
+    assert saved.config.to_dict() == {**before.config.to_dict(), "_name_or_path": saved.config._name_or_path}
+
+
+def test_lmm_in_training_holds_no_encoder(train, world, monkeypatch):
+    from himtok_plugin.swift_integration.trainer import MaskTrainer
+
+    names = []
+    init = MaskTrainer.__init__
+
+    def observed(self, *args, **kwargs):
+        names.extend(name for name, _ in kwargs["model"].named_parameters())
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(MaskTrainer, "__init__", observed)
+    train(**STAGE_TWO)
+    parts = {name.split("mask_tokenizer.")[1].split(".")[0] for name in names if "mask_tokenizer." in name}
+    assert parts == {"quantize", "decoder", "pixel_decoder"}
+
+
+def test_first_mask_without_codes_loads_the_encoder(train, world, encoders):
+    rows = read_rows(world.scenes)[:4]
+    train([*coded(rows[:3]), rows[3]], **STAGE_TWO)
+    assert encoders[0].is_loaded
+
+
+def test_mask_tokenizer_that_is_deleted_while_it_trains_is_saved_whole(train, world, tmp_path, monkeypatch):
+    import shutil
+
+    from himtok_plugin.swift_integration.trainer import MaskTrainer
+
+    source = shutil.copytree(world.mask_tokenizer, tmp_path / "copy")
+    run = MaskTrainer.train
+    monkeypatch.setattr(MaskTrainer, "train", lambda self, *args: shutil.rmtree(source) or run(self, *args))
+    rows = coded(read_rows(world.scenes))
+    train(rows, mask_tokenizer=source, save_strategy="steps", save_steps=1, **STAGE_TWO)
+    saved, before = (
+        MaskTokenizer.from_pretrained(p) for p in (tmp_path / "out" / "checkpoint-1", world.mask_tokenizer)
+    )
+    state = before.encoder.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in saved.encoder.state_dict().items())
+
+
+def test_mask_tokenizer_with_an_encoder_of_another_size_is_refused_before_training(train, world, tmp_path):
+    import json
+    import shutil
+
+    folder = shutil.copytree(world.mask_tokenizer, tmp_path / "wrong")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "encoder_layers": 3}))
+    with pytest.raises(ValueError, match=r"wrong' does not fit: \['encoder\."):
+        train(coded(read_rows(world.scenes)), mask_tokenizer=folder, **STAGE_TWO)
 
 
 def test_gradient_checkpointing_changes_nothing(train):
