@@ -43,9 +43,9 @@ class HimTokArguments:
     mask_tokenizer: str | None = _option(
         None, "Folder or hub id of the mask tokenizer. None: the folder mask_tokenizer/ beside the checkpoint."
     )
-    mask_rows_init: Literal["noise", "codebook"] = _option(
-        "noise",
-        "How new embedding rows begin: the old rows' mean plus noise, or plus their code's place in the codebook.",
+    mask_rows_init: Literal["codebook", "noise"] = _option(
+        "codebook",  # three seeds of examples/05_compare_row_starts.py: better at every point of the curve
+        "How new embedding rows begin: the old rows' mean plus their code's place in the codebook, or plus noise.",
     )
 
     # Datasets by name
