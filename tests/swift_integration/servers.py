@@ -1,0 +1,153 @@
+"""A real `swift deploy --plugin himtok` on loopback, and a gate before it that counts, holds back and refuses."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from runs import flags
+
+START_SECONDS = 180  # of which ten on a quiet machine
+
+
+@contextmanager
+def deployed(root: Path, **options):
+    """Address of a server, `http://127.0.0.1:PORT/v1`; its log is `root/log.txt`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    defaults = {"plugin": "himtok", "host": "127.0.0.1", "port": port, "max_batch_size": 4, "verbose": False}
+    log = root / "log.txt"
+    with started("deploy", *flags(**{**defaults, **options}), cwd=root, log=log) as process:
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                assert process.poll() is None and time.monotonic() < end, log.read_text()[-4000:]
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+@contextmanager
+def started(*argv, cwd: Path, log: Path):
+    """A `swift` command that ends with the block, if not before."""
+    environment = {name: value for name, value in os.environ.items() if name != "HIMTOK_ACTIVE_PLUGINS"}
+    with open(log, "w") as out:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("swift"), *map(str, argv)],
+            env={**environment, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            cwd=cwd,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # `swift` starts a process of its own, which has to end with it
+        )
+    try:
+        yield process
+    finally:
+        end(process, signal.SIGTERM)
+
+
+def end(process: subprocess.Popen, number: int) -> None:
+    """Send a signal to a command of `started` and to all that it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, number)
+        process.wait(timeout=30)
+
+
+class Gate(ThreadingHTTPServer):
+    """Passes requests on to a server.
+
+    Attributes:
+        questions: text of every chat request that came, in order.
+        refused: a request with this in its text gets status 400.
+        stuck: set when as many requests as were let through have been answered and a further one waits.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, target: str):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.target = target
+        self.questions: list[str] = []
+        self.refused: str | None = None
+        self.stuck = threading.Event()
+        self._left: int | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def let_through(self, requests: int | None) -> None:
+        """Answer so many more, and keep the others waiting; None: answer all."""
+        with self._lock:
+            self.questions.clear()
+            self.stuck.clear()
+            self._left = requests
+
+    def admit(self, question: str) -> bool:
+        with self._lock:
+            self.questions.append(question)
+            if self._left is None:
+                return True
+            self._left -= 1
+            return self._left >= 0
+
+    @contextmanager
+    def serving(self):
+        thread = threading.Thread(target=self.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.shutdown()
+            self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Gate
+
+    def do_GET(self):
+        self._pass_on(None)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        messages = json.loads(body)["messages"]
+        question = json.dumps([part for m in messages for part in m["content"] if "text" in part], ensure_ascii=False)
+        if not self.server.admit(question):
+            self.server.stuck.set()
+            self.rfile.read()  # until whoever asks has gone
+        elif self.server.refused is not None and self.server.refused in question:
+            self._answer(400, b'{"message": "refused"}')
+        else:
+            self._pass_on(body)
+
+    def _pass_on(self, body):
+        headers = {name: self.headers[name] for name in ("Authorization", "Content-Type") if name in self.headers}
+        path = self.path.removeprefix("/v1")
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.server.target + path, body, headers)) as answer:
+                self._answer(answer.status, answer.read())
+        except urllib.error.HTTPError as error:
+            self._answer(error.code, error.read())
+
+    def _answer(self, status: int, content: bytes):
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        pass
