@@ -1,0 +1,72 @@
+"""Changes to ms-swift where it has no hook, by extension point; everything else goes through its registries and
+subclasses. Written against 4.6. `apply` is idempotent. Each function below says what, why, and when it can go; all of
+them change ms-swift by `replacing.around` and `replacing.add` alone, and `arguments.py`, applied while ms-swift is
+only half imported, is the one other place that changes it.
+
+File        Replaced                                           so that
+----------  -------------------------------------------------  -------
+rows        RowPreprocessor.prepare_dataset                    rows have numbers, and lists of masks survive reading
+            RowPreprocessor.batched_preprocess                 `masks` of every row come through, checked
+            AutoPreprocessor._get_preprocessor                 rows that hold masks only are understood
+loading     register.get_template_meta                         every multimodal base's template knows masks
+            template.get_template_meta                         the same, for whoever imports it later
+            ModelLoader._add_new_special_tokens                a loaded model gets mask tokens and a mask tokenizer
+            Gemma3VisionTemplate._encode                       Gemma 3 sees images as it was trained to
+            gemma._patch_gemma4_forward                        Gemma 4 takes several images
+training    TunerMixin.prepare_model                           adapters train the mask tokens' rows
+            TrainerFactory.get_trainer_cls                     our trainers run; GRPO's log reads questions with masks
+            GRPOTrainer._apply_chat_template_to_messages_list  (the latter, when that trainer is chosen)
+            GKDTrainer._apply_chat_template_to_messages_list   (the same)
+            OnPolicySample.to_template_dict                    GRPO trains with the masks of questions
+            OnPolicySample.to_infer_request                    GRPO samples with them
+            AcceleratorState.__init__                          FSDP shards on CPUs
+saving      SwiftMixin._save                                   checkpoints have `mask_tokenizer/`
+            SwiftMixin.save_model (new)                        FSDP's checkpoints have the model's own files
+            merge_lora.save_checkpoint                         merged models have `mask_tokenizer/`
+            quant.save_checkpoint                              quantised models have it
+answering   InferEngine.__init__                               every engine obeys the grammar of masks
+            TransformersEngine._infer_full                     responses carry masks
+            TransformersEngine._infer                          which a refiner refines
+            SwiftInfer._batch_infer                            result rows have `masks`
+            SwiftInfer.infer_single                            so have answers one by one
+            SwiftInfer._prepare_val_dataset                    `--resume_result` goes on
+deploying   SwiftDeploy._register_app                          a bad request fails alone
+            SwiftDeploy.infer_async (new)                      chat has masks and segments
+            TransformersEngine._infer_stream                   streams have masks as well
+            InferStreamer._get_response                        and show them as they close
+            StreamerMixin.__next__                             a stream that fails ends
+evaluating  EvalArguments.list_eval_dataset                    `swift eval` runs without OpenCompass
+"""
+
+from __future__ import annotations
+
+from . import answering, deploying, evaluating, loading, rows, saving, training
+
+_MARK = "_himtok_patched"
+
+
+def apply() -> None:
+    """Apply all patches, once per process."""
+    from swift.template import Template
+
+    if getattr(Template, _MARK, False):
+        return
+    rows.keep_mask_columns()
+    loading.compose_templates()
+    loading.extend_models()
+    loading.mark_image_tokens_of_gemma3()
+    loading.join_features_of_gemma4()
+    training.train_mask_rows()
+    training.choose_trainers()
+    training.shard_on_cpus()
+    training.sample_with_masks_of_questions()
+    saving.save_sidecars()
+    saving.save_whole_models()
+    answering.constrain_engines()
+    answering.attach_masks_to_responses()
+    answering.write_masks_to_results()
+    deploying.serve_segments()
+    deploying.hand_on_text_at_masks()
+    deploying.end_streams_that_fail()
+    evaluating.evaluate_without_opencompass()
+    setattr(Template, _MARK, True)

@@ -1,0 +1,131 @@
+"""Inference: engines, their responses, and the rows that `swift infer` writes."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+from .replacing import around
+
+
+def constrain_engines() -> None:
+    """What: vLLM, SGLang and LMDeploy are given this run's grammar of answers with every request.
+    Why: they take no logits processors from a template, and ms-swift's own option is a whole regular expression.
+    Goes when: templates can change the sampling parameters of every engine.
+    """
+    from swift.infer_engine import InferEngine
+
+    from ..constraints import constrain_engine
+    from ..inference import runtime_of
+
+    @around(InferEngine, "__init__")
+    def init(original, self, template):
+        original(self, template)
+        runtime = runtime_of(template)
+        if runtime is not None:
+            constrain_engine(self, runtime)
+
+
+def attach_masks_to_responses() -> None:
+    """What: responses of ms-swift's own engine carry their masks, refined where `--refiner` says so.
+    Why: the template sees generated ids, but cannot add to the response, and a refiner wants the request's own image.
+    Goes when: templates can post-process a response object.
+    """
+    from swift.infer_engine import TransformersEngine
+
+    from ..inference import attach_masks, runtime_of
+    from ..refining import refine_responses
+
+    @around(TransformersEngine, "_infer_full")
+    def infer_full(original, self, inputs, *, template_inputs, **kwargs):
+        responses = original(self, inputs, template_inputs=template_inputs, **kwargs)
+        runtime = runtime_of(self.template)
+        if runtime is not None:
+            attach_masks(runtime, template_inputs, responses)
+        return responses
+
+    @around(TransformersEngine, "_infer")
+    def infer(original, self, infer_requests, request_config, **kwargs):
+        responses = original(self, infer_requests, request_config, **kwargs)
+        runtime = runtime_of(self.template)
+        if runtime is not None and runtime.settings.refiner != "none" and not request_config.stream:
+            refine_responses(
+                runtime, infer_requests, responses, lambda more: original(self, more, request_config, **kwargs)
+            )
+        return responses
+
+
+def write_masks_to_results() -> None:
+    """What: `swift infer` writes `masks` into its rows, pictures into `--mask_dir`, and a card of the run; with
+    `--resume_result` it goes on where it was.
+    Why: the pipeline builds result rows from fixed fields of the response.
+    Goes when: rows can be post-processed by a plugin.
+    """
+    from swift.pipelines.infer.infer import SwiftInfer
+
+    from ..inference import RESPONSE_ATTRIBUTE, MaskPictures, masks_of_text, runtime_of, without_results, write_masks
+    from ..run_card import leave_card
+
+    def pictures(pipeline) -> MaskPictures | None:
+        if pipeline.args.mask_dir is None:
+            return None
+        if "himtok_pictures" not in pipeline.__dict__:
+            pipeline.himtok_pictures = MaskPictures(pipeline.args.mask_dir, pipeline.args.rank)
+        return pipeline.himtok_pictures
+
+    @contextmanager
+    def noting_responses(pipeline):
+        """What the pipeline's engine answers within; of a stream that is no response."""
+        noted = []
+
+        def infer(*args, **kwargs):
+            found = pipeline.infer_engine.infer(*args, **kwargs)
+            noted.extend(found)
+            return found
+
+        pipeline.infer = infer
+        try:
+            yield noted
+        finally:
+            del pipeline.infer
+
+    def masks_of(runtime, noted, text: str, row):
+        """Masks that came with the response, else those of its text."""
+        masks = logprobs = None
+        if hasattr(noted, "choices"):
+            masks = getattr(noted.choices[0].message, RESPONSE_ATTRIBUTE, None)
+            logprobs = noted.choices[0].logprobs
+        return masks_of_text(runtime, text, row, logprobs) if masks is None else masks
+
+    @around(SwiftInfer, "_batch_infer")
+    def batch_infer(original, self, val_dataset, request_config):
+        runtime = runtime_of(self.template)
+        if runtime is None:
+            return original(self, val_dataset, request_config)
+        leave_card(self.args, runtime)
+        with noting_responses(self) as noted:
+            rows = original(self, val_dataset, request_config)
+        for row, response in zip(rows, noted, strict=False):  # other ranks of a parallel engine write no rows
+            masks = masks_of(runtime, response, row["response"], row)
+            write_masks(row, masks)
+            if pictures(self) is not None:
+                pictures(self).write(row, masks)
+        return rows
+
+    @around(SwiftInfer, "infer_single")
+    def infer_single(original, self, infer_request, request_config):
+        with noting_responses(self) as noted:
+            text = original(self, infer_request, request_config)
+        runtime = runtime_of(self.template)
+        if runtime is not None and isinstance(infer_request, dict):
+            masks = masks_of(runtime, noted[0], text, infer_request)
+            write_masks(infer_request, masks)
+            if self.args.mask_dir is None and self.args.eval_human:
+                self.args.mask_dir = "masks"  # who asks interactively wants to see the answer
+            if masks and pictures(self) is not None:
+                print("masks: " + ", ".join(pictures(self).write(infer_request, masks)))
+        return text
+
+    @around(SwiftInfer, "_prepare_val_dataset")
+    def prepare_val_dataset(original, self):
+        rows = original(self)
+        return without_results(rows, self.args.result_path) if self.args.resume_result else rows

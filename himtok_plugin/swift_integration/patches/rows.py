@@ -1,0 +1,69 @@
+"""Rows of data sets; what is made of them is dataset.py's."""
+
+from __future__ import annotations
+
+from swift.utils import get_logger
+
+from ..dataset import ROW_NUMBER, pack_mask_column
+from .replacing import around
+
+logger = get_logger()
+
+
+def keep_mask_columns() -> None:
+    """What: rows pass `pack_mask_column` before ms-swift's preprocessing, and `masks` survives it.
+    Why: `standard_keys` decides which columns survive, but nothing lets a plugin see a raw row of any dataset.
+    Goes when: preprocessors can be registered to run before the automatic one.
+    """
+    from datasets import Features, IterableDataset, Value
+    from swift.dataset import AutoPreprocessor, MessagesPreprocessor, RowPreprocessor
+
+    if "masks" not in RowPreprocessor.standard_keys:
+        RowPreprocessor.standard_keys.append("masks")
+    # ms-swift's caches are named after the input alone: rows cached without masks must not be taken for ours.
+    RowPreprocessor.cache_format_version += "_himtok1"
+
+    def has_masks(features) -> bool:
+        return any(name in features for name in ("masks", "mask", "mask_codes"))
+
+    @around(RowPreprocessor, "prepare_dataset")
+    def prepare_dataset(original, self, dataset):
+        dataset = original(self, dataset)
+        features = self.get_features_dataset(dataset).features
+        if not has_masks(features) or ROW_NUMBER in features:
+            return dataset
+        if isinstance(dataset, IterableDataset):
+            # Streaming renames the known columns afterwards, so the number has to look like one of the dataset's own.
+            numbered = Features({**features, ROW_NUMBER: Value("int64")})
+            return dataset.map(lambda row, index: {**row, ROW_NUMBER: index + 1}, with_indices=True, features=numbered)
+        dataset = dataset.add_column(ROW_NUMBER, list(range(1, len(dataset) + 1)))
+        # A column of mixed kinds is one of JSON, as which `datasets` would read our string of the same name. The prefix
+        # is ms-swift's own, for the same purpose.
+        return dataset.rename_column("masks", "__@masks") if "masks" in features else dataset
+
+    @around(RowPreprocessor, "batched_preprocess")
+    def batched_preprocess(original, self, batched_row, **kwargs):
+        batched_row = dict(batched_row)
+        self._remove_prefix_keys(batched_row, "__@")
+        if has_masks(batched_row):
+            rows = []
+            for row in self.batched_to_rows(batched_row):
+                try:
+                    rows.append(pack_mask_column(row))
+                except ValueError as error:
+                    if kwargs.get("strict"):
+                        raise
+                    logger.warning(f"{error}: the row is skipped")
+            batched_row = self.rows_to_batched(rows)
+            if not rows:
+                return {"messages": []}
+        return original(self, batched_row, **kwargs)
+
+    @around(AutoPreprocessor, "_get_preprocessor")
+    def get_preprocessor(original, self, dataset):
+        # Rows that hold masks only have no column that would tell.
+        features = dataset.features
+        asks = ("conversation", "conversations", "messages", "query", "instruction", "prompt", "question")
+        if has_masks(features) and not any(name in features for name in asks):
+            return MessagesPreprocessor(**self.kwargs)
+        return original(self, dataset)

@@ -1,0 +1,60 @@
+"""Saving: what is in a checkpoint beside what ms-swift puts there."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+
+from .replacing import add, around
+
+
+def save_sidecars() -> None:
+    """What: every checkpoint of every trainer, and what `swift export` writes, gets the mask tokenizer beside it.
+    Why: a callback's `on_save` sees sharded parameters ungathered, `template.save_callback` replaces the whole saving.
+    Goes when: there is a hook that is given the gathered weights.
+    """
+    from swift.trainers.mixin import SwiftMixin
+
+    from ...mask_tokenizer.conversion import SIDECAR_FOLDER
+    from ..model import save_sidecar
+
+    def save_checkpoint(original, model, processor, output_dir, **kwargs):
+        original(model, processor, output_dir, **kwargs)
+        if model is not None:
+            save_sidecar(model, output_dir, None)
+            # The same answers as before, so their calibration holds; after training it would not.
+            runtime = getattr(getattr(processor, "tokenizer", processor), "himtok", None)
+            if runtime is not None and runtime.calibration is not None:
+                runtime.calibration.save(os.path.join(output_dir, SIDECAR_FOLDER))
+
+    # By name, since the package has functions of the modules' names.
+    for name in ("merge_lora", "quant"):
+        around(import_module(f"swift.pipelines.export.{name}"), "save_checkpoint")(save_checkpoint)
+
+    @around(SwiftMixin, "_save")
+    def save(original, self, output_dir=None, state_dict=None):
+        # A copy, from which transformers deletes what the LMM's files are not to hold.
+        original(self, output_dir, None if state_dict is None else dict(state_dict))
+        save_sidecar(self.model, output_dir or self.args.output_dir, state_dict)
+
+
+def save_whole_models() -> None:
+    """What: checkpoints of FSDP have the model's own files and the mask tokenizer, beside each process's shards.
+    Why: with `SHARDED_STATE_DICT`, which `--fsdp fsdp2` means, there are shards only, which nothing but a resumed run
+    can read.
+    Goes when: ms-swift writes a model (its issue 8198).
+    """
+    from swift.trainers.mixin import SwiftMixin
+
+    from ..model import find_attached
+    from ..sharding import gathered_weights
+
+    @add(SwiftMixin, "save_model")
+    def save_model(self, output_dir=None, _internal_call=False):
+        super(SwiftMixin, self).save_model(output_dir, _internal_call)  # transformers' trainer
+        if not self.is_fsdp_enabled or find_attached(self.model) is None:
+            return
+        if "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            weights = gathered_weights(self.model)  # by all processes
+            if self.args.should_save:
+                self._save(output_dir or self.args.output_dir, weights)
