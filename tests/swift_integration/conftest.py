@@ -1,6 +1,7 @@
 """ms-swift is told of the plugin before anything of it is imported; a tiny world is built once for all tests."""
 
 import importlib.util
+import os
 
 import pytest
 
@@ -11,6 +12,20 @@ else:
     from himtok_plugin import startup
 
     startup.activate("himtok")
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """Every test leaves the environment as it found it.
+
+    `datasets` leaves a copy in the place of `os.environ`, in which `monkeypatch` would not undo what it has set, and
+    transformers sets variables of its own (``ACCELERATE_USE_FSDP``), which decide how a later run trains.
+    """
+    before, content = os.environ, dict(os.environ)
+    yield
+    os.environ = before
+    os.environ.clear()
+    os.environ.update(content)
 
 
 @pytest.fixture(scope="session")
