@@ -30,6 +30,7 @@ answering   InferEngine.__init__                               every engine obey
             SwiftInfer._batch_infer                            result rows have `masks`
             SwiftInfer.infer_single                            so have answers one by one
             SwiftInfer._prepare_val_dataset                    `--resume_result` goes on
+            SwiftInfer.infer_dataset                           results of several processes on CPUs are all written
 deploying   SwiftDeploy._register_app                          a bad request fails alone
             SwiftDeploy.infer_async (new)                      chat has masks and segments
             TransformersEngine._infer_stream                   streams have masks as well
@@ -65,6 +66,7 @@ def apply() -> None:
     answering.constrain_engines()
     answering.attach_masks_to_responses()
     answering.write_masks_to_results()
+    answering.gather_results_on_cpus()
     deploying.serve_segments()
     deploying.hand_on_text_at_masks()
     deploying.end_streams_that_fail()

@@ -129,3 +129,20 @@ def write_masks_to_results() -> None:
     def prepare_val_dataset(original, self):
         rows = original(self)
         return without_results(rows, self.args.result_path) if self.args.resume_result else rows
+
+
+def gather_results_on_cpus() -> None:
+    """What: under torchrun without an accelerator, the rows of all processes get into the result file.
+    Why: ms-swift gathers them through accelerate, which knows of several processes on CPUs only when told so, and else
+    gives each process its own rows back: those of all but the first would be lost without a word.
+    Goes when: ms-swift gathers through torch.distributed, or `swift infer` has `--use_cpu`.
+    """
+    from accelerate import PartialState
+    from swift.pipelines.infer.infer import SwiftInfer
+
+    @around(SwiftInfer, "infer_dataset")
+    def infer_dataset(original, self):
+        if self.args.global_world_size > 1 and not PartialState().use_distributed:
+            PartialState._reset_state()
+            PartialState(cpu=True)
+        return original(self)
