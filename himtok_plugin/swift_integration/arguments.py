@@ -302,7 +302,12 @@ def extend_base_arguments(module: ModuleType) -> None:
         # the user's other plugins are needed to load the checkpoint.
         if getattr(self, "external_plugins", None):
             self.external_plugins = other_plugin_files(self.external_plugins)
+        asked = {name: getattr(self, name, None) for name in ("quant_method", "quant_bits")}
         load_args_from_ckpt(self)
+        if any(each.__name__ == "ExportArguments" for each in type(self).__mro__):
+            # Of an export these say what it is to make, not what its base was loaded in: without this, a merged QLoRA
+            # adapter would be quantised, and pushing one to the hub would be no push.
+            vars(self).update(asked)
 
     def import_active_plugins(self) -> None:
         refuse_unconverted(getattr(self, "model", None))

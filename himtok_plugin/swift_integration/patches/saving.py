@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from importlib import import_module
+from pathlib import Path
 
 from .replacing import add, around
 
@@ -16,20 +18,35 @@ def save_sidecars() -> None:
     from swift.trainers.mixin import SwiftMixin
 
     from ...mask_tokenizer.conversion import SIDECAR_FOLDER
-    from ..model import save_sidecar
+    from ..model import load_mask_tokenizer, save_sidecar
 
-    def save_checkpoint(original, model, processor, output_dir, **kwargs):
+    def runtime_behind(processor):
+        return getattr(getattr(processor, "tokenizer", processor), "himtok", None)
+
+    def forget_quantization(arguments: Path) -> None:
+        # Of an adapter's training, where ms-swift merges into the base as it was before: by these it would quantise
+        # the merged model as well, each time that it loads it.
+        if arguments.is_file():
+            saved = json.loads(arguments.read_text(encoding="utf-8"))
+            saved |= {"quant_method": None, "quant_bits": None}
+            arguments.write_text(json.dumps(saved, ensure_ascii=False, indent=2), encoding="utf-8")
+
+    @around(import_module("swift.pipelines.export.merge_lora"), "save_checkpoint")  # the package has its function
+    def save_merged(original, model, processor, output_dir, **kwargs):
         original(model, processor, output_dir, **kwargs)
-        if model is not None:
-            save_sidecar(model, output_dir, None)
-            # The same answers as before, so their calibration holds; after training it would not.
-            runtime = getattr(getattr(processor, "tokenizer", processor), "himtok", None)
-            if runtime is not None and runtime.calibration is not None:
-                runtime.calibration.save(os.path.join(output_dir, SIDECAR_FOLDER))
+        save_sidecar(model, output_dir, None)
+        forget_quantization(Path(output_dir, "args.json"))
+        # The same answers as before, so their calibration holds; after training it would not.
+        runtime = runtime_behind(processor)
+        if runtime is not None and runtime.calibration is not None:
+            runtime.calibration.save(os.path.join(output_dir, SIDECAR_FOLDER))
 
-    # By name, since the package has functions of the modules' names.
-    for name in ("merge_lora", "quant"):
-        around(import_module(f"swift.pipelines.export.{name}"), "save_checkpoint")(save_checkpoint)
+    @around(import_module("swift.pipelines.export.quant"), "save_checkpoint")
+    def save_quantized(original, model, processor, output_dir, **kwargs):
+        original(model, processor, output_dir, **kwargs)  # without a model: it has saved itself
+        runtime = runtime_behind(processor)
+        if runtime is not None:
+            load_mask_tokenizer(runtime.source).save_pretrained(os.path.join(output_dir, SIDECAR_FOLDER))
 
     @around(SwiftMixin, "_save")
     def save(original, self, output_dir=None, state_dict=None):
