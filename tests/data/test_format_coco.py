@@ -160,6 +160,15 @@ def test_text_that_is_not_utf8_is_counted(dataset, prepare):
     assert summary["skipped"] == {"text is not UTF-8": 1} and len(rows) == 2
 
 
+def test_a_class_whose_name_is_not_utf8_is_counted_and_what_shows_it(dataset, prepare):
+    root, content = dataset
+    path = root / "annotations" / "instances_train2017.json"
+    path.write_bytes(path.read_bytes().replace(b"traffic light", b"caf\xe9"))
+    rows, summary, _ = prepare("coco", root, "--task", "box_to_mask")
+    others = [a for a in content["annotations"] if a["category_id"] != 18]
+    assert summary["skipped"] == {"text is not UTF-8": 1, "unknown category": 3} and len(rows) == len(others)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

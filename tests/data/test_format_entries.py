@@ -99,6 +99,8 @@ def test_pictures_within_a_parquet_are_written_beside(tmp_path, prepare):
         ("entry lacks a field", {**psalm(1, [], "x"), "anns": "{"}),
         ("image is missing", psalm(7, [], "x")),
         ("mask cannot be read", psalm(1, [5], "x")),
+        ("mask has no pixels", psalm(1, [[[5, 5, 5, 5, 5, 5]]], "x")),
+        ("mask cannot be read", psalm(1, [{"size": [64, 48], "counts": [64 * 48]}], "x")),
         (
             "image has another size than its annotation",
             {**psalm(1, [], "x"), "image_info": {"file_name": "x", "height": 0}},

@@ -117,6 +117,13 @@ def test_ade20k_unknown_labels_and_maps_of_another_size_are_counted(tmp_path, pr
     assert prepare("ade20k", tmp_path)[1]["skipped"] == {"mask cannot be read": 1}
 
 
+def test_ade20k_names_that_are_not_utf8_are_refused(tmp_path, prepare):
+    ade(tmp_path, blocks(1, 2))
+    path = tmp_path / "objectInfo150.txt"
+    path.write_bytes(path.read_bytes().replace(b"wall", b"w\xe4nde"))
+    assert "objectInfo150.txt: is not UTF-8" in prepare("ade20k", tmp_path, status=2)
+
+
 def voc(root, classes, objects):
     top = root / "VOCdevkit" / "VOC2012"
     save(top / "SegmentationClass" / "2007_000032.png", classes, "P")

@@ -152,6 +152,15 @@ def test_yolo_bad_lines_are_counted(tmp_path, prepare, reason, line):
     assert reason in prepare("yolo", tmp_path, "--task", "masks", "--strict", status=2)
 
 
+def test_yolo_labels_of_no_image_are_counted_and_a_list_of_classes_is_none(tmp_path, prepare):
+    yolo(tmp_path, [f"1 {normalised(polygon(1))}"])
+    (tmp_path / "labels" / "train" / "classes.txt").write_text("dog\ncup\n")
+    assert prepare("yolo", tmp_path, "--task", "masks")[1]["skipped"] == {}
+    (tmp_path / "images" / "train" / "a.jpg").unlink()
+    rows, summary, entries = prepare("yolo", tmp_path, "--task", "masks")
+    assert not rows and summary["skipped"] == {"image is missing": 1} and entries[0]["detail"].endswith("a.txt")
+
+
 def test_yolo_without_names_or_images_is_refused(tmp_path, prepare):
     yolo(tmp_path, [])
     assert "--split" in prepare("yolo", tmp_path, "--split", "test", status=2)

@@ -149,6 +149,36 @@ def test_a_bad_reference_is_counted(tmp_path, prepare, reason, bad):
     assert reason in prepare("refcoco", tmp_path, "--strict", status=2)
 
 
+@pytest.mark.parametrize(
+    ("reason", "spoil"),
+    [
+        ("mask has no pixels", {"segmentation": [[5, 5, 5, 5, 5, 5]]}),
+        ("mask cannot be read", {"segmentation": [[5, 5, 5]]}),
+        ("unknown category", {"category_id": 5}),
+        ("mask cannot be read", {"segmentation": {"size": [64, 48], "counts": [64 * 48]}}),
+    ],
+)
+def test_a_bad_annotation_costs_what_refers_to_it(tmp_path, prepare, reason, spoil):
+    path = lay_out(tmp_path).parent / "instances.json"
+    content = json.loads(path.read_text())
+    content["annotations"][1].update(spoil)
+    write_json(path, content)
+    rows, summary, _ = prepare("refcoco", tmp_path)
+    assert [row["source"]["id"] for row in rows] == ["0", "0"] and summary["skipped"] == {reason: 1}
+    assert reason in prepare("refcoco", tmp_path, "--strict", status=2)
+
+
+def test_a_crowd_may_be_referred_to(tmp_path, prepare):
+    path = lay_out(tmp_path).parent / "instances.json"
+    content = json.loads(path.read_text())
+    crowd = {"segmentation": uncompressed(blob(seed=4)), "iscrowd": 1}
+    content["annotations"][1].update(crowd)
+    write_json(path, content)
+    rows, summary, _ = prepare("refcoco", tmp_path)
+    np.testing.assert_array_equal(decoded(rows[2]["masks"][0]), blob(seed=4))
+    assert not summary["skipped"]
+
+
 def test_grefcoco_has_none_one_and_several_targets(tmp_path, prepare):
     refs = [
         ref(0, 1, [100], "train", "left dog", no_target=False, category_id=[1]),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...coco_masks import short
-from ..byte_ranges import Range, Ranges, group_number, repeated, walk
+from ..byte_ranges import Range, Ranges, group_number, read_json, repeated, walk
 from ..records import (
     BAD_BOX,
     BAD_ENTRY,
@@ -75,7 +75,11 @@ class CocoIndex:
             elif value["id"] in index.categories:
                 log.skip(REPEATED_ID, f"{path}: category {value['id']}")
             else:
-                index.categories[value["id"]] = _utf8(value)
+                try:
+                    # `walk` reads bytes as latin-1; names of categories are kept, so they are read anew, as text.
+                    index.categories[value["id"]] = read_json(path, (begin, length))
+                except BadEntry as error:
+                    log.skip(error.reason, f"{path}: category {value['id']}: {error.detail}")
         if missing := {"images", "annotations"} - keys:
             raise ValueError(f"{path}: has no {' and no '.join(sorted(missing))}: expected a file in COCO's layout")
         index._drop_repeated(image_ids, annotation_ids, log)
@@ -153,14 +157,3 @@ def corners(box: Any) -> Box:
     except (TypeError, ValueError) as error:
         raise BadEntry(BAD_BOX, f"got {short(box)}: expected x, y, width, height") from error
     return (x, y, x + w, y + h)
-
-
-def _utf8(entry: dict[str, Any]) -> dict[str, Any]:
-    """`walk` reads bytes as latin-1; names of categories are kept, so they are put right here."""
-    fixed = {}
-    for key, value in entry.items():
-        try:
-            fixed[key] = value.encode("latin-1").decode("utf-8") if isinstance(value, str) else value
-        except UnicodeError:
-            fixed[key] = value  # an escaped character beyond latin-1, or no UTF-8
-    return fixed

@@ -44,6 +44,13 @@ def _names(text: str) -> dict[int, str]:
     return dict(enumerate(names, 1))
 
 
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 ({error})") from error
+
+
 def read_map(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Labels (h, w) of a PNG, palette indices as they are.
 
@@ -102,7 +109,7 @@ class AdeReader(Reader):
 def _object_info(path: Path) -> dict[int, str]:
     """The file's table: index, ratio, train, val, stuff, and synonyms of the name, of which the first one is taken."""
     names = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines()[1:], 2):
+    for number, line in enumerate(_lines(path)[1:], 2):
         fields = [field.strip() for field in line.split("\t")]
         if not line.strip():
             continue
@@ -129,7 +136,7 @@ class _VocLayout(Reader):
     def tasks(self, log: SkipLog) -> Sequence[str]:
         names = [f"{folder}/{self.source.split}.txt" for folder in self.sets]
         path = find_path(self.top, None, names, "ImageSets")
-        return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.split()[0] for line in _lines(path) if line.strip()]
 
 
 class VocReader(_VocLayout):
@@ -181,7 +188,7 @@ class ContextReader(_VocLayout):
 def _labels_txt(path: Path) -> dict[int, str]:
     """Lines of "12: bagpipe"."""
     names = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in _lines(path):
         number, colon, name = line.partition(":")
         if colon and number.strip().isdigit():
             names[int(number)] = name.strip()

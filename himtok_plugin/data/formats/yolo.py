@@ -1,7 +1,7 @@
 """The user's own YOLO-seg dataset: `data.yaml`, images, and a text file of normalised polygons for each.
 
-Contract: one record per image; one without a text file shows nothing, as in YOLO. A line of five numbers is a box
-without a mask. Does not know prompts and rows.
+Contract: one record per image; one without a text file shows nothing, as in YOLO; a text file without an image is
+counted. A line of five numbers is a box without a mask. Does not know prompts and rows.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import numpy as np
 import yaml
 
 from ...coco_masks import short
-from ..records import BAD_BOX, BAD_MASK, NOT_UTF8, UNKNOWN_CATEGORY, BadEntry, Record, Region, SkipLog
+from ..records import BAD_BOX, BAD_MASK, MISSING_IMAGE, NOT_UTF8, UNKNOWN_CATEGORY, BadEntry, Record, Region, SkipLog
 from .reader import IMAGE_SUFFIXES, ImageFinder, Reader, Source, files_below
 
+CLASSES_FILE = "classes.txt"  # which some tools write among the labels
 BOX_FIELDS = 5  # class, centre x, centre y, width, height
 
 
@@ -56,7 +57,13 @@ class YoloReader(Reader):
         )
 
     def tasks(self, log: SkipLog) -> Sequence[Path]:
-        return files_below(self.folder, IMAGE_SUFFIXES)
+        images = files_below(self.folder, IMAGE_SUFFIXES)
+        labels = _beside(self.folder / "any.jpg").parent
+        # Where labels lie beside their images, a text file may be anything.
+        if labels != self.folder and labels.is_dir():
+            known = {_beside(image) for image in images} | {labels / CLASSES_FILE}
+            log.skip_many(MISSING_IMAGE, [str(p) for p in files_below(labels, (".txt",)) if p not in known])
+        return images
 
     def records(self, task: Path, log: SkipLog) -> Iterator[Record]:
         path, size = self.finder.find(str(task.absolute()))
