@@ -2,12 +2,15 @@
 
 import json
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from runs import logged
+from tiny_datasets import SIZE as TINY_SIZE
+from tiny_datasets import write
 
 from himtok_plugin.data.catalog import FORMATS
 from himtok_plugin.mask_text import count_placeholders
@@ -66,6 +69,36 @@ def test_every_dataset_of_the_catalog_is_known_to_ms_swift(load):
 
     assert set(FORMATS) <= set(DATASET_MAPPING)
     assert {subset.name for subset in DATASET_MAPPING["refcoco"].subsets} == set(FORMATS["refcoco"].splits)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_dataset_is_read_by_its_name(load, tmp_path, name):
+    """As `--dataset NAME:SPLIT --data_root DIR` has it, with one masks' column whatever the dataset."""
+    root = write(name, tmp_path / "data").root
+    split = FORMATS[name].splits[0]
+    dataset, _ = load(f"{name}:{split}", data_root=[f"{name}={root}"])
+    assert len(dataset)
+    for row in dataset:
+        masks = [load_mask(mask) for mask in packed(row)]
+        assert all(mask.shape == TINY_SIZE and mask.any() for mask in masks)
+        if name == "sa1b":
+            assert len(masks) == 1  # for stage 1
+            continue
+        assert Path(row["images"][0]["path"]).is_file()
+        assert sum(count_placeholders(message["content"]) for message in row["messages"]) == len(masks)
+        assert row["messages"][-1]["role"] == "assistant"
+
+
+def test_datasets_of_different_columns_mix(load, tmp_path):
+    names = ["refcoco", "coco", "reasonseg", "rec", "pope", "grandf"]
+    roots = [f"{name}={write(name, tmp_path / name).root}" for name in names]
+    alone = sum(len(load(name, data_root=roots)[0]) for name in names)
+    rows = list(load(*names, data_root=roots)[0])
+    assert len(rows) == alone
+    for row in rows:
+        boxes = (row["objects"] or {}).get("bbox") or []
+        text = "".join(message["content"] for message in row["messages"])
+        assert text.count("<bbox>") == len(boxes) and count_placeholders(text) == len(packed(row))
 
 
 def test_a_split_is_converted_and_read(load, tmp_path):
