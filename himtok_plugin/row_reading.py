@@ -8,18 +8,11 @@ This module does not know models, torch and ms-swift: its processes import littl
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from itertools import islice
-from multiprocessing import connection
 from typing import Any
 
 import numpy as np
@@ -27,6 +20,7 @@ import numpy as np
 from .coco_masks import short
 from .mask_rows import first_image_size, load_squares, row_masks
 from .resumable_output import REJECTED
+from .worker_pool import map_ordered
 
 CODES = "mask_codes"
 ROWS_PER_TASK = 8  # read at a time by a process; a row may hold a hundred masks, 64 kB each
@@ -50,41 +44,13 @@ Task = tuple[list[ReadRow], dict[bytes, np.ndarray]]  # rows, and every square t
 
 
 def read_rows(lines: Iterator[tuple[int, bytes]], side: int, num_workers: int) -> Iterator[Task]:
-    """Rows of (number, line) in order, read ahead by `num_workers` processes."""
+    """Rows of (number, line) in order, read ahead by `num_workers` processes; 0: by this one.
+
+    Raises:
+        ChildProcessError: a process was killed.
+    """
     tasks = iter(lambda: list(islice(lines, ROWS_PER_TASK)), [])
-    if num_workers == 0:
-        yield from (_read_task(task, side) for task in tasks)
-        return
-    # Spawned, not forked: a fork of a process with threads and a device may hang, and these start quickly.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, spawn, initializer=_follow_parent) as pool:
-        ahead: deque = deque()
-        try:
-            for task in tasks:
-                ahead.append(pool.submit(_read_task, task, side))
-                if len(ahead) >= num_workers * TASKS_AHEAD:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "a process that reads masks was killed, as happens when memory runs out: finished rows are kept, "
-                "run again with a smaller num_workers"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _follow_parent() -> None:
-    """End a reading process with its parent, which it would wait for when that was killed, and not before."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent is the one to act on it
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    yield from map_ordered(partial(_read_task, side=side), tasks, num_workers, TASKS_AHEAD)
 
 
 def _read_task(lines: Iterable[tuple[int, bytes]], side: int) -> Task:

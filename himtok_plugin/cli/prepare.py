@@ -77,7 +77,7 @@ def _dataset_command(format: Format):
         from ..data.formats.reader import Source
         from ..data.prepare import Job, prepare
         from ..data.tasks import TaskOptions
-        from ..data.worker_pool import default_workers
+        from ..worker_pool import default_workers
 
         source = Source(format.name, root, split, annotations, images, check_images, relative_paths, category)
         job = Job(
@@ -142,7 +142,7 @@ def mix_rows(
 ) -> None:
     """Rows of several datasets in one file, in the proportions that a YAML says."""
     from ..data.mixture import Mixture, mix
-    from ..data.worker_pool import default_workers
+    from ..worker_pool import default_workers
 
     workers = default_workers() if num_workers is None else num_workers
     loaded = Mixture.load(mixture, seed, workers, strict)
@@ -182,7 +182,7 @@ def check_rows(
 ) -> None:
     """Check rows: masks, placeholders, images, boxes, images shared with evaluation. Exit status 1 for findings."""
     from ..data.row_check import check
-    from ..data.worker_pool import default_workers
+    from ..worker_pool import default_workers
 
     with progress("B") as on_progress:
         report = check(

@@ -22,12 +22,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..worker_pool import map_ordered
 from .catalog import format_named, open_reader
 from .formats.reader import Reader, Source
 from .prompts import Prompts
 from .records import BAD_ENTRY, BadEntry, Record, SkipLog, StrictError
 from .tasks import TASKS, Maker, Phrase, TaskOptions
-from .worker_pool import map_ordered
 
 NEGATIVES_FROM = 1000  # images whose expressions are asked of others
 NEGATIVES = 8192  # most of them

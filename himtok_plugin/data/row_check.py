@@ -30,8 +30,8 @@ from ..mask_rows import as_list, row_masks
 from ..mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
 from ..masks import load_mask
 from ..run_lengths import Runs
+from ..worker_pool import map_ordered
 from .prepare import replacing
-from .worker_pool import map_ordered
 
 LINES_PER_CALL = 64
 EXAMPLES = 20  # bad rows that are listed; all of them are counted

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from typing import Any, TypeVar
-
-from ..row_reading import _follow_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,11 +30,12 @@ def default_workers() -> int:
     return cores if cores > 1 else 0
 
 
-def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int, items_ahead: int = AHEAD) -> Iterator[R]:
     """`function` of each item, by `workers` processes; 0: this one does.
 
     Args:
         function: picklable; it is sent to each process once, so it may carry what it needs.
+        items_ahead: per process, that are worked on or have been before their result is asked for: bounds memory.
     Raises:
         ChildProcessError: a process was killed.
     """
@@ -42,20 +44,20 @@ def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int) ->
     if workers == 0:
         yield from map(function, items)
         return
-    # Spawned, not forked: a fork of a process with threads may hang.
+    # Spawned, not forked: a fork of a process with threads and a device may hang, and these start quickly.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=_begin, initargs=(function,)) as pool:
         ahead: deque = deque()
         try:
             for item in items:
                 ahead.append(pool.submit(_call, item))
-                if len(ahead) >= workers * AHEAD:
+                if len(ahead) >= workers * items_ahead:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                "a process that reads annotations was killed, as happens when memory runs out: try fewer num_workers"
+                "a working process was killed, as happens when memory runs out: try fewer num_workers"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -65,6 +67,18 @@ def _begin(function: Callable[[Any], Any]) -> None:
     global _function
     _follow_parent()
     _function = function
+
+
+def _follow_parent() -> None:
+    """End this process with its parent, which it would wait for when that was killed, and not before."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent is the one to act on it
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _call(item: Any) -> Any:
