@@ -3,8 +3,8 @@
     python examples/03_reconstruct_masks.py [MASKS.jsonl] [--output DIR] [--steps N] [--start default]
 
 MASKS.jsonl: one `{"image_id": …, "segmentation": COCO RLE}` per line, as COCO's annotations hold them. Every fifth
-image is held out. Generated shapes join the training, since a few hundred masks alone are learned by heart. Without a
-file: generated shapes only.
+image is held out. A few hundred masks alone are learned by heart, so each one is seen at many sizes and places, and
+generated shapes join them. Without a file: generated shapes only.
 """
 
 import argparse
@@ -12,6 +12,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from himtok_plugin import MaskTokenizer, load_mask
 from himtok_plugin.data.scenes import generate_masks
@@ -21,7 +24,9 @@ from himtok_plugin.resources import config_path
 
 HELD_OUT_EVERY = 5
 GENERATED = 8000
-COPIES = 20  # of each real mask, so that half of what is seen is real
+VARIANTS = 60  # of each real mask
+SCALES = (0.5, 2.0)
+VISIBLE = 0.5  # of a variant at least, which may lie over the edge
 
 
 def main() -> None:
@@ -41,13 +46,15 @@ def main() -> None:
         entries = [json.loads(line) for line in arguments.masks.read_text(encoding="utf-8").splitlines()]
         images = sorted({entry["image_id"] for entry in entries})
         unseen = set(images[::HELD_OUT_EVERY])
-        train = [entry["segmentation"] for entry in entries if entry["image_id"] not in unseen]
+        train = [load_mask(entry["segmentation"]) for entry in entries if entry["image_id"] not in unseen]
         held_out = [load_mask(entry["segmentation"]) for entry in entries if entry["image_id"] in unseen]
         print(f"{len(train)} masks to train on, {len(held_out)} of {len(unseen)} unseen images to measure on")
     else:
         train, held_out = [], list(generate_masks(200, seed=2))
     rows = output / "masks.jsonl"
-    rows.write_text("".join(json.dumps({"masks": [mask]}) + "\n" for mask in train * COPIES + generated))
+    rng = np.random.default_rng(1)
+    moved = [to_rle(variant(mask, rng)) for mask in train for _ in range(VARIANTS)]
+    rows.write_text("".join(json.dumps({"masks": [mask]}) + "\n" for mask in moved + generated))
 
     start = output / "untrained"
     if arguments.start:
@@ -64,6 +71,23 @@ def main() -> None:
     tokenizer = MaskTokenizer.from_pretrained(output / "stage1" / f"checkpoint-{arguments.steps}")
     for n, scores in reconstruction_scores(tokenizer, held_out).items():
         print(f"{n:2d} tokens: mean IoU {scores['gIoU']:.3f}, cIoU {scores['cIoU']:.3f}")
+
+
+def variant(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The object of a mask mirrored or not, at another size and place in a picture as large: bool (h, w)."""
+    height, width = mask.shape
+    picture = Image.fromarray(mask.astype(np.uint8) * 255)
+    left, upper, right, lower = picture.getbbox()
+    centre = np.array([(left + right) / 2, (upper + lower) / 2])
+    while True:
+        scale = float(np.exp(rng.uniform(*np.log(SCALES))))
+        x_scale = scale * rng.choice((-1, 1))
+        x, y = rng.uniform(0, width), rng.uniform(0, height)
+        # What PIL takes: where in the old picture each pixel of the new one comes from.
+        affine = (1 / x_scale, 0, centre[0] - x / x_scale, 0, 1 / scale, centre[1] - y / scale)
+        moved = np.asarray(picture.transform((width, height), Image.Transform.AFFINE, affine)) > 0
+        if moved.sum() >= VISIBLE * scale**2 * mask.sum():
+            return moved
 
 
 def initialise(arguments: argparse.Namespace, folder: Path) -> None:

@@ -45,15 +45,15 @@ def stage_two(world):
         mask_tokenizer=world.mask_tokenizer,
         dataset=world.scenes,
         output_dir=world.root / "stage_two",
-        max_steps=60,
+        max_steps=120,
         learning_rate=5e-3,
         per_device_train_batch_size=16,
         save_strategy="steps",
-        save_steps=60,
+        save_steps=120,
         **LMM,
         **STAGE_TWO,
     )
-    return result, world.root / "stage_two" / "checkpoint-60"
+    return result, world.root / "stage_two" / "checkpoint-120"
 
 
 @pytest.fixture
