@@ -8,6 +8,7 @@ how reports look.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,9 +63,9 @@ def evaluate_results(
             raise ValueError(f"{name}: {error}") from error
         scores.add(row, name)
     found = [number for part in processes.gathered(seen) for number in part]
-    if len(set(found)) < len(found):
-        repeated = next(number for number in found if found.count(number) > 1)
-        raise ValueError(f"{path}: row number {repeated} occurs more than once: expected results of {rows} alone")
+    ((most, times),) = Counter(found).most_common(1) or ((None, 0),)
+    if times > 1:
+        raise ValueError(f"{path}: row number {most} occurs more than once: expected results of {rows} alone")
     failures: list[str] = []
     if rows is not None and processes.rank == 0:
         failures = _add_failures(scores, rows, set(found))

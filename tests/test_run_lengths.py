@@ -75,6 +75,17 @@ def test_iou_is_that_of_pycocotools():
         assert x.area == coco.area(a)
 
 
+@pytest.mark.parametrize("sigma", [0, 1, 5])
+def test_overlap_is_exactly_that_of_pycocotools_on_masks_of_many_runs(sigma):
+    rng = np.random.default_rng(sigma)
+    noise = [ndimage.gaussian_filter(rng.random((120, 160)), sigma) for _ in range(4)]
+    encoded = [to_rle(each > np.quantile(each, share)) for each in noise for share in (0.1, 0.5, 0.9)]
+    for a in encoded:
+        for b in encoded:
+            expected = int(coco.area(coco.merge([a, b], intersect=True)))
+            assert Runs.from_rle(a).overlap(Runs.from_rle(b)) == expected
+
+
 def test_masks_of_another_size_are_refused():
     a, b = Runs.empty((4, 5)), Runs.empty((5, 4))
     for operation in (a.overlap, a.and_, a.without):
