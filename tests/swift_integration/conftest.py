@@ -23,7 +23,7 @@ def environment():
     """
     before, content = os.environ, dict(os.environ)
     yield
-    os.environ = before
+    os.environ = before  # noqa: B003 the mapping that was there, not a plain one
     os.environ.clear()
     os.environ.update(content)
 

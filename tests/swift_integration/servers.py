@@ -1,5 +1,7 @@
-"""A real `swift deploy --plugin himtok` on loopback, and a gate before it that counts, holds back and refuses."""
+"""A real `swift deploy --plugin himtok` on loopback, images to ask it about, a gate before it that refuses requests."""
 
+import base64
+import io
 import json
 import os
 import signal
@@ -14,6 +16,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from runs import flags
 
 START_SECONDS = 180  # of which ten on a quiet machine
@@ -63,6 +67,16 @@ def end(process: subprocess.Popen, number: int) -> None:
     if process.poll() is None:
         os.killpg(process.pid, number)
         process.wait(timeout=30)
+
+
+def data_url(image: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(image).decode()
+
+
+def png(h: int, w: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (h, w, 3), dtype=np.uint8)).save(buffer, "png")
+    return buffer.getvalue()
 
 
 class Gate(ThreadingHTTPServer):

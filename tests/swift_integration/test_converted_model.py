@@ -1,21 +1,14 @@
 """A converted chat model is a base like any other: `swift infer`, LoRA, full training, `swift deploy`."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-from contextlib import contextmanager
-from pathlib import Path
 
 import openai
 import pytest
 from chat_models import MASK_TOKENS, SYSTEM, chat_model, internlm2_files, train_sentencepiece, with_tokenizer
 from PIL import Image
-from runs import LMM, STAGE_TWO, export, flags, infer, run_swift, sft
+from runs import LMM, STAGE_TWO, export, infer, run_swift, sft
+from servers import data_url, deployed, png
 from swift.arguments import InferArguments
-from test_serving import _wait_for, data_url, png
 from transformers import AutoProcessor
 
 from himtok_plugin import Segmenter, cli
@@ -137,37 +130,12 @@ def test_full_training_keeps_the_settings(converted, world, tmp_path):
     assert_masks(infer(world.scenes, tmp_path / "out.jsonl", model=checkpoint, **ONE_MASK))
 
 
-@contextmanager
-def deployed(model: Path, root: Path):
-    """Address of a `swift deploy` that has started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = {"model": model, "host": "127.0.0.1", "port": port, "served_model_name": "himtok", "verbose": False}
-    environment = {name: value for name, value in os.environ.items() if name != "HIMTOK_ACTIVE_PLUGINS"}
-    with open(root / "log.txt", "w") as log:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("swift"), "deploy", "--plugin", "himtok", *flags(**options, **ONE_MASK)],
-            env={**environment, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-            cwd=root,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # `swift` starts a process of its own, which has to end with it
-        )
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/health", process, root / "log.txt")
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
-
-
 @pytest.mark.slow
 def test_swift_deploy_answers_with_segments(converted, tmp_path):
     url = data_url(png(48, 64))
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
     with (
-        deployed(converted, tmp_path) as address,
+        deployed(tmp_path, model=converted, served_model_name="himtok", **ONE_MASK) as address,
         openai.OpenAI(base_url=address, api_key="x", max_retries=0) as client,
     ):
         answer = client.chat.completions.create(

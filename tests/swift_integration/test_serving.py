@@ -1,25 +1,15 @@
 """`swift deploy`, a real one, driven by the `openai` package: everyone gets the own masks, bad requests a reason."""
 
 import asyncio
-import base64
-import io
-import os
 import random
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import openai
 import pytest
-from PIL import Image
-from runs import flags, infer, mask_of, read_rows, write_rows
+from runs import infer, mask_of, read_rows, write_rows
+from servers import data_url, deployed, png
 from swift.infer_engine import RequestConfig
 from swift.infer_engine.protocol import (
     ChatCompletionResponse,
@@ -40,56 +30,23 @@ from himtok_plugin.swift_integration.serving import SegmentInferRequest, answer_
 
 MODEL, KEY = "segmenter", "secret"
 MAX_PIXELS, MAX_MASKS = 10_000, 3
-START_SECONDS = 180  # of which ten on a quiet machine
 
 
 @pytest.fixture(scope="module")
 def server(stage_two, tmp_path_factory):
     """Address of a running server."""
-    root = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = {
-        "model": stage_two[1],
-        "host": "127.0.0.1",
-        "port": port,
-        "served_model_name": MODEL,
-        "api_key": KEY,
-        "max_batch_size": 8,
-        "max_new_tokens": 48,
-        "temperature": 0,
-        "max_image_pixels": MAX_PIXELS,
-        "max_request_masks": MAX_MASKS,
-        "verbose": False,
-    }
-    environment = {name: value for name, value in os.environ.items() if name != "HIMTOK_ACTIVE_PLUGINS"}
-    with open(root / "log.txt", "w") as log:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("swift"), "deploy", "--plugin", "himtok", *flags(**options)],
-            env={**environment, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-            cwd=root,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # `swift` starts a process of its own, which has to end with it
-        )
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/health", process, root / "log.txt")
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
-
-
-def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.2)
-    pytest.fail(f"the server did not start:\n{log.read_text()[-4000:]}")
+    with deployed(
+        tmp_path_factory.mktemp("server"),
+        model=stage_two[1],
+        served_model_name=MODEL,
+        api_key=KEY,
+        max_batch_size=8,
+        max_new_tokens=48,
+        temperature=0,
+        max_image_pixels=MAX_PIXELS,
+        max_request_masks=MAX_MASKS,
+    ) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +65,6 @@ def scenes(stage_two, world, tmp_path_factory):
         question = row["messages"][0]["content"].removeprefix("<image>")
         scenes.append((question, data_url(Path(row["images"][0]).read_bytes()), answer))
     return scenes
-
-
-def data_url(image: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(image).decode()
-
-
-def png(h: int, w: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (h, w, 3), dtype=np.uint8)).save(buffer, "png")
-    return buffer.getvalue()
 
 
 def ask(client, question: str, url: str | None, stream: bool = False, model: str = MODEL, extra=None, **options):
