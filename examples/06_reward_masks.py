@@ -54,6 +54,7 @@ def train(arguments, seed: int) -> tuple[float, float, float]:
         "output_dir": output,
         "tuner_type": "full",
         "torch_dtype": "float32",
+        "fp16": "false",  # ms-swift takes float32 for half precision otherwise
         "freeze_vit": "false",
         "freeze_aligner": "false",
         "use_vllm": "false",
