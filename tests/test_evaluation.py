@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from result_rows import SIZE, mask, predicted
 from scipy import ndimage
 from tiny_models import tiny_model
 
@@ -15,19 +16,6 @@ from himtok_plugin.masks import from_square, to_rle
 from himtok_plugin.protocols import find_protocol, resize_square
 from himtok_plugin.provenance import RunCard, checkpoint_hash
 from himtok_plugin.scoring import RowScores, score_rows
-
-SIZE = (4, 4)
-
-
-def mask(*columns):
-    """(4, 4) with whole columns in the foreground."""
-    made = np.zeros(SIZE, dtype=bool)
-    made[:, list(columns)] = True
-    return made
-
-
-def predicted(*columns):
-    return {**to_rle(mask(*columns)), "codes": [1, 2], "score": 0.5, "complete": True}
 
 
 def asked(text):

@@ -5,22 +5,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from result_rows import SIZE, mask, predicted
 
 from himtok_plugin.masks import to_rle
 from himtok_plugin.scoring import score_rows
-
-SIZE = (4, 4)
-
-
-def mask(*columns):
-    """(4, 4) with whole columns in the foreground."""
-    made = np.zeros(SIZE, dtype=bool)
-    made[:, list(columns)] = True
-    return made
-
-
-def predicted(*columns):
-    return {**to_rle(mask(*columns)), "codes": [1, 2], "score": 0.5, "complete": True}
 
 
 def write(folder, *rows):
