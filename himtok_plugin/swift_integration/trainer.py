@@ -164,10 +164,10 @@ class MaskTrainer(Seq2SeqTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _mask_losses(self, outputs, masks: MaskBatch | None, shape, logits_to_keep, num_items, mode: str) -> Tensor:
-        if masks is None or masks.supervised is None or not len(masks.supervised):
-            return self._loss_of_no_mask()
         if getattr(outputs, "logits", None) is None:
             raise RuntimeError("the mask loss needs the model's logits, which use_liger_kernel does not keep")
+        if masks is None or masks.supervised is None or not len(masks.supervised):
+            return self._loss_of_no_mask(outputs)
         if logits_to_keep is None and outputs.logits.shape[:-1] != shape:
             # Older bases (XComposer2, Yi-VL) put images between the ids only inside the model.
             raise ValueError(
@@ -219,17 +219,19 @@ class MaskTrainer(Seq2SeqTrainer):
         generator = torch.Generator().manual_seed(self.args.seed * LEVEL_SEED + self.state.global_step)
         return draw_levels(min(self.masks.settings.num_coarse_levels, k - 1), k, generator)
 
-    def _loss_of_no_mask(self) -> Tensor:
+    def _loss_of_no_mask(self, outputs) -> Tensor:
         """A zero. Other processes may have masks, and the same must be communicated in all of them."""
         if not self._is_sharded:
             used = self._used_later
             return torch.zeros((), device=self.args.device) if used is None or used.zero is None else used.zero
-        # One mask that does not count: sharded parts are gathered, and reduced, as they are called.
+        # One mask that does not count: sharded parts are gathered as they are called, forwards and, in the order of the
+        # graph, backwards. So it hangs on the logits as a mask does, or processes would wait for each other's parts.
         config, device = self._detokenizer.config, self.args.device
-        probabilities = torch.zeros((1, config.num_mask_tokens, config.codebook_size), device=device)
+        rows = torch.zeros(config.num_mask_tokens, dtype=torch.int64, device=device)
+        logits = mask_logits(self._tap.logits_behind(outputs.logits), self.masks.vocabulary.code_ids, rows)
         target = torch.zeros((1, config.image_size, config.image_size), device=device)
         with self.accelerator.autocast():
-            losses = self._terms(probabilities, target, torch.zeros(1, device=device))
+            losses = self._terms(code_probabilities(logits)[None], target, torch.zeros(1, device=device))
         return losses.bce + losses.dice + losses.hierarchical
 
     def _log_next_token_loss(self, loss: Tensor, labels: Tensor | None, num_items, mode: str) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ COMMON = {
 }
 FLOAT32 = {"torch_dtype": "float32", "fp16": False, "bf16": False}
 BFLOAT16 = {"torch_dtype": "bfloat16", "bf16": True}
+DEEPSPEED_ON_CPUS = Path(__file__).with_name("deepspeed_on_cpus.py")
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is an extra")
 
 
@@ -120,7 +122,7 @@ CASES = {
     "ddp lora": (2, {**FLOAT32, "tuner_type": "lora", "target_modules": "all-linear"}),
     "zero2": (2, {**BFLOAT16, "deepspeed": "zero2"}),
     "zero2 lora": (2, {**BFLOAT16, "deepspeed": "zero2", "tuner_type": "lora", "target_modules": "all-linear"}),
-    "zero3": (1, {**BFLOAT16, "deepspeed": "zero3"}),
+    "zero3": (2, {**BFLOAT16, "deepspeed": "zero3", "external_plugins": DEEPSPEED_ON_CPUS}),
     "fsdp2 in one process": (1, {**FLOAT32, "fsdp": "fsdp2"}),
     "fsdp2": (2, {**FLOAT32, "fsdp": "fsdp2"}),
     "fsdp2 in half precision": (2, {**BFLOAT16, "fsdp": "fsdp2"}),

@@ -3,14 +3,16 @@
 import importlib.util
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
-from runs import flags, run_swift, write_rows
+from runs import flags, read_rows, run_swift, write_rows
 
 from himtok_plugin.swift_integration.tokenizer_halves import DETOKENIZER, load_detokenizer
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is an extra")
 
+PROCESSES, STEPS = 2, 4
 # Nothing stays gathered for being small or used again soon, and nothing is fetched ahead of its use.
 STRICT = {
     "stage": 3,
@@ -26,6 +28,7 @@ BATCH = {"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "
 # A further plugin of the run: notes what DeepSpeed gathers, by whichever of its ways, within which part of a step.
 RECORDER = """
 import json
+import os
 from functools import wraps
 
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
@@ -35,7 +38,7 @@ STATE = {"part": None, "step": -1, "names": {}}
 
 
 def note(**event):
-    with open("gathers.jsonl", "a") as file:
+    with open(f"gathers_{os.environ['RANK']}.jsonl", "a") as file:
         file.write(json.dumps({"part": STATE["part"], "step": STATE["step"], **event}) + "\\n")
 
 
@@ -89,20 +92,20 @@ within("mask loss", "_mask_losses")
 
 @pytest.fixture
 def gathers(world, tmp_path):
-    """What was gathered in three steps with one row each, the last one without a mask, as noted by the recorder."""
+    """What each process gathered in four steps of one row each, some of them without a mask; as the recorder noted."""
 
-    def run(processes=1, **options):
+    def run(**options):
         (tmp_path / "recorder.py").write_text(RECORDER)
         config = {"zero_optimization": STRICT, "bf16": {"enabled": "auto"}, "gradient_clipping": "auto", **BATCH}
         (tmp_path / "zero3.json").write_text(json.dumps(config))
         without = {k: v for k, v in world.row("<image>What is it?", "No shape.").items() if k != "masks"}
-        rows = [world.segment(world.left), world.segment(world.right), without]
+        one, other = world.segment(world.left), world.segment(world.right)
         argv = flags(
             plugin="himtok",
-            external_plugins=tmp_path / "recorder.py",
+            external_plugins=[Path(__file__).with_name("deepspeed_on_cpus.py"), tmp_path / "recorder.py"],
             model=world.lmm,
             mask_tokenizer=world.mask_tokenizer,
-            dataset=write_rows(tmp_path / "rows.jsonl", rows),
+            dataset=write_rows(tmp_path / "rows.jsonl", [one, other, one, without, without, one, without, without]),
             output_dir=tmp_path / "out",
             deepspeed=tmp_path / "zero3.json",
             ddp_backend="gloo",
@@ -123,12 +126,12 @@ def gathers(world, tmp_path):
             gradient_accumulation_steps=1,
             train_dataloader_shuffle=False,
             dataset_shuffle=False,
-            max_steps=3,
+            max_steps=STEPS,
             **options,
         )
-        done = run_swift("sft", *argv, cwd=tmp_path, NPROC_PER_NODE=str(processes))
+        done = run_swift("sft", *argv, cwd=tmp_path, NPROC_PER_NODE=str(PROCESSES))
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-        return [json.loads(line) for line in (tmp_path / "gathers.jsonl").read_text().splitlines()]
+        return [read_rows(tmp_path / f"gathers_{rank}.jsonl") for rank in range(PROCESSES)]
 
     return run
 
@@ -138,25 +141,25 @@ def names_in(events, part, step=None):
 
 
 def test_mask_loss_gathers_the_detokenizer_and_nothing_else(gathers, world):
-    events = gathers(mask_loss_weight=1, hierarchical_loss_weight=1)
     modules = dict(load_detokenizer(world.mask_tokenizer).named_parameters())
     detokenizer = {f"mask_tokenizer.{name}" for name in modules if name.startswith(DETOKENIZER)}
     assert len(detokenizer) < len(modules)  # there is a codebook as well
-    for step in range(3):
-        # Once for the full prediction and once for all coarse ones, in the step without masks as in the others.
-        assert Counter(names_in(events, "mask loss", step)) == dict.fromkeys(detokenizer, 2)
-        assert not any("mask_tokenizer" in name for name in names_in(events, "forward", step))
-        # Backwards through both, and the LMM's own.
-        backward = Counter(names_in(events, "step", step))
-        assert {name for name in backward if "mask_tokenizer" in name} == detokenizer
-        assert max(backward[name] for name in detokenizer) <= 2
-    left = [event["live"] for event in events if "live" in event]
-    assert left == [[]] * 3  # what was gathered is given back, part by part
-    ways = {event["way"] for event in events if event["part"] == "mask loss" and "way" in event}
-    assert ways == {"all_gather_coalesced"}  # as modules are called, not as something reads a parameter by the way
+    for events in gathers(mask_loss_weight=1, hierarchical_loss_weight=1):
+        for step in range(STEPS):
+            # Once for the full prediction and once for all coarse ones, without masks as with them.
+            assert Counter(names_in(events, "mask loss", step)) == dict.fromkeys(detokenizer, 2)
+            assert not any("mask_tokenizer" in name for name in names_in(events, "forward", step))
+            # Backwards through both, and the LMM's own.
+            backward = Counter(names_in(events, "step", step))
+            assert {name for name in backward if "mask_tokenizer" in name} == detokenizer
+            assert max(backward[name] for name in detokenizer) <= 2
+        left = [event["live"] for event in events if "live" in event]
+        assert left == [[]] * STEPS  # what was gathered is given back, part by part
+        ways = {event["way"] for event in events if event["part"] == "mask loss" and "way" in event}
+        assert ways == {"all_gather_coalesced"}  # as modules are called, not as something reads a parameter by the way
 
 
 def test_without_a_mask_loss_nothing_of_the_mask_tokenizer_is_gathered(gathers):
-    events = gathers()
-    assert names_in(events, "forward")
-    assert not any("mask_tokenizer" in name for event in events for name in event.get("gathered", ()))
+    for events in gathers():
+        assert names_in(events, "forward")
+        assert not any("mask_tokenizer" in name for event in events for name in event.get("gathered", ()))
