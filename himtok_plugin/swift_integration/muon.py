@@ -2,22 +2,94 @@
 
 Muon (https://kellerjordan.github.io/posts/muon) orthogonalises the momentum of a matrix; with its step scaled to the
 size of AdamW's (arXiv 2502.16982), AdamW's learning rate and weight decay fit. A model from nothing learns with it in a
-fraction of the steps what an image shows. ms-swift's own `muon` fetches its code from GitHub; this one is torch's.
+fraction of the steps what an image shows. ms-swift's own `muon` fetches its code from GitHub; this one is torch's, but
+for the orthogonalisation, which in bfloat16 takes most processors longer than the rest of a step.
 
-Contract: registers an optimizer with ms-swift. Does not know masks.
+Contract: registers an optimizer with ms-swift. Does not know what is learned.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
 from swift.optimizers import OptimizerCallback, optimizers_map
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from ..mask_tokenizer.quantizer import Quantizer
+from ..mask_tokenizer.transformer import SelfAttention
 
 NAME = "muon_adamw"
 IS_MUON = "muon"  # key of a parameter group
+RMS_OF_ADAMW = 0.2  # of AdamW's updates, which an orthogonal matrix is brought to (arXiv 2502.16982)
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon with `adjust_lr_fn="match_rms_adamw"`; on a CPU it orthogonalises in float32, and always matrices of
+    one shape together. Rounding aside, state and steps are torch's.
+
+    Args:
+        muon_groups: parameter groups of matrices (out, in).
+        lr: learning rate, as one for AdamW.
+    """
+
+    def __init__(self, muon_groups: list[dict[str, Any]], lr: float):
+        super().__init__(muon_groups, lr=lr, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            with_gradient: list[Tensor] = []
+            gradients: list[Tensor] = []
+            momenta: list[Tensor] = []
+            self._init_group(group, with_gradient, gradients, momenta)
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            for parameter, gradient, momentum in zip(with_gradient, gradients, momenta, strict=True):
+                momentum.lerp_(gradient, 1 - group["momentum"])
+                update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+                by_shape[parameter.shape].append((parameter, update))
+            for shape, pairs in by_shape.items():
+                rate = group["lr"] * RMS_OF_ADAMW * max(shape) ** 0.5
+                updates = orthogonalise(
+                    torch.stack([update for _, update in pairs]),
+                    group["ns_coefficients"],
+                    group["ns_steps"],
+                    group["eps"],
+                )
+                for (parameter, _), update in zip(pairs, updates, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update, alpha=-rate)
+        return loss
+
+
+def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Newton-Schulz iterations towards U V^T of U S V^T (https://kellerjordan.github.io/posts/muon).
+
+    Args:
+        matrices: (m, rows, columns).
+        coefficients: of x, x^3 and x^5, by which every singular value goes in a step.
+        steps: how often.
+        eps: least norm that a matrix is divided by.
+
+    Returns:
+        (m, rows, columns), bfloat16 on accelerators and float32 on a CPU, which seldom has products of the former.
+    """
+    linear, cubic, quintic = coefficients
+    x = matrices.to(torch.float32 if matrices.device.type == "cpu" else torch.bfloat16)
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear)
+    return x.mT if tall else x
 
 
 class MuonAndAdamW(Optimizer):
@@ -39,7 +111,7 @@ class MuonAndAdamW(Optimizer):
         eps: float = 1e-8,
     ):
         self._parts = {
-            True: torch.optim.Muon(muon_groups, lr=lr, adjust_lr_fn="match_rms_adamw"),
+            True: Muon(muon_groups, lr=lr),
             False: torch.optim.AdamW(adamw_groups, lr=lr, betas=betas, eps=eps),
         }
         groups = [{**group, IS_MUON: kind} for kind, part in self._parts.items() for group in part.param_groups]
@@ -67,7 +139,7 @@ class MuonAdamWCallback(OptimizerCallback):
         """The optimizer of the trainer's model.
 
         Raises:
-            ValueError: parameters are sharded, or this version of torch has no Muon.
+            ValueError: parameters are sharded, or there is no matrix to train.
         """
         args, trainer = self.args, self.trainer
         if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
@@ -75,8 +147,6 @@ class MuonAdamWCallback(OptimizerCallback):
                 f"optimizer={NAME!r}: got DeepSpeed or FSDP, expected neither: shards of a matrix cannot be "
                 "orthogonalised"
             )
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(f"optimizer={NAME!r}: got torch {torch.__version__}, expected 2.9 or newer")
         model = trainer.model if model is None else model
         decayed = set(trainer.get_decay_parameter_names(model))
         hidden = _hidden_matrices(model)
@@ -102,7 +172,7 @@ class MuonAdamWCallback(OptimizerCallback):
 
 
 def _hidden_matrices(model: nn.Module) -> set[int]:
-    """Ids of the weights of linear layers, without the one that makes logits, tied to the embeddings or not."""
+    """Ids of the weights of linear layers, without those of embeddings, logits (tied or not) and codebooks."""
     outside = set()
     for module in model.modules():
         for get in ("get_input_embeddings", "get_output_embeddings"):
@@ -112,7 +182,10 @@ def _hidden_matrices(model: nn.Module) -> set[int]:
                 continue
             if layer is not None:
                 outside.add(id(getattr(layer, "weight", None)))
+        if isinstance(module, Quantizer):
+            outside.update(map(id, module.parameters()))  # codes are places, like embeddings
     weights = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    weights |= {id(module.in_proj_weight) for module in model.modules() if isinstance(module, SelfAttention)}
     return weights - outside
 
 
