@@ -4,7 +4,8 @@
 
 Answers every row greedily with at most so many tokens per mask, and with masks that end early. Each answer is decoded
 four ways: its codes alone, and its code probabilities from the 5 and the 20 likeliest tokens (as servers return them)
-and in full. IoU is the mean over the rows of all masks of a row together. Defaults are what `himtok demo` leaves.
+and in full. IoU is the mean over the rows of all masks of a row together. By default the checkpoint that ships answers
+the scenes that `himtok demo` leaves.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from himtok_plugin import startup
 from himtok_plugin.masks import load_mask
 from himtok_plugin.metrics import mask_iou
 from himtok_plugin.prediction import Answer, MaskPredictor
+from himtok_plugin.resources import default_checkpoint
 from himtok_plugin.token_logprobs import code_probabilities_of_logprobs
 
 MAX_NEW_TOKENS = 128
@@ -29,12 +31,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", nargs="?", type=Path)
     parser.add_argument("rows", nargs="?", type=Path, default=Path("himtok_demo/held_out/rows.jsonl"))
-    parser.add_argument("--tokens", type=int, nargs="*", default=[2, 4, 8])
+    parser.add_argument("--tokens", type=int, nargs="*", default=[2, 4, 8, 16])
     parser.add_argument("--early_stop", type=float, nargs="*", default=[0.3, 0.4, 0.5, 0.6, 0.7])
     parser.add_argument("--limit", type=int, default=200, help="rows at most")
     parser.add_argument("--batch_size", type=int, default=16)
     arguments = parser.parse_args()
-    checkpoint = arguments.checkpoint or newest(Path("himtok_demo/stage3"))
+    checkpoint = arguments.checkpoint or default_checkpoint()
     rows = [json.loads(line) for line in arguments.rows.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if row.get("masks") and len(row["messages"]) == 2][: arguments.limit]
     measure = Measurement(checkpoint, rows, arguments.batch_size)
@@ -44,14 +46,6 @@ def main() -> None:
         measure(f"{count}", num_mask_tokens=count)
     for threshold in arguments.early_stop:
         measure(f"early stop {threshold}", mask_early_stop=threshold)
-
-
-def newest(folder: Path) -> Path:
-    """The last checkpoint in a training's folder."""
-    found = sorted(folder.glob("**/checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    if not found:
-        raise SystemExit(f"{folder}: holds no checkpoint; train one with `himtok demo`, or name yours")
-    return found[-1]
 
 
 class Measurement:

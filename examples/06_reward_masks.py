@@ -2,9 +2,9 @@
 
     python examples/06_reward_masks.py CHECKPOINT ROWS HELD_OUT [--output DIR] [--steps 60] [--seeds 3]
 
-CHECKPOINT: a half-trained one, say stage 2 of `himtok demo`; ROWS, HELD_OUT: rows.jsonl of its scenes. The reward is
-the IoU of what the sampled codes decode to, with a share for coarse prefixes, beside legal text, the right number of
-masks and no mask where nothing is meant. Runs on the CPU; needs `pip install himtok_plugin[rl]`.
+CHECKPOINT: a half-trained one, say stage 2 of `himtok demo --train`; ROWS, HELD_OUT: rows.jsonl of its scenes. The
+reward is the IoU of what the sampled codes decode to, with a share for coarse prefixes, beside legal text, the right
+number of masks and no mask where nothing is meant. Runs on the CPU; needs `pip install himtok_plugin[rl]`.
 """
 
 import argparse

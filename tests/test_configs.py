@@ -16,7 +16,14 @@ from himtok_plugin.resources import config_names, config_path
 
 # How a tiny model of each base calls itself in its config.json, the one file of a model that the parser opens, and the
 # model type that ms-swift then knows it by.
-MODEL_TYPES = {"internvl": "internvl", "qwen3vl": "qwen3_vl", "qwen25vl": "qwen2_5_vl", "tiny": "internvl"}
+MODEL_TYPES = {
+    "internvl": "internvl",
+    "qwen3vl": "qwen3_vl",
+    "qwen25vl": "qwen2_5_vl",
+    "tiny": "internvl",
+    "pocket": "internvl",
+}
+SMALL = ("tiny", "pocket")  # bases that this project builds, with recipes of its own
 NAME = re.compile(r"stage(?P<stage>[123])_(?P<base>[a-z0-9]+)_(?P<tuner>full|lora)(_(1gpu|8gpu|multinode))?")
 # The reference's recipe, stages 2 and 3 (arXiv 2503.13026).
 RECIPE = {
@@ -95,7 +102,7 @@ def tiny_models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     for base, config in configs.items():
         config.save_pretrained(root / base)
-    return {**{base: root / base for base in configs}, "tiny": root / "internvl"}
+    return {**{base: root / base for base in configs}, **{base: root / "internvl" for base in SMALL}}
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +145,9 @@ def test_ms_swift_parses_every_config_and_knows_every_key(name, parsed):
     assert {key: found["environment"].get(key) for key in environment} == environment
 
 
-@pytest.mark.parametrize("name", [n for n in config_names() if part(n, "stage") != "1" and part(n, "base") != "tiny"])
+@pytest.mark.parametrize(
+    "name", [n for n in config_names() if part(n, "stage") != "1" and part(n, "base") not in SMALL]
+)
 def test_stages_two_and_three_follow_the_reference(name, parsed):
     found, stage = parsed[name], part(name, "stage")
     recipe = dict(RECIPE[stage])
@@ -161,7 +170,7 @@ def global_batch(name):
     return int(found[1]), factors
 
 
-@pytest.mark.parametrize("name", [name for name in config_names() if part(name, "base") != "tiny"])
+@pytest.mark.parametrize("name", [name for name in config_names() if part(name, "base") not in SMALL])
 def test_the_global_batch_of_the_header_is_that_of_launch_line_and_config(name):
     _, factors = global_batch(name)
     config, header = config_of(name), header_of(name)
@@ -194,7 +203,7 @@ def test_header_says_needs_launch_rows_and_override(name):
     assert ("MASTER_ADDR=" in header and "NODE_RANK=" in header) == name.endswith("_multinode")
     if part(name, "tuner") == "lora":
         assert "--merge_lora true" in header
-    if part(name, "base") not in ("tiny", "large"):
+    if part(name, "base") not in (*SMALL, "large"):
         assert "Estimated" in header  # nobody measured them here
 
 

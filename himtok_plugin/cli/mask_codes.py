@@ -34,7 +34,7 @@ WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 @app.command()
 def init(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    size: Annotated[str, typer.Option("--size", help="tiny, small, base or large.")] = "tiny",
+    size: Annotated[str, typer.Option("--size", help="tiny, pocket, small, base or large.")] = "tiny",
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="A field of the configuration; may be repeated."),

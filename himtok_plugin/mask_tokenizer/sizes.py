@@ -1,7 +1,8 @@
 """The named sizes of the mask tokenizer, and the builder that draws one with fresh weights.
 
 The only place where a size has a name. `large` is the layout of the released `himtok.pth`; `small` and `base` are
-TiTok's sizes around the same codebook and pixel decoder; `tiny` learns on a CPU in minutes.
+TiTok's sizes around the same codebook and pixel decoder; `tiny` learns on a CPU in minutes, `pocket`, which ships with
+the package, in hours.
 """
 
 from __future__ import annotations
@@ -34,6 +35,25 @@ SIZES: dict[str, dict] = {
         "pixel_channels": 16,
         "pixel_channel_multipliers": [1, 1, 2, 4],
         "pixel_res_blocks": 1,  # a second one costs a third of the training step and reconstructs no better
+        "pixel_groups": 1,
+    },
+    "pocket": {
+        "encoder_width": 128,
+        "encoder_layers": 3,
+        "encoder_heads": 2,
+        "decoder_width": 128,
+        "decoder_layers": 4,
+        "decoder_heads": 2,
+        "image_size": 96,
+        "patch_size": 16,
+        "num_mask_tokens": 16,
+        "codebook_size": 512,
+        "code_width": 8,
+        "pixel_hidden_width": 128,
+        "pixel_input_channels": 64,
+        "pixel_channels": 8,
+        "pixel_channel_multipliers": [1, 1, 2, 4, 4],
+        "pixel_res_blocks": 1,
         "pixel_groups": 1,
     },
     "small": _titok(width=512, layers=8),

@@ -1,0 +1,137 @@
+"""Compare choices that the method leaves open, with the same budget on the same generated scenes, several seeds each.
+
+    python examples/05_compare_choices.py [--output DIR] [--only CHOICE …] [--steps 300] [--seeds 3]
+
+Compared are the hierarchical loss on and off, codes that are causal or mixed by the released layout, 8, 16 and 32
+tokens, and how the new embedding rows begin; every run is decoded softly and hard. One run is a stage 1
+(`stage1_tiny_full`) and a stage 2 (`stage2_tiny_full`) of so many steps. Finished runs are not made again, so the table
+grows from call to call.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from himtok_plugin import MaskTokenizer
+from himtok_plugin.data.scenes import generate_masks, generate_scenes, write_mask_rows, write_rows
+from himtok_plugin.mask_tokenizer import build_mask_tokenizer
+from himtok_plugin.reconstruction import reconstruction_scores
+from himtok_plugin.resources import config_path
+from himtok_plugin.scoring import score_rows
+from himtok_plugin.tiny_lmm import build_tiny_internvl
+
+TRAIN_SEED, HELD_OUT_SEED, TEXT_SEED = 1, 2, 3
+TRAIN_MASKS, TRAIN_SCENES, TURNS = 20_000, 10_000, 3
+HELD_OUT_MASKS, HELD_OUT_SCENES = 200, 200
+SCORES = ("IoU", "soft", "hard")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Fields of the mask tokenizer's configuration, and flags of stage 2, that differ from the demo's."""
+
+    tokenizer: dict[str, object] = field(default_factory=dict)
+    flags: dict[str, object] = field(default_factory=dict)
+
+
+CHOICES = {
+    "as in the demo": Choice(),
+    "no hierarchical loss": Choice(flags={"hierarchical_loss_weight": 0}),
+    "no mask loss at all": Choice(flags={"hierarchical_loss_weight": 0, "mask_loss_weight": 0}),
+    "legacy reshape": Choice(tokenizer={"latent_layout": "legacy_reshape"}),
+    "16 tokens": Choice(tokenizer={"num_mask_tokens": 16}),
+    "32 tokens": Choice(tokenizer={"num_mask_tokens": 32}),
+    "rows begin with noise": Choice(flags={"mask_rows_init": "noise"}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("choices"))
+    parser.add_argument("--only", nargs="*", choices=CHOICES, default=CHOICES)
+    parser.add_argument("--tokenizer_steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    runs = Runs(arguments.output.resolve(), arguments.tokenizer_steps, arguments.steps)
+    print("| choice | IoU of the tokenizer | cIoU of the LMM, soft | hard |\n|---|---|---|---|", flush=True)
+    for name in arguments.only:
+        scores = [runs.scores(CHOICES[name], seed) for seed in range(arguments.seeds)]
+        columns = [[score[key] for score in scores] for key in SCORES]
+        cells = [f"{statistics.mean(c):.3f} ({', '.join(f'{value:.3f}' for value in c)})" for c in columns]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+class Runs:
+    """The runs in a folder: data, tokenizers, LMMs and their scores."""
+
+    def __init__(self, folder: Path, tokenizer_steps: int, steps: int):
+        self.folder = folder
+        self.tokenizer_steps = tokenizer_steps
+        self.steps = steps
+        self.masks, self.train, self.held_out = folder / "masks.jsonl", folder / "train", folder / "held_out"
+        if not (folder / "lmm").is_dir():
+            write_mask_rows(self.masks, TRAIN_MASKS, TRAIN_SEED)
+            write_rows(self.train, TRAIN_SCENES, TRAIN_SEED, turns=TURNS)
+            write_rows(self.held_out, HELD_OUT_SCENES, HELD_OUT_SEED)
+            texts = [turn["content"] for scene in generate_scenes(500, TEXT_SEED) for turn in scene.messages]
+            build_tiny_internvl(folder / "lmm", texts, "demo")
+
+    def scores(self, choice: Choice, seed: int) -> dict[str, float]:
+        """IoU of the tokenizer, and cIoU of the LMM by decoding."""
+        parts = [f"{key}={value}" for key, value in (choice.tokenizer | choice.flags).items()]
+        folder = self.folder / "_".join([*parts, f"seed={seed}"])
+        done = folder / "scores.json"
+        if not done.is_file():
+            tokenizer = self._tokenizer(choice, seed)
+            flags = {"model": self.folder / "lmm", "mask_tokenizer": tokenizer, **choice.flags}
+            checkpoint = self._train(2, self.train / "rows.jsonl", folder, self.steps, seed, **flags)
+            scores = {decoding: self._ciou(checkpoint, folder, decoding) for decoding in ("soft", "hard")}
+            held_out = generate_masks(HELD_OUT_MASKS, HELD_OUT_SEED)
+            *_, full = reconstruction_scores(MaskTokenizer.from_pretrained(tokenizer), held_out).values()
+            done.write_text(json.dumps({"IoU": full["gIoU"], **scores}))
+        return json.loads(done.read_text())
+
+    def _tokenizer(self, choice: Choice, seed: int) -> Path:
+        parts = [f"{key}={value}" for key, value in choice.tokenizer.items()]
+        folder = self.folder / "_".join(["tokenizer", *parts, f"seed={seed}"])
+        checkpoint = folder / f"checkpoint-{self.tokenizer_steps}"
+        if not checkpoint.is_dir():
+            torch.manual_seed(seed)
+            build_mask_tokenizer("tiny", **choice.tokenizer).save_pretrained(folder / "untrained")
+            warm_up = self.tokenizer_steps // 4
+            flags = {"model": folder / "untrained", "continuous_warmup_steps": warm_up}
+            self._train(1, self.masks, folder, self.tokenizer_steps, seed, **flags)
+        return checkpoint
+
+    def _train(self, stage: int, rows: Path, output: Path, steps: int, seed: int, **flags: object) -> Path:
+        """A checkpoint after `steps` of a stage."""
+        flags |= {"dataset": rows, "output_dir": output, "max_steps": steps, "save_steps": steps, "seed": seed}
+        swift("sft", config_path(f"stage{stage}_tiny_full"), bf16="false", eval_strategy="no", **flags)
+        return output / f"checkpoint-{steps}"
+
+    def _ciou(self, checkpoint: Path, folder: Path, decoding: str) -> float:
+        result = folder / f"{decoding}.jsonl"
+        result.unlink(missing_ok=True)  # ms-swift appends
+        options = {"model": checkpoint, "mask_decoding": decoding, "val_dataset": self.held_out / "rows.jsonl"}
+        options |= {"max_batch_size": 64, "max_new_tokens": 128, "temperature": 0, "stream": "false"}
+        swift("infer", "--plugin", "himtok", result_path=result, **options)
+        return score_rows(result, boundary=False)["cIoU"]
+
+
+def swift(*words: object, **options: object) -> None:
+    flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+    command = [sys.executable, "-m", "swift.cli.main", *map(str, [*words, *flags])]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+
+
+if __name__ == "__main__":
+    main()

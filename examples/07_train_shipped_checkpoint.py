@@ -1,0 +1,190 @@
+"""Train the mask tokenizer and the LMM that ship with the package, by the project's own three stages, and pack them.
+
+    python examples/07_train_shipped_checkpoint.py [MASKS.jsonl] [--output DIR] [--only PART …]
+
+MASKS.jsonl: one `{"image_id": …, "segmentation": COCO RLE}` per line, as COCO's annotations hold them. Every fifth
+image is held out; the others' masks are shown to the tokenizer at many sizes and places, beside generated masks. The
+LMM learns from generated scenes alone. Seeds are fixed. On two CPU cores it takes some hours; parts can be run one by
+one: masks, stage1, scenes, stage2, stage3, measure, pack.
+"""
+
+import argparse
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from himtok_plugin import MaskTokenizer, load_mask
+from himtok_plugin.data.object_masks import SIZES, moved, object_mask
+from himtok_plugin.data.scenes import generate_masks, generate_scenes, write_rows
+from himtok_plugin.mask_tokenizer import build_mask_tokenizer
+from himtok_plugin.masks import to_rle
+from himtok_plugin.reconstruction import reconstruction_scores
+from himtok_plugin.resources import config_path
+from himtok_plugin.scoring import score_rows
+from himtok_plugin.tiny_lmm import build_tiny_internvl
+
+TRAIN_SEED, HELD_OUT_SEED, TEXT_SEED = 1, 2, 3
+HELD_OUT_EVERY = 5
+TRAIN_MASKS, MEASURED_MASKS = 200_000, 1000
+KINDS = {"scene": 0.3, "real": 0.3, "generated": 0.4}  # of the tokenizer's training masks
+TRAIN_SCENES, MEASURED_SCENES = 100_000, 1000
+TURNS = 3
+# More questions about what is not there than the scenes of the demo have: rarely asked, it is hardly learned.
+TASK_SHARES = {"attribute": 0.45, "relation": 0.2, "two": 0.15, "none": 0.2}
+SMALL, LARGE = 32**2, 96**2  # COCO's areas, in pixels
+PARTS = ("masks", "stage1", "scenes", "stage2", "stage3", "measure", "pack")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("masks", nargs="?", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("shipped"))
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of masks, scenes and steps: for a try")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe(arguments.output.resolve(), arguments.masks, arguments.scale)
+    for part in PARTS:
+        if part in arguments.only:
+            getattr(recipe, part)()
+
+
+class Recipe:
+    def __init__(self, folder: Path, real_masks: Path | None, scale: float):
+        self.folder = folder
+        self.scale = scale
+        self.real: dict[bool, list[np.ndarray]] = {True: [], False: []}  # by whether they are held out
+        entries = [json.loads(line) for line in real_masks.read_text().splitlines()] if real_masks else []
+        unseen = set(sorted({entry["image_id"] for entry in entries})[::HELD_OUT_EVERY])
+        for entry in entries:
+            self.real[entry["image_id"] in unseen].append(load_mask(entry["segmentation"]))
+
+    def count(self, number: int) -> int:
+        return max(int(number * self.scale), 1)
+
+    # ----- the mask tokenizer
+
+    def masks(self) -> None:
+        for name, number, seed in (("masks", TRAIN_MASKS, TRAIN_SEED), ("held_out_masks", 300, HELD_OUT_SEED)):
+            number = self.count(number)
+            with (self.folder / f"{name}.jsonl").open("w") as file:
+                for mask in tqdm(self._training_masks(number, seed), total=number, desc=name):
+                    file.write(json.dumps({"masks": [to_rle(mask)]}) + "\n")
+
+    def _training_masks(self, number: int, seed: int) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng(seed)
+        shares = np.array([0 if kind == "real" and not self.real[False] else KINDS[kind] for kind in KINDS])
+        scenes = generate_masks(number, seed)
+        for kind in rng.choice([*KINDS], size=number, p=shares / shares.sum()):
+            if kind == "scene":
+                yield next(scenes)
+            elif kind == "real":
+                yield moved(self.real[False][rng.integers(len(self.real[False]))], rng)
+            else:
+                yield object_mask(SIZES[rng.integers(len(SIZES))], rng)
+
+    def stage1(self) -> None:
+        torch.manual_seed(TRAIN_SEED)
+        fresh = self.folder / "mask_tokenizer_untrained"
+        build_mask_tokenizer("pocket").save_pretrained(fresh)
+        self._train(1, fresh, self.folder / "masks.jsonl", self.folder / "held_out_masks.jsonl")
+
+    # ----- the LMM
+
+    def scenes(self) -> None:
+        number = self.count(TRAIN_SCENES)
+        progress = functools.partial(tqdm, total=number, desc="scenes")
+        write_rows(self.folder / "train", number, TRAIN_SEED, task_shares=TASK_SHARES, turns=TURNS, progress=progress)
+        write_rows(self.folder / "held_out", self.count(MEASURED_SCENES), HELD_OUT_SEED)
+        texts = [turn["content"] for scene in generate_scenes(500, TEXT_SEED) for turn in scene.messages]
+        build_tiny_internvl(self.folder / "lmm", texts, "pocket", seed=TRAIN_SEED)
+
+    def stage2(self) -> None:
+        self._train_lmm(2, self.folder / "lmm", "--mask_tokenizer", self._checkpoint(1))
+
+    def stage3(self) -> None:
+        self._train_lmm(3, self._checkpoint(2))
+
+    def _train_lmm(self, stage: int, model: Path, *options: object) -> None:
+        rows = (self.folder / name / "rows.jsonl" for name in ("train", "held_out"))
+        self._train(stage, model, *rows, *options)
+
+    def _train(self, stage: int, model: Path, rows: Path, held_out: Path, *options: object) -> None:
+        steps = () if self.scale == 1 else ("--max_steps", self.count(1000))
+        swift(
+            *("sft", config_path(f"stage{stage}_pocket_full"), "--model", model, "--dataset", rows),
+            *("--val_dataset", held_out, "--output_dir", self.folder / f"stage{stage}", *options, *steps),
+        )
+
+    def _checkpoint(self, stage: int) -> Path:
+        checkpoints = (self.folder / f"stage{stage}").glob("checkpoint-*")
+        return max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]))
+
+    # ----- results
+
+    def measure(self) -> None:
+        checkpoint = self._checkpoint(3)
+        figures: dict[str, object] = {}
+        tokenizer = MaskTokenizer.from_pretrained(checkpoint)
+        measured = {"scenes": list(generate_masks(self.count(MEASURED_MASKS), HELD_OUT_SEED))}
+        if self.real[True]:
+            area = np.array([mask.sum() for mask in self.real[True]])
+            for name, chosen in (
+                ("COCO", area > 0),
+                ("COCO small", area < SMALL),
+                ("COCO medium", (area >= SMALL) & (area < LARGE)),
+                ("COCO large", area >= LARGE),
+            ):
+                measured[name] = [mask for mask, use in zip(self.real[True], chosen, strict=True) if use]
+        for name, masks in measured.items():
+            scores = reconstruction_scores(tokenizer, masks)
+            figures[f"reconstruction, {name}, {len(masks)} masks"] = {
+                n: {metric: round(score[metric], 4) for metric in ("gIoU", "cIoU")} for n, score in scores.items()
+            }
+        for decoding in ("soft", "hard"):
+            result = self.folder / f"{decoding}.jsonl"
+            result.unlink(missing_ok=True)  # ms-swift appends
+            swift(
+                *("infer", "--plugin", "himtok", "--model", checkpoint, "--mask_decoding", decoding),
+                *("--val_dataset", self.folder / "held_out" / "rows.jsonl", "--result_path", result),
+                *("--max_batch_size", 64, "--max_new_tokens", 96, "--temperature", 0, "--stream", "false"),
+            )
+            figures[f"LMM, {decoding}"] = score_rows(result)
+        text = json.dumps(figures, indent=2)
+        (self.folder / "figures.json").write_text(text + "\n")
+        print(text)
+
+    def pack(self) -> None:
+        """Weights in half precision; configurations keep saying float32, which is what they are loaded as."""
+        checkpoint, packed = self._checkpoint(3), self.folder / "packed"
+        names = ["config.json", "generation_config.json", "model.safetensors", "mask_tokenizer/config.json"]
+        names += ["mask_tokenizer/model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+        names += ["processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "args.json"]
+        for name in names:
+            source, target = checkpoint / name, packed / name
+            if not source.is_file():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.suffix == ".safetensors":
+                halves = {key: value.half() for key, value in load_file(source).items()}
+                save_file(halves, target, metadata={"format": "pt"})
+            else:
+                target.write_bytes(source.read_bytes())
+        size = sum(path.stat().st_size for path in packed.rglob("*") if path.is_file())
+        print(f"{packed}: {size / 1e6:.1f} MB")
+
+
+def swift(*words: object) -> None:
+    subprocess.run([sys.executable, "-m", "swift.cli.main", *map(str, words)], check=True)
+
+
+if __name__ == "__main__":
+    main()
