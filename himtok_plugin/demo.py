@@ -1,8 +1,9 @@
-"""`himtok demo`: all three stages on generated scenes, from nothing to a picture, by calling `swift` itself.
+"""`himtok demo`: held-out scenes segmented and drawn, by the checkpoint that ships or by one trained from nothing.
 
-Writes scenes, trains a mask tokenizer and a tiny LMM with the shipped `stage*_tiny_full` configs, infers on held-out
-scenes, scores, and draws image, truth, prediction and the growing mask. Contract: `run_demo` returns the scores and
-leaves everything in its folder. How training works is not known here: what a user would type is what runs.
+Contract: `Demo(...).run()` has `swift infer` segment generated scenes with a checkpoint, scores, and draws image,
+truth, prediction and the growing mask. `TrainingDemo` trains that checkpoint first, all three stages, with the shipped
+`stage*_tiny_full` configs. Both return the scores and leave everything in their folder. How training and inference work
+is not known here: what a user would type is what runs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from .data.scenes import generate_masks, generate_scenes, write_mask_rows, write_rows
+from .mask_tokenizer.conversion import SIDECAR_FOLDER
 from .masks import load_mask
 from .resources import config_path
 from .visualization import DemoRow, demo_figure
@@ -46,6 +48,7 @@ class DemoPlan:
     warmup_steps: int | None = None  # continuous warm-up of stage 1
 
 
+SCENES = 100  # of the demo without training
 FULL = DemoPlan(train_scenes=20000, held_out_scenes=300, train_masks=40000, held_out_masks=500)
 QUICK = DemoPlan(
     train_scenes=1500, held_out_scenes=40, train_masks=3000, held_out_masks=100, steps=(120, 60, 40), warmup_steps=50
@@ -76,19 +79,138 @@ class CommandFailed(RuntimeError):
 
 
 class Demo:
-    """One run of the demo in one folder.
+    """Segments held-out scenes in one folder.
 
     Args:
         folder: everything is written here.
-        plan: how much of everything.
         report: called with what is going on and how far it is.
     """
 
-    def __init__(self, folder: Path, plan: DemoPlan, report: Report):
+    def __init__(self, folder: Path, report: Report):
         self.folder = folder.resolve()
-        self.plan = plan
         self.report = report
         self.minutes: dict[str, float] = {}
+
+    def run(self, checkpoint: str | os.PathLike | None = None, count: int = SCENES) -> dict[str, Any]:
+        """Scenes, inference, scores, picture.
+
+        Args:
+            checkpoint: of a segmenting LMM; by default the one that ships with the package.
+            count: scenes to segment.
+
+        Returns:
+            Scores of the LMM, minutes per part.
+
+        Raises:
+            CommandFailed: a `swift` command failed; the message names its log.
+        """
+        from .resources import default_checkpoint
+
+        checkpoint = default_checkpoint() if checkpoint is None else Path(checkpoint)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        held_out = write_rows(self.folder / "held_out", count, HELD_OUT_SEED)
+        scores = {f"{count} held-out scenes": self._infer(os.fspath(checkpoint), held_out, "results")}
+        return self._finish(scores, "results", checkpoint / SIDECAR_FOLDER)
+
+    def _finish(self, scores: dict[str, Any], result: str, mask_tokenizer: Path) -> dict[str, Any]:
+        scores["minutes"] = {name: round(value, 1) for name, value in self.minutes.items()}
+        self._draw(result, mask_tokenizer)
+        (self.folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        return scores
+
+    def _infer(self, model: str, held_out: Path, name: str, decoding: str = "soft") -> dict[str, Any]:
+        from .scoring import score_rows
+
+        result = self.folder / f"{name}.jsonl"
+        result.unlink(missing_ok=True)  # ms-swift appends
+        self._swift(
+            f"inference, {name}",
+            None,
+            "infer",
+            *("--plugin", "himtok", "--model", model, "--val_dataset", os.fspath(held_out)),
+            *("--result_path", os.fspath(result), "--mask_decoding", decoding, "--max_batch_size", "64"),
+            *("--max_new_tokens", "96", "--temperature", "0", "--stream", "false"),
+        )
+        return score_rows(result)
+
+    def _swift(self, name: str, progress_file: Path | None, *arguments: str) -> None:
+        """Run a `swift` command, its output in a log file, its progress in the report."""
+        log = self.folder / (name.replace(", ", "_").replace(" ", "") + ".log")
+        started = time.monotonic()
+        if progress_file is not None:
+            progress_file.unlink(missing_ok=True)
+        self.report(name, 0, 1)
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "swift.cli.main", *arguments], stdout=file, stderr=subprocess.STDOUT
+            )
+            try:
+                while process.poll() is None:
+                    time.sleep(POLL_SECONDS)
+                    if progress_file is not None and progress_file.is_file():
+                        self._report_progress(name, progress_file)
+            finally:
+                if process.poll() is None:  # interrupted: no training goes on behind the user's back
+                    process.terminate()
+                    process.wait()
+        self.minutes[name] = (time.monotonic() - started) / 60
+        if process.returncode:
+            raise CommandFailed(f"swift {arguments[0]} failed with status {process.returncode}, see {log}")
+        self.report(name, 1, 1)
+
+    def _report_progress(self, name: str, progress_file: Path) -> None:
+        lines = progress_file.read_text(encoding="utf-8").splitlines()
+        for line in reversed(lines):
+            try:
+                done, total = json.loads(line)["global_step/max_steps"].split("/")
+            except (ValueError, KeyError):
+                continue  # half-written, or no training step
+            self.report(name, int(done), int(total))
+            return
+
+    def _draw(self, result: str, tokenizer: Path) -> None:
+        """demo.png: the first held-out scenes with one target, and one of each other kind."""
+        import torch
+
+        from .mask_tokenizer import MaskTokenizer
+        from .masks import Masks
+        from .metrics import mask_iou
+        from .reconstruction import token_counts
+
+        model = MaskTokenizer.from_pretrained(tokenizer)
+        k = model.config.num_mask_tokens
+        rows = []
+        with (self.folder / f"{result}.jsonl").open(encoding="utf-8") as file:
+            results = [json.loads(line) for line in file]
+        for result in _varied(results, PICTURE_ROWS):
+            image = Image.open(_path(result["images"][0])).convert("RGB")
+            size = (image.height, image.width)
+            truth = Masks.load(result["target_masks"], size).union() if result["target_masks"] else np.zeros(size, bool)
+            growth, prediction = {}, None
+            if result["masks"]:
+                prediction = np.logical_or.reduce([load_mask(_rle(mask), size) for mask in result["masks"]])
+                codes = torch.tensor([mask["codes"] for mask in result["masks"] if len(mask["codes"]) == k])
+                for n in token_counts(k):
+                    if len(codes):
+                        with torch.inference_mode():
+                            growth[n] = model.decode(codes[:, :n]).amax(0).numpy()
+            iou = mask_iou(np.zeros(size, bool) if prediction is None else prediction, truth)
+            title = result["messages"][0]["content"].replace("<image>", "").strip()
+            rows.append(DemoRow(title, image, truth, prediction, growth, f"IoU {iou:.2f}"))
+        demo_figure(rows).save(self.folder / "demo.png")
+
+
+class TrainingDemo(Demo):
+    """One run of the demo from nothing.
+
+    Args:
+        plan: how much of everything.
+        folder, report: see `Demo`.
+    """
+
+    def __init__(self, folder: Path, plan: DemoPlan, report: Report):
+        super().__init__(folder, report)
+        self.plan = plan
         self.in_bfloat16 = bfloat16_is_faster()
 
     def run(self) -> dict[str, Any]:
@@ -110,10 +232,7 @@ class Demo:
         scores["stage 2, soft"] = self._infer(stage_two, held_out, "stage2_soft", "soft")
         scores["stage 3, soft"] = self._infer(stage_three, held_out, "stage3_soft", "soft")
         scores["stage 3, hard"] = self._infer(stage_three, held_out, "stage3_hard", "hard")
-        scores["minutes"] = {name: round(value, 1) for name, value in self.minutes.items()}
-        self._draw(Path(stage_three) / "mask_tokenizer")
-        (self.folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-        return scores
+        return self._finish(scores, "stage3_soft", Path(stage_three) / SIDECAR_FOLDER)
 
     # ----- data and models
 
@@ -183,58 +302,6 @@ class Demo:
         checkpoints = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         return os.fspath(checkpoints[-1])
 
-    def _infer(self, model: str, held_out: Path, name: str, decoding: str) -> dict[str, Any]:
-        from .scoring import score_rows
-
-        result = self.folder / f"{name}.jsonl"
-        result.unlink(missing_ok=True)  # ms-swift appends
-        self._swift(
-            f"inference, {name}",
-            None,
-            "infer",
-            *("--plugin", "himtok", "--model", model, "--val_dataset", os.fspath(held_out)),
-            *("--result_path", os.fspath(result), "--mask_decoding", decoding, "--max_batch_size", "64"),
-            *("--max_new_tokens", "64", "--temperature", "0", "--stream", "false"),
-        )
-        return score_rows(result)
-
-    def _swift(self, name: str, progress_file: Path | None, *arguments: str) -> None:
-        """Run a `swift` command, its output in a log file, its progress in the report."""
-        log = self.folder / (name.replace(", ", "_").replace(" ", "") + ".log")
-        started = time.monotonic()
-        if progress_file is not None:
-            progress_file.unlink(missing_ok=True)
-        self.report(name, 0, 1)
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "swift.cli.main", *arguments], stdout=file, stderr=subprocess.STDOUT
-            )
-            try:
-                while process.poll() is None:
-                    time.sleep(POLL_SECONDS)
-                    if progress_file is not None and progress_file.is_file():
-                        self._report_progress(name, progress_file)
-            finally:
-                if process.poll() is None:  # interrupted: no training goes on behind the user's back
-                    process.terminate()
-                    process.wait()
-        self.minutes[name] = (time.monotonic() - started) / 60
-        if process.returncode:
-            raise CommandFailed(f"swift {arguments[0]} failed with status {process.returncode}, see {log}")
-        self.report(name, 1, 1)
-
-    def _report_progress(self, name: str, progress_file: Path) -> None:
-        lines = progress_file.read_text(encoding="utf-8").splitlines()
-        for line in reversed(lines):
-            try:
-                done, total = json.loads(line)["global_step/max_steps"].split("/")
-            except (ValueError, KeyError):
-                continue  # half-written, or no training step
-            self.report(name, int(done), int(total))
-            return
-
-    # ----- results
-
     def _score_tokenizer(self, tokenizer: str) -> dict[str, float]:
         from .mask_tokenizer import MaskTokenizer
         from .reconstruction import reconstruction_scores
@@ -243,37 +310,6 @@ class Demo:
             MaskTokenizer.from_pretrained(tokenizer), generate_masks(self.plan.held_out_masks, HELD_OUT_SEED)
         )
         return {f"IoU at {n} tokens": round(score["gIoU"], 4) for n, score in scores.items()}
-
-    def _draw(self, tokenizer: Path) -> None:
-        """demo.png: the first held-out scenes with one target, and one of each other kind."""
-        import torch
-
-        from .mask_tokenizer import MaskTokenizer
-        from .masks import Masks
-        from .metrics import mask_iou
-        from .reconstruction import token_counts
-
-        model = MaskTokenizer.from_pretrained(tokenizer)
-        k = model.config.num_mask_tokens
-        rows = []
-        with (self.folder / "stage3_soft.jsonl").open(encoding="utf-8") as file:
-            results = [json.loads(line) for line in file]
-        for result in _varied(results, PICTURE_ROWS):
-            image = Image.open(_path(result["images"][0])).convert("RGB")
-            size = (image.height, image.width)
-            truth = Masks.load(result["target_masks"], size).union() if result["target_masks"] else np.zeros(size, bool)
-            growth, prediction = {}, None
-            if result["masks"]:
-                prediction = np.logical_or.reduce([load_mask(_rle(mask), size) for mask in result["masks"]])
-                codes = torch.tensor([mask["codes"] for mask in result["masks"] if len(mask["codes"]) == k])
-                for n in token_counts(k):
-                    if len(codes):
-                        with torch.inference_mode():
-                            growth[n] = model.decode(codes[:, :n]).amax(0).numpy()
-            iou = mask_iou(np.zeros(size, bool) if prediction is None else prediction, truth)
-            title = result["messages"][0]["content"].replace("<image>", "").strip()
-            rows.append(DemoRow(title, image, truth, prediction, growth, f"IoU {iou:.2f}"))
-        demo_figure(rows).save(self.folder / "demo.png")
 
 
 def _varied(results: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -290,8 +326,3 @@ def _path(image: Any) -> str:
 
 def _rle(mask: dict[str, Any]) -> dict[str, Any]:
     return {"size": mask["size"], "counts": mask["counts"]}
-
-
-def run_demo(folder: Path, quick: bool, report: Report) -> dict[str, Any]:
-    """Run the demo; see `Demo.run`."""
-    return Demo(folder, QUICK if quick else FULL, report).run()

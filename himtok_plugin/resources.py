@@ -1,8 +1,9 @@
 """Where the files that ship beside the code are found, in a source tree and in an installed package alike.
 
-Contract: `config_path("stage1_tiny")` is the YAML that `swift sft` can be started with, `default_mask_tokenizer()` the
-folder that `--mask_tokenizer default` stands for. The configs' one place is
-`swift_configs/` at the top of the repository; setup.py installs that folder as `himtok_plugin/swift_configs/`.
+Contract: `config_path("stage1_tiny_full")` is the YAML that `swift sft` can be started with, `default_checkpoint()` the
+folder that `--model default` stands for, `default_mask_tokenizer()` the one that `--mask_tokenizer default` stands for.
+The configs' one place is `swift_configs/` at the top of the repository; setup.py installs that folder as
+`himtok_plugin/swift_configs/`.
 Does not know: what a config says.
 """
 
@@ -11,7 +12,7 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 # The source tree first: a `himtok_plugin/swift_configs` beside it could only be a stale build product.
 _CONFIG_FOLDERS = (_PACKAGE.parent / "swift_configs", _PACKAGE / "swift_configs")
-_DEFAULT_MASK_TOKENIZER = _PACKAGE / "pretrained" / "mask_tokenizer"
+_DEFAULT_CHECKPOINT = _PACKAGE / "pretrained" / "lmm"
 
 
 def config_folder() -> Path:
@@ -36,12 +37,24 @@ def config_path(name: str) -> Path:
     return config_folder() / f"{stem}.yaml"
 
 
-def default_mask_tokenizer() -> Path:
-    """The folder of the mask tokenizer that ships with the package.
+def default_checkpoint() -> Path:
+    """The folder of the segmenting LMM that ships with the package.
 
     Raises:
         ValueError: this build ships none.
     """
-    if not _DEFAULT_MASK_TOKENIZER.is_dir():
+    if not _DEFAULT_CHECKPOINT.is_dir():
+        raise ValueError("this build ships no checkpoint: name one with --model")
+    return _DEFAULT_CHECKPOINT
+
+
+def default_mask_tokenizer() -> Path:
+    """The folder of the mask tokenizer that ships with the package: that of the LMM.
+
+    Raises:
+        ValueError: this build ships none.
+    """
+    folder = _DEFAULT_CHECKPOINT / "mask_tokenizer"
+    if not folder.is_dir():
         raise ValueError("this build ships no default mask tokenizer: name one with --mask_tokenizer")
-    return _DEFAULT_MASK_TOKENIZER
+    return folder

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from himtok_plugin import startup
+from himtok_plugin.resources import default_checkpoint
 from himtok_plugin.swift_integration.checkpoint_settings import (
     DEFAULT_DECODING,
     apply_checkpoint_settings,
@@ -24,6 +25,7 @@ from himtok_plugin.swift_integration.checkpoint_settings import (
 
 # A prefix must leave out at least one of the 32 tokens (Numerics: n = 1…31).
 MAX_COARSE_LEVELS = 31
+DEFAULT = "default"  # --model: the checkpoint that ships with the package
 REFINERS = ("none", "sam", "sam2", "sam3", "zoom")
 _current: list[Any] = []  # at most one, see `current_arguments`
 
@@ -44,7 +46,7 @@ class HimTokArguments:
         None, "Folder or hub id of the mask tokenizer. None: the folder mask_tokenizer/ beside the checkpoint."
     )
     mask_rows_init: Literal["codebook", "noise"] = _option(
-        "codebook",  # three seeds of examples/05_compare_row_starts.py: better at every point of the curve
+        "codebook",  # three seeds of examples/05_compare_choices.py: better at every point of the curve
         "How new embedding rows begin: the old rows' mean plus their code's place in the codebook, or plus noise.",
     )
 
@@ -311,6 +313,8 @@ def extend_base_arguments(module: ModuleType) -> None:
 
     def import_active_plugins(self) -> None:
         refuse_unconverted(getattr(self, "model", None))
+        if getattr(self, "model", None) == DEFAULT:
+            self.model = str(default_checkpoint())
         files = startup.active_plugins()
         self.external_plugins = [*files.values(), *other_plugin_files(self.external_plugins)]
         self.plugin = list(files)

@@ -76,8 +76,8 @@ class Segmenter:
         Call it before anything else imports ms-swift, or call `himtok_plugin.startup.activate()` first.
 
         Args:
-            checkpoint: folder or hub id of the model; a folder of an adapter is found to be one, its base is then the
-                model that it was trained on.
+            checkpoint: folder or hub id of the model, or "default", the tiny one that ships; a folder of an adapter is
+                found to be one, its base is then the model that it was trained on.
             adapters: adapters on top of it.
             device: `cpu`, `cuda:0`, …; by default a GPU if there is one.
             max_batch_size: questions that are answered together.
