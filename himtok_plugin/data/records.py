@@ -211,6 +211,8 @@ class Record:
         image_id: how its dataset calls it.
         present: names of all classes that are in the image as far as its dataset tells; None: it does not tell.
         absent: names that the dataset says are not; None: all that are not present.
+        incomplete_classes: names of classes of which the image may show more than the regions with a mask do, so that
+            nothing may be asked about all of them.
         void: pixels of which the dataset does not say what they are.
     """
 
@@ -223,6 +225,7 @@ class Record:
     dialogues: tuple[Dialogue, ...] = ()
     present: frozenset[str] | None = None
     absent: frozenset[str] | None = None
+    incomplete_classes: frozenset[str] = frozenset()
     void: MaskOf = None
     _encoded: dict[int, Any] = field(default_factory=dict, init=False, repr=False)
     _objects: list[int] = field(default_factory=list, init=False, repr=False)
