@@ -8,30 +8,51 @@ from __future__ import annotations
 
 import re
 
-_FIRST = re.compile(r"^\W*([A-Z])(?![A-Za-z'’])")  # "B", "(B)", "B. the dog", "B: it is"
+_END = r"(?![A-Za-z'’])"  # of a letter that stands by itself
+_MARKED = r"(?=[.):](?![A-Za-z]))"  # a dot or bracket behind a letter makes it a choice, in lower case too; "e.g." not
+_FIRST = re.compile(rf"^\W*(?:([A-Z]){_END}(?!\.[A-Za-z]\.)|([a-z]){_MARKED})")  # "(B)", "b. the dog"; not "U.S."
+_ARTICLE = re.compile(r"^\W*[AI]\s+(?!(?:or|and)\b)[a-z]")  # "A dog", "I see"
+# "answer is a dog" names none: in lower case "a" is a choice only where nothing or a mark follows.
 _NAMED = re.compile(
-    r"\b(?i:answer|option|choice)\b\s*(?i:is|:)?\s*(?:\(([A-Za-z])\)|([A-Z])(?![A-Za-z'’]))"  # "answer is a dog": none
+    rf"\b(?i:answer|option|choice)\b\s*(?i:is|:)?\s*"
+    rf"(?:\(([A-Za-z])\)|([A-Zb-hj-z]){_END}|([A-Za-z])(?:{_MARKED}|(?=\s*(?:[,;!?]|$))))"
 )
-_ALONE = re.compile(r"(?<![A-Za-z'’])([B-Z])(?![A-Za-z'’])|\(([A-Z])\)|(?<![A-Za-z'’])(A)(?=[.):]|$)")
+_ALONE = re.compile(  # "the dog (b)", and not "dog(s)"
+    rf"(?<![A-Za-z'’])([B-Z]){_END}|(?<![A-Za-z])\(([A-Za-z])\)|(?<![A-Za-z'’])(A)(?=[.):]|$)"
+    r"|(?<![A-Za-z'’.(])([a-z])(?=\))"
+)
+_BESIDE = re.compile(  # "B or C", and not "B, a dog", "B, I think"
+    rf"[.):]*\s*(?:,|/|&|\b(?i:or|and)\b)[\s,]*(?:(?i:or|and)\b)?\s*"
+    rf"\(?(?:([B-HJ-Zb-hj-z]){_END}|([AIai]){_END}(?!\s+[a-z]))"
+)
+_LISTED = re.compile(r"(?:^|\s)\(?([A-Za-z])[.)]\s+(?=\S)")  # "B. dog C. cat"
 
 
 def choice_letter(text: str) -> str | None:
-    """The letter that an answer chooses, in upper case; None where it cannot be told.
+    """The letter that an answer chooses, in upper case; None where it cannot be told, as of two letters.
 
     Args:
-        text: "B", "(b)", "B. the dog", "The answer is B", or a sentence that holds one letter of its own ("A" is read
+        text: "B", "(b)", "b. the dog", "The answer is B", or a sentence that holds one letter of its own ("A" is read
             as the article there, unless it stands in brackets or before a dot).
     """
     stripped = text.strip()
     if re.fullmatch(r"\W*[A-Za-z]\W*", stripped):
         return re.sub(r"\W", "", stripped).upper()
     first = _FIRST.match(stripped)
-    if first and not (first[1] in "AI" and re.match(r"^\W*[AI]\s+[a-z]", stripped)):  # "A dog", "I see"
-        return first[1]
-    named = _NAMED.search(stripped)
+    if first and not _ARTICLE.match(stripped):
+        return _only(stripped, [first])
+    named = list(_NAMED.finditer(stripped))
     if named:
-        return (named[1] or named[2]).upper()
-    letters = {letter for match in _ALONE.finditer(stripped) for letter in match.groups() if letter and letter != "I"}
+        return _only(stripped, named)
+    letters = {each.upper() for match in _ALONE.finditer(stripped) for each in match.groups() if each and each != "I"}
+    return letters.pop() if len(letters) == 1 else None
+
+
+def _only(text: str, matches: list[re.Match[str]]) -> str | None:
+    """The letter of all matches, if there is no second one: among them, beside one ("B or C"), or in a list."""
+    further = [beside for match in matches if (beside := _BESIDE.match(text, match.end()))]
+    found = [*matches, *further, *_LISTED.finditer(text)]
+    letters = {letter.upper() for match in found for letter in match.groups() if letter}
     return letters.pop() if len(letters) == 1 else None
 
 
