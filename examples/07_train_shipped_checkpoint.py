@@ -5,12 +5,13 @@
 MASKS.jsonl: one `{"image_id": …, "segmentation": COCO RLE}` per line, as COCO's annotations hold them. Every fifth
 image is held out; the others' masks are shown to the tokenizer at many sizes and places, beside generated masks. The
 LMM learns from generated scenes alone. Seeds are fixed. On two CPU cores it takes some hours; parts can be run one by
-one: masks, stage1, scenes, stage2, stage3, measure, pack.
+one: masks, stage1, scenes, stage2, codes, stage3, measure, pack.
 """
 
 import argparse
 import functools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ TURNS = 3
 # More questions about what is not there than the scenes of the demo have: rarely asked, it is hardly learned.
 TASK_SHARES = {"attribute": 0.45, "relation": 0.2, "two": 0.15, "none": 0.2}
 SMALL, LARGE = 32**2, 96**2  # COCO's areas, in pixels
-PARTS = ("masks", "stage1", "scenes", "stage2", "stage3", "measure", "pack")
+BATCH = 16  # rows of a step of the LMM
+PARTS = ("masks", "stage1", "scenes", "stage2", "codes", "stage3", "measure", "pack")
 
 
 def main() -> None:
@@ -49,18 +51,22 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("shipped"))
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of masks, scenes and steps: for a try")
+    parser.add_argument("--processes", type=int, default=1, help="that train the LMM; a step stays as large")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(arguments.output.resolve(), arguments.masks, arguments.scale)
+    recipe = Recipe(arguments.output.resolve(), arguments.masks, arguments.scale, arguments.processes)
     for part in PARTS:
         if part in arguments.only:
             getattr(recipe, part)()
 
 
 class Recipe:
-    def __init__(self, folder: Path, real_masks: Path | None, scale: float):
+    """The parts, each of which reads from the folder what earlier ones wrote."""
+
+    def __init__(self, folder: Path, real_masks: Path | None, scale: float, processes: int):
         self.folder = folder
         self.scale = scale
+        self.processes = processes
         self.real: dict[bool, list[np.ndarray]] = {True: [], False: []}  # by whether they are held out
         entries = [json.loads(line) for line in real_masks.read_text().splitlines()] if real_masks else []
         unseen = set(sorted({entry["image_id"] for entry in entries})[::HELD_OUT_EVERY])
@@ -108,14 +114,24 @@ class Recipe:
         build_tiny_internvl(self.folder / "lmm", texts, "pocket", seed=TRAIN_SEED)
 
     def stage2(self) -> None:
-        self._train_lmm(2, self.folder / "lmm", "--mask_tokenizer", self._checkpoint(1))
+        rows = self.folder / "train" / "rows.jsonl"
+        self._train_lmm(2, self.folder / "lmm", rows, "--mask_tokenizer", self._checkpoint(1))
+
+    def codes(self) -> None:
+        """Codes of all masks beforehand: stage 3 sees every scene more than once."""
+        rows, coded = self.folder / "train" / "rows.jsonl", self.folder / "coded.jsonl"
+        tokenize = ("tokenize", rows, coded, "--mask_tokenizer", self._checkpoint(1), "--overwrite")
+        run("-c", "from himtok_plugin.cli import main; main()", *tokenize)
 
     def stage3(self) -> None:
-        self._train_lmm(3, self._checkpoint(2))
+        self._train_lmm(3, self._checkpoint(2), self.folder / "coded.jsonl")
 
-    def _train_lmm(self, stage: int, model: Path, *options: object) -> None:
-        rows = (self.folder / name / "rows.jsonl" for name in ("train", "held_out"))
-        self._train(stage, model, *rows, *options)
+    def _train_lmm(self, stage: int, model: Path, rows: Path, *options: object) -> None:
+        if self.processes > 1:
+            os.environ["NPROC_PER_NODE"] = str(self.processes)
+            options += ("--ddp_backend", "gloo", "--per_device_train_batch_size", BATCH // self.processes)
+        self._train(stage, model, rows, self.folder / "held_out" / "rows.jsonl", *options)
+        os.environ.pop("NPROC_PER_NODE", None)
 
     def _train(self, stage: int, model: Path, rows: Path, held_out: Path, *options: object) -> None:
         steps = () if self.scale == 1 else ("--max_steps", self.count(1000))
@@ -183,7 +199,11 @@ class Recipe:
 
 
 def swift(*words: object) -> None:
-    subprocess.run([sys.executable, "-m", "swift.cli.main", *map(str, words)], check=True)
+    run("-m", "swift.cli.main", *words)
+
+
+def run(*words: object) -> None:
+    subprocess.run([sys.executable, *map(str, words)], check=True)
 
 
 if __name__ == "__main__":
