@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
-from ..coco_masks import check_size, is_integer, mask_to_rle, polygons_to_mask, rle_to_mask, short
+from ..coco_masks import MAX_PIXELS, check_size, is_integer, mask_to_rle, rle_to_mask, short
 from ..masks import load_mask
 
 Rle = dict[str, Any]
@@ -27,6 +27,7 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, the end exc
 MISSING_IMAGE = "image is missing"
 WRONG_SIZE = "image has another size than its annotation"
 UNREADABLE_IMAGE = "image cannot be read"
+TURNED_IMAGE = "image is stored turned or mirrored (EXIF orientation)"
 UNKNOWN_CATEGORY = "unknown category"
 REPEATED_ID = "id occurs more than once"
 UNKNOWN_ID = "id is not in the file"
@@ -116,7 +117,8 @@ class PixelPolygons:
     """Polygons whose border belongs to them, corners cut down to whole pixels: how ReasonSeg's authors draw theirs.
 
     Attributes:
-        painted: (points [[x, y], …], value) in the order of painting, later ones on top.
+        painted: (points [[x, y], …], value) in the order of painting, later ones on top. One point is a pixel, two are
+            a line.
         value: the one that makes up this region.
     """
 
@@ -127,7 +129,13 @@ class PixelPolygons:
         canvas = Image.new("L", (size[1], size[0]))
         draw = ImageDraw.Draw(canvas)
         for points, value in self.painted:
-            draw.polygon([(int(x), int(y)) for x, y in points], fill=value, outline=value)
+            corners = [(int(x), int(y)) for x, y in points]
+            if len(corners) < 2:
+                draw.point(corners, fill=value)
+            elif len(corners) == 2:
+                draw.line(corners, fill=value)
+            else:
+                draw.polygon(corners, fill=value, outline=value)
         return np.asarray(canvas) == self.value
 
 
@@ -332,12 +340,12 @@ def _encode(mask: MaskOf, size: tuple[int, int] | None) -> Rle:
 
 
 def polygons_to_rle(polygons: Sequence[Sequence[float]], size: Sequence[int]) -> Rle:
-    """Union of COCO polygons [[x1, y1, x2, y2, …], …] as RLE, without ever making the picture.
+    """Union of COCO polygons [[x1, y1, x2, y2, …], …] as RLE, just as pycocotools fills them.
 
     Points beyond the image are legal, up to an image's length away: what of the polygon lies within is kept.
 
     Raises:
-        ValueError: no polygons, or one that `coco_masks.polygons_to_mask` refuses.
+        ValueError: no polygons, or one that is no list of at least three points, or reaches farther than that.
     """
     h, w = check_size(size)
     if not isinstance(polygons, Sequence) or isinstance(polygons, str | bytes) or not polygons:
@@ -353,15 +361,13 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], size: Sequence[int]) ->
         checked.append(flat)
     points = np.concatenate(checked).reshape(-1, 2)
     (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-    if x1 >= 0 and y1 >= 0 and x2 <= w and y2 <= h:
-        runs = coco.frPyObjects([polygon.tolist() for polygon in checked], h, w)
-        merged = coco.merge(runs) if len(runs) > 1 else runs[0]
-        return {"size": [h, w], "counts": merged["counts"].decode("ascii")}
-    if not (x1 >= -w and y1 >= -h and x2 <= 2 * w and y2 <= 2 * h):  # true for NaN as well
+    # pycocotools walks along the sides in fifths of a pixel, counted by 32 bits: far points cost memory, or overflow.
+    far = not (x1 >= -w and y1 >= -h and x2 <= 2 * w and y2 <= 2 * h)  # true for NaN as well
+    if far or max(x2, y2) > MAX_PIXELS:
         raise ValueError(f"polygons reach from ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}): expected 0 <= x <= {w}, y <= {h}")
-    # On a sheet three times as large, of which the middle is the image.
-    sheet = [(polygon + np.tile((w, h), polygon.size // 2)).tolist() for polygon in checked]
-    return mask_to_rle(polygons_to_mask(sheet, (3 * h, 3 * w))[h : 2 * h, w : 2 * w])
+    runs = coco.frPyObjects([polygon.tolist() for polygon in checked], h, w)
+    merged = coco.merge(runs) if len(runs) > 1 else runs[0]
+    return {"size": [h, w], "counts": merged["counts"].decode("ascii")}
 
 
 def size_of(height: Any, width: Any) -> tuple[int, int]:

@@ -4,14 +4,18 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools import mask as coco
 
 
-def write_image(path, size=(48, 64), seed=0):
+def write_image(path, size=(48, 64), seed=0, orientation=None):
+    """A picture of noise; `orientation` is what its EXIF says, None: it has none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
     return path
 
 

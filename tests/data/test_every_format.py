@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from on_disk import write_image
 from PIL import Image
 from tiny_datasets import SIZE, THING, write
 
@@ -13,6 +14,7 @@ from himtok_plugin.data.catalog import FORMATS
 from himtok_plugin.masks import load_mask
 
 MISSING, UNREADABLE, WRONG = "image is missing", "image cannot be read", "image has another size than its annotation"
+TURNED = "image is stored turned or mirrored (EXIF orientation)"
 WITHOUT_IMAGES = {"sa1b"}  # they lie within its tar files, and are not looked at
 # Nothing in these says how large an image is, or their masks fit any.
 OF_ANY_SIZE = {"pope", "vqav2", "yolo", "reasonseg"}
@@ -77,6 +79,19 @@ def test_a_bad_image_is_counted_and_the_other_one_stays(dataset, prepare, damage
     assert set(summary["skipped"]) == {reason} and 0 < len(rows) < before
     assert all(entry["detail"] for entry in entries)
     assert reason in prepare(name, tiny.root, "--strict", status=2)
+
+
+def test_images_that_are_stored_turned_are_counted_and_others_read(dataset, prepare):
+    name, tiny = dataset
+    if name in WITHOUT_IMAGES:
+        return
+    rows = prepare(name, tiny.root)[0]
+    for orientation, turned in ((1, False), (0, False), (3, True), (6, True)):
+        write_image(tiny.images[0], SIZE, orientation=orientation)
+        found, summary, _ = prepare(name, tiny.root)
+        assert set(summary["skipped"]) == ({TURNED} if turned else set())
+        assert 0 < len(found) < len(rows) if turned else found == rows
+    assert TURNED in prepare(name, tiny.root, "--strict", status=2)
 
 
 @pytest.mark.parametrize("share", [0.45, 0.97])

@@ -124,6 +124,10 @@ def test_a_bad_annotation_is_counted_and_the_others_stay(dataset, prepare, reaso
             lambda root: write_image(root / "train2017/000000000007.jpg", (9, 9)),
         ),
         ("image cannot be read", lambda root: (root / "train2017" / "000000000007.jpg").write_bytes(b"no image")),
+        (
+            "image is stored turned or mirrored (EXIF orientation)",
+            lambda root: write_image(root / "train2017/000000000007.jpg", SIZE, orientation=3),
+        ),
     ],
 )
 def test_a_bad_image_is_counted(dataset, prepare, reason, spoil):
@@ -194,6 +198,22 @@ def test_polygons_that_reach_beyond_the_image_are_cut_at_its_border(dataset, pre
     expected[:30, :20] = True
     np.testing.assert_array_equal(decoded(rows[0]["masks"][0]), expected)
     assert set(rows[0]) == {"masks", "source"}
+
+
+def test_polygons_that_reach_beyond_any_border_are_pycocotools_own(dataset, prepare):
+    root, content = dataset
+    rng = np.random.default_rng(0)
+    ends = np.array([SIZE[1], SIZE[0]])
+    reaching = [(rng.uniform(-1, 2, (5, 2)) * ends).round(2).ravel().tolist() for _ in range(40)]
+    content["annotations"] = [coco_annotation(i, 7, [polygon]) for i, polygon in enumerate(reaching, 1)]
+    content["annotations"].append(coco_annotation(99, 7, [reaching[0], [-20.5, 3, 9, -30.2, 50, 60]]))
+    rewrite(root, content)
+    rows, _, _ = prepare("coco", root, "--task", "masks")
+    by_id = {str(a["id"]): a for a in content["annotations"]}
+    assert len(rows) > 30
+    for row in rows:
+        expected = by_pycocotools(by_id[row["source"]["id"]]["segmentation"], SIZE)
+        np.testing.assert_array_equal(decoded(row["masks"][0]), expected)
 
 
 def test_a_crowd_counts_for_its_class_and_for_no_single_object(dataset, prepare):

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
-from ..records import MISSING_IMAGE, UNREADABLE_IMAGE, WRONG_SIZE, BadEntry, Record, SkipLog
+from ..records import MISSING_IMAGE, TURNED_IMAGE, UNREADABLE_IMAGE, WRONG_SIZE, BadEntry, Record, SkipLog
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Source:
         split: its part; the readers know theirs.
         annotations: the annotation file or folder, None: where the dataset's own archive puts it below `root`.
         images: the folder of images, None: likewise.
-        check_images: whether every image has to be there, with the annotated size.
+        check_images: whether every image has to be there, upright and with the annotated size.
         relative_paths: whether images go into rows relative to `root`, for use with ROOT_IMAGE_DIR.
         category: class of everything, for formats that know none.
     """
@@ -125,7 +125,7 @@ class ImageFinder:
         Returns:
             The size is that of the file; without `check_images` the annotated one.
         Raises:
-            BadEntry: missing, unreadable, or of another size.
+            BadEntry: missing, unreadable, stored turned, or of another size.
         """
         if not isinstance(name, str) or not name:
             raise BadEntry(MISSING_IMAGE, f"got {name!r} for its name")
@@ -159,15 +159,31 @@ def image_size(path: Path) -> tuple[int, int]:
     """(h, w) read off an image's header.
 
     Raises:
-        BadEntry: no image.
+        BadEntry: no image, or one whose header asks viewers to turn it. Annotation tools and most datasets' own code
+            turn it, ms-swift shows a model the pixels as they are stored: masks would lie elsewhere.
     """
     try:
         with Image.open(path) as image:
-            return image.height, image.width
+            size = image.height, image.width
+            orientation = _orientation(image)
     except FileNotFoundError as error:
         raise BadEntry(MISSING_IMAGE, str(path)) from error
     except Exception as error:  # PIL's readers raise nearly anything on damaged files
         raise BadEntry(UNREADABLE_IMAGE, f"{path}: {error}") from error
+    if orientation in _TURNED:
+        raise BadEntry(TURNED_IMAGE, f"{path}: orientation {orientation}: store it upright (mogrify -auto-orient)")
+    return size
+
+
+_UPRIGHT, _TURNED = 1, range(2, 9)  # EXIF's orientations; viewers take all other numbers for the first
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        # The base class's, as PNG's own decodes the whole picture first.
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, _UPRIGHT)
+    except Exception:  # damaged EXIF is ignored by viewers as well
+        return _UPRIGHT
 
 
 def files_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
