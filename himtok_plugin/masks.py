@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,9 @@ from .coco_masks import check_size, is_integer, mask_to_rle, polygons_to_mask, r
 IMAGE_SIZE = 256  # side of the released tokenizer's square
 GREY_THRESHOLD = 128  # upper half of 0 … 255 is foreground
 CHROMA_NOISE = 16  # JPEG turns equal channels into nearly equal ones
+
+Resize = Literal["bilinear", "nearest"]
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 
 MaskSource = str | Path | Image.Image | np.ndarray | Mapping[str, Any]
 
@@ -79,22 +82,29 @@ def to_square(mask: np.ndarray | Image.Image, s: int = IMAGE_SIZE) -> np.ndarray
     return np.asarray(square, dtype=np.float32) / 255
 
 
-def from_square(prob: np.ndarray, size: tuple[int, int], threshold: float = 0.5) -> np.ndarray:
-    """Back to the image's own size: bilinear resize of the probabilities, then threshold; the inverse of `to_square`.
+def from_square(
+    prob: np.ndarray, size: tuple[int, int], threshold: float = 0.5, resample: Resize = "bilinear"
+) -> np.ndarray:
+    """Back to the image's own size: resize of the probabilities, then threshold; the inverse of `to_square`.
 
     Args:
         prob: float (s, s) in [0, 1].
         size: (h, w) of the image.
-        threshold: least probability of a foreground pixel, in [0, 1].
+        threshold: least probability of a foreground pixel, in [0, 1]; with `nearest` the one above which it begins, as
+            in the paper's code.
+        resample: `bilinear`, or `nearest` neighbour as in the paper's code.
     Returns:
         bool (h, w).
     """
     h, w = check_size(size)
+    if resample not in _RESAMPLING:
+        raise ValueError(f"resample is {resample!r}: expected one of {', '.join(_RESAMPLING)}")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold!r}: expected a number in [0, 1]")
     prob = np.ascontiguousarray(prob, dtype=np.float32)
     _check_array(prob, "prob")
-    return np.asarray(Image.fromarray(prob).resize((w, h), Image.Resampling.BILINEAR)) >= threshold
+    resized = np.asarray(Image.fromarray(prob).resize((w, h), _RESAMPLING[resample]))
+    return resized > threshold if resample == "nearest" else resized >= threshold
 
 
 def to_rle(mask: np.ndarray) -> dict[str, Any]:

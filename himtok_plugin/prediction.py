@@ -17,7 +17,7 @@ from torch import Tensor
 from .confidence import Calibration, mask_certainty
 from .mask_text import text_to_codes
 from .mask_tokenizer.modeling import MaskTokenizer
-from .masks import from_square, to_rle
+from .masks import Resize, from_square, to_rle
 
 Decoding = Literal["soft", "hard"]
 MAX_BATCH = 64  # masks decoded at once: bounds memory, far above where the speed levels off
@@ -82,6 +82,7 @@ class MaskPredictor:
         calibration: turns raw scores into expected IoU.
         min_score: masks with a lower score are left out; those without a score stay, nothing speaks against them.
         keep_squares: whether masks carry their probabilities, which refiners want.
+        resize: how probabilities get to the image's size, see `masks.from_square`.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class MaskPredictor:
         calibration: Calibration | None = None,
         min_score: float = 0.0,
         keep_squares: bool = False,
+        resize: Resize = "bilinear",
     ):
         if decoding not in ("soft", "hard"):
             raise ValueError(f"decoding={decoding!r}: expected 'soft' or 'hard'")
@@ -101,6 +103,7 @@ class MaskPredictor:
         self.calibration = calibration
         self.min_score = min_score
         self.keep_squares = keep_squares
+        self.resize = resize
 
     @torch.inference_mode()
     def __call__(self, answers: list[Answer]) -> list[list[PredictedMask]]:
@@ -131,7 +134,7 @@ class MaskPredictor:
                 continue
             results[index].append(
                 PredictedMask(
-                    mask=from_square(square, answers[index].size, self.threshold),
+                    mask=from_square(square, answers[index].size, self.threshold, self.resize),
                     codes=list(span.codes),
                     score=score,
                     complete=span.complete,

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
-from .masks import from_square
+from .masks import Resize, from_square
 from .metrics import Overlap
 from .run_lengths import Runs
 
 Ignore = Literal["excluded", "foreground"]
-Resize = Literal["bilinear", "nearest"]
 RESIZES: dict[str, str] = {
     "bilinear": "bilinear resize of the probabilities, then threshold",
     "nearest": "nearest neighbour of the probabilities, then threshold (the paper's code)",
@@ -108,13 +106,9 @@ def resize_square(square: np.ndarray, size: tuple[int, int], threshold: float, r
     Returns:
         bool (h, w).
     """
-    if resize == "bilinear":
-        return from_square(square, size, threshold)
-    if resize != "nearest":
+    if resize not in RESIZES:
         raise ValueError(f"resize: got {resize!r}, expected one of {', '.join(RESIZES)}")
-    h, w = size
-    image = Image.fromarray(np.ascontiguousarray(square, dtype=np.float32))
-    return np.asarray(image.resize((w, h), Image.Resampling.NEAREST)) > threshold
+    return from_square(square, size, threshold, resize)
 
 
 PROTOCOLS: dict[str, Protocol] = {

@@ -40,6 +40,7 @@ needs_swift = pytest.mark.skipif(importlib.util.find_spec("swift") is None, reas
         ("mask_early_stop", float("nan")),
         ("mask_threshold", 0.0),
         ("mask_threshold", 1.0),
+        ("mask_resize", "cubic"),
         ("min_score", -0.1),
         ("min_score", 1.5),
         ("refiner", "sam9"),

@@ -228,6 +228,14 @@ def test_to_square_keeps_grey():
     assert np.allclose(to_square(np.full((4, 4), 51, dtype=np.uint8), 8), 0.2)
 
 
+def test_from_square_can_copy_the_nearest_pixels():
+    prob = np.array([[0.0, 1.0], [0.5, 0.5]], np.float32)
+    nearest = from_square(prob, (4, 4), resample="nearest")
+    assert np.array_equal(nearest, np.array([[0, 0, 1, 1]] * 2 + [[0] * 4] * 2, bool))  # above 0.5, not at it
+    with pytest.raises(ValueError, match="resample is 'cubic': expected one of bilinear, nearest"):
+        from_square(prob, (4, 4), resample="cubic")
+
+
 def test_from_square_is_bilinear_then_threshold():
     prob = np.array([[0.0, 1.0], [0.0, 1.0]], dtype=np.float32)
     assert from_square(prob, (1, 8)).tolist() == [[False] * 4 + [True] * 4]

@@ -86,6 +86,15 @@ def test_threshold_decides_which_pixels_belong(tokenizer):
     assert areas == sorted(areas, reverse=True) and areas[0] > areas[-1]
 
 
+def test_soft_masks_can_be_resized_as_in_the_paper_s_code(tokenizer):
+    probabilities = probabilities_of(4)
+    answer = Answer(codes_to_text(CODES), SIZE, probabilities)
+    (mask,) = MaskPredictor(tokenizer, resize="nearest")([answer])[0]
+    square = tokenizer.decode_probabilities(probabilities[None])[0].detach().numpy()
+    assert np.array_equal(mask.mask, from_square(square, SIZE, resample="nearest"))
+    assert not np.array_equal(mask.mask, from_square(square, SIZE))
+
+
 def test_unknown_decoding_is_refused(tokenizer):
     with pytest.raises(ValueError, match="decoding='medium'"):
         MaskPredictor(tokenizer, "medium")

@@ -92,6 +92,9 @@ class HimTokArguments:
         "ms-swift's own engine only. None: never.",
     )
     mask_threshold: float = _option(0.5, "Mask probability from which a pixel belongs to the mask, between 0 and 1.")
+    mask_resize: Literal["bilinear", "nearest"] = _option(
+        "bilinear", "How mask probabilities get to the image's size before the threshold; nearest is the paper's code."
+    )
     mask_dir: str | None = _option(None, "Folder into which inference writes masks and overlays as PNG. None: nowhere.")
     min_score: float = _option(
         0.0, "Predicted masks with a lower score are left out of `masks`, from 0 to 1; the text stays. 0: all are kept."
@@ -184,6 +187,8 @@ class HimTokArguments:
         start = self.mask_rows_init
         _expect(start in ("noise", "codebook"), "mask_rows_init", start, "'noise' or 'codebook'")
         _expect(self.mask_decoding in ("soft", "hard"), "mask_decoding", self.mask_decoding, "'soft' or 'hard'")
+        resize = self.mask_resize
+        _expect(resize in ("bilinear", "nearest"), "mask_resize", resize, "'bilinear' or 'nearest'")
         for name in ("min_score", "reward_prefix_weight"):
             value = getattr(self, name)
             _expect(_is_number(value) and 0 <= value <= 1, name, value, "a number from 0 to 1")

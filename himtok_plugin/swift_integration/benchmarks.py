@@ -348,7 +348,14 @@ def mask_tokenizer():
 def mask_predictor() -> MaskPredictor:
     args = current_arguments()
     calibration = Calibration.load(_source())
-    return MaskPredictor(mask_tokenizer(), args.mask_decoding, args.mask_threshold, calibration, args.min_score)
+    return MaskPredictor(
+        mask_tokenizer(),
+        args.mask_decoding,
+        args.mask_threshold,
+        calibration,
+        args.min_score,
+        resize=args.mask_resize,
+    )
 
 
 def _answer(text: str, size: tuple[int, int], logprobs: Any) -> Answer:

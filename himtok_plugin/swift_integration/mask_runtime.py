@@ -103,6 +103,7 @@ class MaskRuntime:
             self.calibration,
             settings.min_score,
             keep_squares=settings.refiner in SAM_KINDS,
+            resize=settings.mask_resize,
         )
         try:
             return predictor(answers)

@@ -35,6 +35,7 @@ def run_card(args: Any, source: Path, num_mask_tokens: int, **further: Any) -> R
         num_mask_tokens=args.num_mask_tokens or num_mask_tokens,
         mask_decoding=args.mask_decoding,
         threshold=args.mask_threshold,
+        resize=args.mask_resize,
         refiner=args.refiner,
         min_score=args.min_score,
         seed=getattr(args, "seed", None),

@@ -188,6 +188,7 @@ def adapter(world, rows, monkeypatch):
         adapter_folders=[],
         mask_decoding="soft",
         mask_threshold=0.5,
+        mask_resize="bilinear",
         min_score=0.0,
         num_mask_tokens=None,
         refiner="none",
