@@ -3,9 +3,9 @@
 Purpose: training on the output reads `mask_codes` and encodes nothing.
 Contract: an output row is the input row, character by character, with `mask_codes` put at its end: for each mask, in
 the order of `masks`, its k codes. Rows without masks pass as they are. Codes that a row brings along are made anew,
-since nothing tells which mask tokenizer they are of. The squares are those of training (`mask_rows.py`), and so, in
-float32, are the codes; a step under bf16 autocast computes some of them less exactly. Bad rows are set aside, or stop
-the run. Kills, resuming and several processes are `resumable_output.py`'s.
+since nothing tells which mask tokenizer they are of. The squares are those of training (`mask_rows.py`), and so are the
+codes, whatever precision the LMM trains in. Bad rows are set aside, or stop the run. Kills, resuming and several
+processes are `resumable_output.py`'s.
 This module does not know text, ms-swift and the command line.
 """
 

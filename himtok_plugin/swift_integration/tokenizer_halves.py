@@ -9,6 +9,7 @@ Does not know LMMs, trainers and ms-swift.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from ..mask_tokenizer.conversion import load_released
@@ -28,7 +30,6 @@ from .sharding import loading_whole
 
 DETOKENIZER = ("decoder", "pixel_decoder")  # the parts of a mask tokenizer that stage 2 trains
 ENCODER = ("encoder", "latent_tokens")
-WEIGHTS_FILE = "model.safetensors"
 
 
 class Detokenizer(MaskTokenizer):
@@ -77,12 +78,16 @@ class Encoder:
         return sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
 
     def encode(self, squares: Tensor) -> Tensor:
-        """`MaskTokenizer.encode` on the squares' device: (b, s, s) float in [0, 1] -> (b, k) int64."""
+        """`MaskTokenizer.encode` on the squares' device: (b, s, s) float in [0, 1] -> (b, k) int64.
+
+        In the weights' own precision, whatever the training's: under autocast one square in twenty gets other codes.
+        """
         if not self.is_loaded:
             self._model.load_state_dict(self.state, assign=True)
             self._model.requires_grad_(False).eval()
             self.is_loaded = True
-        return self._model.to(squares.device).encode(squares)
+        with torch.autocast(squares.device.type, enabled=False):
+            return self._model.to(squares.device).encode(squares)
 
     def expected_rows(self, probabilities: Tensor) -> Tensor:
         """See `Quantizer.expected_rows`."""
@@ -115,13 +120,24 @@ def load_detokenizer(source: Path) -> Detokenizer:
     else:
         with loading_whole():
             detokenizer = Detokenizer.from_pretrained(source)
-        state = load_file(source / WEIGHTS_FILE)
+        state = _read_weights(source)
     detokenizer.as_loaded = {name: value for name, value in state.items() if name.startswith(DETOKENIZER)}
     frozen = {name: value for name, value in state.items() if name not in detokenizer.as_loaded}
     detokenizer.encoding = Encoder(detokenizer.config, frozen)
     if wrong := detokenizer.encoding.misfits():
         raise ValueError(f"mask tokenizer {str(source)!r} does not fit: {wrong}")
     return detokenizer.eval()
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """All weights of a `save_pretrained` folder, in one file or several, mapped into memory."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    files = {SAFE_WEIGHTS_NAME}
+    if not (folder / SAFE_WEIGHTS_NAME).is_file():  # as transformers looks for them
+        if not index.is_file():
+            raise ValueError(f"mask tokenizer {str(folder)!r}: has no {SAFE_WEIGHTS_NAME}, nor {index.name}")
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return {name: value for file in sorted(files) for name, value in load_file(folder / file).items()}
 
 
 def save_whole(detokenizer: Detokenizer, folder: str, gathered: Mapping[str, Tensor]) -> None:

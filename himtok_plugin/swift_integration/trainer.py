@@ -137,8 +137,7 @@ class MaskTrainer(Seq2SeqTrainer):
                 if inputs.get(key) is not None:
                     inputs[key] = inputs[key].to(self.args.device)
             if len(masks.to_encode):
-                with self.accelerator.autocast():
-                    masks.codes[masks.to_encode] = self.mask_tokenizer.encoding.encode(masks.unknown_squares())
+                masks.codes[masks.to_encode] = self.mask_tokenizer.encoding.encode(masks.unknown_squares())
             masks.write_codes(inputs, self.masks.vocabulary)
             shape = inputs["input_ids"].shape
         # Codes are in place now, so ms-swift may trim the labels.

@@ -41,6 +41,30 @@ def test_halves_encode_and_decode_like_the_whole(whole, detokenizer):
     assert torch.equal(detokenizer.encoding.expected_rows(probabilities), rows)
 
 
+def test_codes_under_autocast_are_those_of_float32(whole, detokenizer):
+    squares = random_squares(64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cheap, codes = whole.encode(squares), detokenizer.encoding.encode(squares)
+    assert torch.equal(codes, whole.encode(squares))
+    assert not torch.equal(codes, cheap)  # else this would say nothing
+
+
+def test_weights_in_several_files_are_read_like_those_in_one(whole, tmp_path):
+    whole.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    detokenizer = load_detokenizer(tmp_path / "shards")
+    squares = random_squares(3)
+    assert torch.equal(detokenizer.encoding.encode(squares), whole.encode(squares))
+    save_whole(detokenizer, tmp_path / "saved", {})
+    same_weights(tmp_path / "saved", whole.state_dict())
+
+
+def test_folder_without_weights_is_refused_by_name(whole, tmp_path):
+    whole.config.save_pretrained(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"empty' cannot be read: .*model\.safetensors"):
+        load_detokenizer(tmp_path / "empty")
+
+
 def test_encoder_is_loaded_with_the_first_mask(detokenizer):
     encoder = detokenizer.encoding
     assert not encoder.is_loaded and not any(name.startswith("encoder") for name, _ in detokenizer.named_parameters())
