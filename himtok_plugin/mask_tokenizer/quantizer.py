@@ -5,6 +5,8 @@ Does not know how a codebook is trained (`objective.py`) nor what codes are used
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,13 +15,25 @@ from .configuration import MaskTokenizerConfig
 
 
 class Quantizer(nn.Module):
-    """Codebook of v rows, stored as an embedding times a bias-free projection."""
+    """Codebook of v rows, stored as an embedding times a bias-free projection; float32 whatever it is cast to."""
 
     def __init__(self, config: MaskTokenizerConfig):
         super().__init__()
         self.normalize_codebook = config.normalize_codebook
         self.embedding = nn.Embedding(config.codebook_size, config.code_width)
         self.embedding_proj = nn.Linear(config.code_width, config.code_width, bias=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
+        """What `to`, `half`, `cuda`, … of this module and of any around it do to a tensor, a cast excepted."""
+
+        def without_cast(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            if applied.dtype == torch.float32 or not applied.is_floating_point():
+                return applied
+            # From the tensor as it was, where it holds anything: digits that a cast has dropped do not come back.
+            return (applied if tensor.is_meta else tensor).to(applied.device, torch.float32)
+
+        return super()._apply(without_cast, recurse)
 
     def codebook(self) -> Tensor:
         """(v, d) float32, not normalised."""

@@ -72,6 +72,40 @@ def test_everything_is_computed_in_float32_under_autocast_and_from_bfloat16():
     assert made.to(torch.bfloat16).codebook().dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda module: module.to(torch.bfloat16),
+        lambda module: module.to("cpu", torch.float16),
+        lambda module: module.bfloat16(),
+        lambda module: module.half(),
+        lambda module: module.double(),
+    ],
+)
+def test_a_cast_of_what_is_around_it_leaves_every_digit_of_the_codebook(cast):
+    made = quantizer()
+    with torch.no_grad():
+        made.embedding.weight.mul_(1 / 3)
+    made.embedding.weight.grad = torch.full((4, 3), 1 / 3)
+    before = made.codebook()
+    around = cast(torch.nn.Sequential(torch.nn.Linear(2, 2), made))
+    assert around[0].weight.dtype != torch.float32
+    assert {p.dtype for p in made.parameters()} == {torch.float32} and torch.equal(made.codebook(), before)
+    assert torch.equal(made.embedding.weight.grad, torch.full((4, 3), 1 / 3))
+
+
+def test_the_codebook_moves_between_devices_and_is_assigned_like_any_weights():
+    with torch.device("meta"):
+        made = Quantizer(tiny_config(codebook_size=4))
+    assert made.to(torch.bfloat16).embedding.weight.is_meta
+    made.load_state_dict(quantizer().state_dict(), assign=True)
+    assert torch.equal(made.codebook(), quantizer().codebook())
+    assert made.to("meta").embedding.weight.is_meta
+    assert made.to_empty(device="cpu").embedding.weight.device.type == "cpu"
+    made = made.to(device="meta", dtype=torch.half).to_empty(device="cpu")
+    assert made.embedding.weight.dtype == torch.float32
+
+
 def test_placed_rows_come_out_of_the_codebook_whatever_the_projection():
     made = quantizer()
     with torch.no_grad():
