@@ -203,9 +203,19 @@ class HierarchicalMaskLoss(nn.Module):
             target: (b, s, s) float in [0, 1].
             weights: (b,) float: per-mask weights; the loss is then a weighted sum of per-mask terms, which adds up
                 over accumulated and distributed batches. None: means over the batch, as in the reference.
-            levels: (l,) int64 prefix lengths instead of drawn ones.
+            levels: (l,) int64 prefix lengths in [1, k), on the CPU, instead of drawn ones.
             full, hierarchical: False skips a term, which is then a zero.
+
+        Returns:
+            Zeros for no mask; nothing is decoded then.
+
+        Raises:
+            ValueError: shapes that do not fit each other, or `levels` out of range.
         """
+        self._check(mask_tokenizer, probabilities, target, levels)
+        if not len(target):
+            nothing = probabilities.float().sum()  # a zero that may be differentiated like any loss
+            return MaskLosses(nothing, nothing, nothing)
         bce = dice = coarse = probabilities.new_zeros(())
         if full:
             prediction = mask_tokenizer.decode_probabilities(probabilities)
@@ -213,6 +223,25 @@ class HierarchicalMaskLoss(nn.Module):
         if hierarchical and probabilities.shape[1] > 1:
             coarse = self._coarse(mask_tokenizer, probabilities, target, weights, levels)
         return MaskLosses(bce, dice, coarse)
+
+    @staticmethod
+    def _check(mask_tokenizer: MaskTokenizer, probabilities: Tensor, target: Tensor, levels: Tensor | None) -> None:
+        side = mask_tokenizer.config.image_size
+        if probabilities.ndim != 3 or target.shape != (len(probabilities), side, side):
+            raise ValueError(
+                f"probabilities of shape {tuple(probabilities.shape)}, target of shape {tuple(target.shape)}: expected "
+                f"(b, k, v) and (b, {side}, {side})"
+            )
+        if levels is None:
+            return
+        # Read here, so lengths on another device would make every step wait for it.
+        if levels.device.type != "cpu" or levels.ndim != 1 or not len(levels) or levels.dtype != torch.int64:
+            raise ValueError(
+                f"levels of shape {tuple(levels.shape)}, {levels.dtype} on {levels.device}: expected (l,) int64 on the "
+                "CPU"
+            )
+        if not all(1 <= n < probabilities.shape[1] for n in levels.tolist()):
+            raise ValueError(f"levels {levels.tolist()}: expected 1 <= n < {probabilities.shape[1]}, shorter prefixes")
 
     def _coarse(
         self,

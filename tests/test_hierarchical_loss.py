@@ -129,6 +129,49 @@ def test_losses_are_float32_under_autocast(model):
     assert terms(losses).dtype == torch.float32 and terms(losses).isfinite().all()
 
 
+def test_no_mask_has_losses_of_zero_that_may_be_differentiated(model):
+    logits = random_logits(0).requires_grad_()
+    for weights in (None, torch.zeros(0)):
+        losses = HierarchicalMaskLoss()(model, code_probabilities(logits), torch.zeros(0, 16, 16), weights)
+        assert terms(losses).tolist() == [0, 0, 0] and terms(losses).dtype == torch.float32
+        terms(losses).sum().backward()
+    assert logits.grad.shape == (0, 4, 12)
+
+
+@pytest.mark.parametrize(
+    ("target", "weights", "message"),
+    [
+        ((2, 8, 8), None, r"\(2, 4, 12\), target of shape \(2, 8, 8\): expected \(b, k, v\) and \(b, 16, 16\)"),
+        ((3, 16, 16), None, r"\(2, 4, 12\), target of shape \(3, 16, 16\)"),
+        ((2, 1, 16, 16), None, r"\(2, 4, 12\), target of shape \(2, 1, 16, 16\)"),
+        ((2, 16, 16), (3,), r"weights of shape \(3,\), probabilities of shape \(2, 16, 16\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_each_other_are_named(model, target, weights, message):
+    weights = None if weights is None else torch.ones(weights)
+    for skipped in ("full", "hierarchical"):
+        with pytest.raises(ValueError, match=message):
+            HierarchicalMaskLoss()(
+                model, code_probabilities(random_logits(2)), torch.zeros(target), weights, **{skipped: False}
+            )
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        (torch.tensor([0]), r"levels \[0\]: expected 1 <= n < 4"),
+        (torch.tensor([1, 4]), r"levels \[1, 4\]: expected 1 <= n < 4"),
+        (torch.tensor([[1, 2]]), r"levels of shape \(1, 2\)"),
+        (torch.tensor([], dtype=torch.int64), r"levels of shape \(0,\)"),
+        (torch.tensor([1.0]), "torch.float32 on cpu: expected .* int64 on the CPU"),
+        (torch.ones(1, dtype=torch.int64, device="meta"), "on meta: expected .* on the CPU"),
+    ],
+)
+def test_levels_that_are_no_shorter_prefixes_are_refused(model, levels, message):
+    with pytest.raises(ValueError, match=message):
+        HierarchicalMaskLoss()(model, code_probabilities(random_logits(1)), random_squares(1), levels=levels)
+
+
 CODE_IDS, ROWS = slice(5, 9), torch.tensor([1, 7, 8])
 
 

@@ -28,12 +28,18 @@ def mask_bce(probabilities: Tensor, target: Tensor, weights: Tensor | None = Non
         weights: (...,) float, one per square: the result is then the weighted *sum* of each square's mean.
 
     Returns:
-        () float32.
+        () float32; zero for no square.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
     """
+    _check_shapes(probabilities, target, weights)
     p = probabilities.float().clamp(PROBABILITY_CLAMP, 1 - PROBABILITY_CLAMP)
     t = target.float()
     loss = -(t * p.log() + (1 - t) * (1 - p).log())
-    return loss.mean() if weights is None else (loss.mean(dim=(-2, -1)) * weights).sum()
+    if weights is not None:
+        return (loss.mean(dim=(-2, -1)) * weights).sum()
+    return loss.mean() if loss.numel() else loss.sum()
 
 
 def mask_dice(probabilities: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -44,14 +50,32 @@ def mask_dice(probabilities: Tensor, target: Tensor, weights: Tensor | None = No
     weighted sum, which accumulated or distributed batches need in order to agree with one big batch.
 
     Returns:
-        () float32.
+        () float32; zero for no square.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
     """
+    _check_shapes(probabilities, target, weights)
     p, t = probabilities.float(), target.float()
     dims = None if weights is None else (-2, -1)
     intersection = (p * t).sum(dim=dims)
     total = p.sum(dim=dims) + t.sum(dim=dims)
     dice = 1 - (2 * intersection + DICE_EPS) / (total + DICE_EPS)
     return dice if weights is None else (dice * weights).sum()
+
+
+def _check_shapes(probabilities: Tensor, target: Tensor, weights: Tensor | None) -> None:
+    """Broadcasting would make a number of nearly any two shapes."""
+    if probabilities.shape != target.shape:
+        raise ValueError(
+            f"probabilities of shape {tuple(probabilities.shape)}, target of shape {tuple(target.shape)}: expected the "
+            "same (..., s, s)"
+        )
+    if weights is not None and weights.shape != probabilities.shape[:-2]:
+        raise ValueError(
+            f"weights of shape {tuple(weights.shape)}, probabilities of shape {tuple(probabilities.shape)}: expected "
+            f"one for each square, {tuple(probabilities.shape[:-2])}"
+        )
 
 
 def coarse_sigma(
@@ -79,13 +103,23 @@ def coarse_target(
 
     Returns:
         Shape of `target`, float32; a square without foreground stays zero.
+
+    Raises:
+        ValueError: both or none of `num_tokens` and `sigma`, a length below 1, or shapes that do not fit each other.
     """
     if (num_tokens is None) == (sigma is None):
         raise ValueError("coarse_target: give either num_tokens or sigma")
     if sigma is None:
+        if isinstance(num_tokens, int) and num_tokens < 1:
+            raise ValueError(f"num_tokens={num_tokens}: expected at least 1")
         sigma = coarse_sigma(num_tokens)
     t = target.float()
     sigma = torch.as_tensor(sigma, dtype=torch.float32, device=t.device)
+    if sigma.ndim and sigma.shape != t.shape[:-2]:
+        raise ValueError(
+            f"sigma of shape {tuple(sigma.shape)}, target of shape {tuple(t.shape)}: expected one for all squares, or "
+            f"one for each, {tuple(t.shape[:-2])}"
+        )
     with torch.autocast(t.device.type, enabled=False):
         # The matrices are symmetric, so no transpose.
         blurred = _blur_matrix(sigma, t.shape[-2]) @ t @ _blur_matrix(sigma, t.shape[-1])

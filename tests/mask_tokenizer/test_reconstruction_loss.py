@@ -69,6 +69,30 @@ def test_terms_are_float32_from_bfloat16(term):
     assert term(torch.rand(2, 4, 4).bfloat16(), torch.rand(2, 4, 4)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("term", [mask_bce, mask_dice])
+def test_terms_of_no_square_are_zero(term):
+    nothing = torch.zeros(0, 4, 4, requires_grad=True)
+    for weights in (None, torch.zeros(0)):
+        loss = term(nothing, nothing.detach(), weights)
+        loss.backward()
+        assert loss.item() == 0 and nothing.grad.shape == nothing.shape
+
+
+@pytest.mark.parametrize("term", [mask_bce, mask_dice])
+@pytest.mark.parametrize(
+    ("target", "weights", "message"),
+    [
+        ((2, 1, 8, 8), None, r"\(2, 8, 8\), target of shape \(2, 1, 8, 8\): expected the same"),
+        ((1, 8, 8), None, r"\(2, 8, 8\), target of shape \(1, 8, 8\)"),
+        ((2, 8, 8), (1,), r"weights of shape \(1,\), probabilities of shape \(2, 8, 8\): expected .* \(2,\)"),
+        ((2, 8, 8), (2, 8), r"weights of shape \(2, 8\)"),
+    ],
+)
+def test_shapes_are_not_broadcast_but_refused(term, target, weights, message):
+    with pytest.raises(ValueError, match=message):
+        term(torch.rand(2, 8, 8), torch.rand(target), None if weights is None else torch.rand(weights))
+
+
 @pytest.mark.parametrize(("n", "sigma"), [(1, 100 / 3 - 2), (2, 23), (8, 8), (31, 100 / 33 - 2)])
 def test_sigma_as_published(n, sigma):
     assert coarse_sigma(n) == pytest.approx(sigma)
@@ -133,6 +157,19 @@ def test_coarse_target_wants_a_length_or_a_sigma():
     for arguments in ({}, {"num_tokens": 3, "sigma": 1.0}):
         with pytest.raises(ValueError, match="either num_tokens or sigma"):
             coarse_target(random_squares(1), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_tokens": 0}, "num_tokens=0: expected at least 1"),
+        ({"sigma": torch.ones(3)}, r"sigma of shape \(3,\), target of shape \(2, 16, 16\): expected .* \(2,\)"),
+        ({"num_tokens": torch.ones(1)}, r"sigma of shape \(1,\), target of shape \(2, 16, 16\)"),
+    ],
+)
+def test_coarse_target_refuses_what_does_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        coarse_target(random_squares(2), **arguments)
 
 
 def test_drawn_levels_are_distinct_and_shorter_than_the_whole():
