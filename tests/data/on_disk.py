@@ -7,6 +7,10 @@ import numpy as np
 from PIL import ExifTags, Image
 from pycocotools import mask as coco
 
+from himtok_plugin.data.catalog import FORMATS, open_reader
+from himtok_plugin.data.formats.reader import Source
+from himtok_plugin.data.records import SkipLog
+
 
 def write_image(path, size=(48, 64), seed=0, orientation=None):
     """A picture of noise; `orientation` is what its EXIF says, None: it has none."""
@@ -89,3 +93,12 @@ def coco_annotation(id, image_id, segmentation, size=(48, 64), category_id=1, **
     box = coco.toBbox(coco.encode(np.asfortranarray(mask, dtype=np.uint8))).tolist()
     entry = {"id": id, "image_id": image_id, "category_id": category_id, "segmentation": segmentation, "bbox": box}
     return {**entry, "area": float(mask.sum()), "iscrowd": 0, **more}
+
+
+def records(name, root, split=None, **more):
+    """What a dataset's reader reads, without rows; what it skips is not looked at."""
+    source = Source(name, root, split or FORMATS[name].splits[0], **more)
+    log = SkipLog()
+    reader = open_reader(source)
+    for task in reader.tasks(log):
+        yield from reader.records(task, log)

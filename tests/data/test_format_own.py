@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import yaml
-from on_disk import blob, by_pycocotools, decoded, polygon, write_image
+from on_disk import blob, by_pycocotools, decoded, polygon, records, write_image
 from PIL import Image
 
 SIZE = (48, 64)
@@ -63,6 +63,18 @@ def test_labelme_shapes_and_groups(tmp_path, prepare):
     assert "the left dog" in next(r for r in rows if r["source"]["task"] == "segment")["messages"][0]["content"]
     names = [r["messages"][1]["content"] for r in rows if r["source"]["task"] == "name_region"]
     assert names == ["dog", "cup", "coin", "leaf"]
+
+
+def test_labelme_rectangles_are_told_by_two_corners_or_by_all_four_in_any_order(tmp_path, prepare):
+    corners = [[3, 4], [20, 4], [20, 30], [3, 30]]
+    shapes = [corners, corners[1:] + corners[:1], corners[::-1], [[20, 30], [3, 4]], [[3, 30], [20, 4]]]
+    label_me(tmp_path, [labelled("cup", points, "rectangle") for points in shapes])
+    rows, summary, _ = prepare("labelme", tmp_path, "--task", "masks")
+    expected = np.zeros(SIZE, bool)
+    expected[4:30, 3:20] = True
+    assert len(rows) == len(shapes) and not summary["skipped"]
+    for row in rows:
+        np.testing.assert_array_equal(decoded(row["masks"][0]), expected)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +227,28 @@ def test_cvat_shapes(tmp_path, prepare):
     assert "the left one" in next(r for r in rows if r["source"]["task"] == "segment")["messages"][0]["content"]
 
 
+def test_cvat_boxes_are_those_around_the_turned_rectangle(tmp_path):
+    numbers = 'xtl="10" ytl="10" xbr="30" ybr="20"'
+    turned = [f'<box label="cup" {numbers} rotation="{angle}"/>' for angle in ("0.0", "90", "30", "330.0", "180")]
+    cvat(tmp_path, "".join(turned))
+    boxes = [region.box for region in next(records("cvat", tmp_path)).regions]
+    corners = np.array([[-10, -5], [10, -5], [10, 5], [-10, 5]])
+    for box, angle in zip(boxes, (0, 90, 30, 330, 180), strict=True):
+        a = np.deg2rad(angle)
+        spun = corners @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) + (20, 15)
+        np.testing.assert_allclose(box, [*spun.min(axis=0), *spun.max(axis=0)])
+
+
 @pytest.mark.parametrize(
     ("reason", "shape"),
     [
         ("mask cannot be read", '<polygon label="x" points="1,2;3"/>'),
+        ("mask cannot be read", '<ellipse label="x" cx="30" cy="20" rx="10" ry="5" rotation="much"/>'),
+        ("mask cannot be read", '<box label="x" group_id="1"/><polygon label="x" group_id="1" points="1,1;9,1;9,9"/>'),
+        (
+            "box is not x1 < x2, y1 < y2 within its image",
+            '<box label="x" xtl="1" ytl="2" xbr="30" ybr="40" rotation="much"/>',
+        ),
         ("mask cannot be read", '<polyline label="x" points="1,2;3,4"/>'),
         ("mask cannot be read", '<mask label="x" rle="5, 5" left="0" top="0" width="9" height="9"/>'),
         ("mask cannot be read", '<mask label="x" rle="5" left="0" top="0" width="9"/>'),
@@ -287,3 +317,168 @@ def test_png_pairs_bad_input_is_counted(tmp_path, prepare, reason, name, data):
     rows, summary, _ = prepare("png", tmp_path, "--task", "masks")
     assert len(rows) == 1 and summary["skipped"] == {reason: 1}
     assert reason in prepare("png", tmp_path, "--task", "masks", "--strict", status=2)
+
+
+def png_pairs(root, images, masks):
+    """Write them; the mask of a name is `blob` of its place."""
+    for name in images:
+        write_image(root / "images" / name, SIZE)
+    for seed, name in enumerate(masks):
+        path = root / "masks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(blob(seed=seed)))
+
+
+def test_png_pairs_of_folders_go_with_the_image_of_their_own(tmp_path, prepare):
+    images = ["a.jpg", "day1/a.jpg", "day2/a.jpg", "day2/b_1.jpg", "day2/only.jpg"]
+    masks = ["a.png", "day1/a.png", "day2/a_2.png", "day1/cups/a.png", "cups/day2/a.png", "dogs/a.png", "only_3.png"]
+    png_pairs(tmp_path, images, masks)
+    rows, summary, _ = prepare("png", tmp_path, "--task", "masks")
+    of_image = {}
+    for row in rows:
+        of_image.setdefault(row["source"]["image_id"], []).append(decoded(row["masks"][0]))
+    expected = {"a": ("a.png", "dogs/a.png"), "day1/a": ("day1/a.png", "day1/cups/a.png"),
+                "day2/a": ("cups/day2/a.png", "day2/a_2.png"), "day2/only": ("only_3.png",)}  # fmt: skip
+    assert {image: len(found) for image, found in of_image.items()} == {k: len(v) for k, v in expected.items()}
+    for image, names in expected.items():
+        for mask, name in zip(of_image[image], names, strict=True):
+            np.testing.assert_array_equal(mask, blob(seed=masks.index(name)), name)
+    assert not summary["skipped"]
+
+
+def test_png_pairs_whose_name_fits_two_images_are_counted_and_their_class_is_incomplete(tmp_path, prepare):
+    png_pairs(tmp_path, ["day1/a.jpg", "day2/a.jpg", "day2/b.jpg", "c.jpg", "c.png"], ["cups/a.png", "c.png"])
+    rows, summary, entries = prepare("png", tmp_path, "--task", "masks")
+    assert not rows and summary["skipped"] == {"name fits several files": 2}
+    assert "day1/a.jpg, day2/a.jpg" in entries[-1]["detail"]
+    assert "name fits several files" in prepare("png", tmp_path, "--strict", status=2)
+    found = {record.image_id: record.incomplete_classes for record in records("png", tmp_path)}
+    assert found == {"day1/a": {"cups"}, "day2/a": {"cups"}, "day2/b": set(), "c": set()}
+
+
+def test_png_pairs_expressions_of_a_name_in_two_folders_need_the_folder(tmp_path, prepare):
+    png_pairs(tmp_path, ["day1/a.jpg", "day2/a.jpg", "img.1.jpg"], ["day1/a.png", "day2/a.png", "img.1.png"])
+    path = tmp_path / "expressions.json"
+    path.write_text('{"a": "a cup", "day2/a": "a hat", "img.1": "a shoe", "zebra": "a zebra"}')
+    rows, summary, _ = prepare("png", tmp_path)
+    asked = {row["source"]["image_id"]: row["messages"][0]["content"] for row in rows}
+    assert set(asked) == {"day2/a", "img.1"} and "a hat" in asked["day2/a"] and "a shoe" in asked["img.1"]
+    assert summary["skipped"] == {"name fits several files": 1, "id is not in the file": 1}
+
+
+# ----- splits
+
+
+def test_splits_of_ones_own_data_are_their_folders_whatever_they_are_called(tmp_path, prepare):
+    for folder in ("train", "valid"):
+        label_me(tmp_path / "labelme" / folder, [labelled("dog", pairs(polygon(1)))], folder)
+        write_image(tmp_path / "png" / "images" / folder / f"{folder}.jpg", SIZE)
+        (tmp_path / "png" / "masks" / folder).mkdir(parents=True)
+        (tmp_path / "png" / "masks" / folder / f"{folder}.png").write_bytes(png(blob()))
+    for name in ("labelme", "png"):
+        root = tmp_path / name
+        assert [row["source"]["image_id"] for row in prepare(name, root, "--split", "val", "--task", "masks")[0]] == [
+            "valid"
+        ]
+        assert "nothing of" in prepare(name, root, "--split", "test", status=2)
+
+
+def test_yolo_reads_lists_and_several_folders(tmp_path, prepare):
+    for folder in ("one", "two", "three"):
+        write_image(tmp_path / "images" / folder / f"{folder}.jpg", SIZE)
+        (tmp_path / "labels" / folder).mkdir(parents=True)
+        (tmp_path / "labels" / folder / f"{folder}.txt").write_text(f"0 {normalised(polygon(1))}")
+    settings = {
+        "path": "/nowhere",
+        "train": "lists/train.txt",
+        "val": ["images/two", "images/three"],
+        "test": ["images/one", "lists/train.txt"],
+        "names": ["dog"],
+    }
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "lists").mkdir()
+    absolute = tmp_path / "images" / "two" / "two.jpg"
+    (tmp_path / "lists" / "train.txt").write_text(f"./../images/one/one.jpg\n{absolute}\n\nimages/gone.jpg\n")
+    found = {}
+    for split in ("train", "val", "test"):
+        rows, summary, entries = prepare("yolo", tmp_path, "--split", split, "--task", "masks")
+        found[split] = [row["source"]["image_id"] for row in rows], summary["skipped"]
+    assert found["train"] == (["one", "two"], {"image is missing": 1})
+    assert found["val"] == (["two", "three"], {})
+    assert found["test"] == (["one", "one", "two"], {"image is missing": 1})
+    for broken in ({"train": "lists/no.txt"}, {"train": ["images/one", "images/no"]}, {"train": 5}):
+        (tmp_path / "images" / "train").mkdir(exist_ok=True)  # is no answer to another list
+        (tmp_path / "data.yaml").write_text(yaml.safe_dump({**settings, **broken}))
+        assert "train" in prepare("yolo", tmp_path, status=2)
+
+
+def cvat_subsets(root, *images, meta="", file="annotations.xml"):
+    """Images of (name, subset), each a polygon; `meta` is the subset of its task."""
+    text = f"<annotations><meta><task><subset>{meta}</subset></task></meta>"
+    for id, (name, subset) in enumerate(images):
+        write_image(root / "images" / name, SIZE)
+        own = f'subset="{subset}"' if subset else ""
+        text += f'<image id="{id}" name="{name}" {own} width="64" height="48">'
+        text += f'<polygon label="dog" points="{points(polygon(1))}"/></image>'
+    path = root / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "</annotations>")
+
+
+def test_cvat_splits_are_subsets(tmp_path, prepare):
+    def ids(root, *arguments):
+        return [row["source"]["image_id"] for row in prepare("cvat", root, "--task", "masks", *arguments)[0]]
+
+    of_images = tmp_path / "images' own"
+    cvat_subsets(of_images, ("a.png", "Train"), ("b.png", "Validation"), ("c.png", "Train"), ("d.png", "default"))
+    assert ids(of_images) == ["0", "1", "2", "3"]
+    assert ids(of_images, "--split", "train") == ["0", "2"] and ids(of_images, "--split", "val") == ["1"]
+    error = prepare("cvat", of_images, "--split", "test", status=2)
+    assert "expected all or one of Train, Validation" in error
+    of_task = tmp_path / "the task's"
+    cvat_subsets(of_task, ("a.png", ""), ("b.png", ""), meta="Test")
+    assert ids(of_task, "--split", "test") == ["0", "1"]
+    assert "one of Test" in prepare("cvat", of_task, "--split", "train", status=2)
+    none = tmp_path / "none"
+    cvat_subsets(none, ("a.png", "default"), ("b.png", ""))
+    assert "expected all or a file" in prepare("cvat", none, "--split", "train", status=2)
+    assert ids(none, "--split", "train", "--annotations", none / "annotations.xml") == ["0", "1"]
+    files = tmp_path / "files"
+    cvat_subsets(files, ("a.png", ""), file="train.xml")
+    cvat_subsets(files, ("b.png", ""), ("c.png", ""), file="val.xml")
+    assert ids(files, "--split", "train") == ["0"] and ids(files, "--split", "val") == ["0", "1"]
+    assert "annotations" in prepare("cvat", files, status=2)  # all is neither of them
+
+
+def test_cvat_images_of_one_name_in_two_subsets_are_told_apart(tmp_path, prepare):
+    cvat_subsets(tmp_path, ("a.png", "Train"), ("a.png", "Test"))
+    (tmp_path / "images" / "a.png").unlink()
+    for subset in ("Train", "Test"):
+        write_image(tmp_path / "images" / subset / "a.png", SIZE)
+    rows, _, _ = prepare("cvat", tmp_path, "--task", "box_to_mask")
+    assert [row["images"] for row in rows] == [[str(tmp_path / "images" / s / "a.png")] for s in ("Train", "Test")]
+
+
+# ----- what is not all there
+
+
+def test_a_class_with_a_shape_that_is_no_mask_is_incomplete_and_present(tmp_path):
+    dog, cup = labelled("dog", pairs(polygon(1))), labelled("cup", pairs(polygon(2)))
+    label_me(tmp_path / "labelme", [dog, cup, labelled("dog", [[1, 1], [9, 9]], "line"), labelled("hat", [], "point")])
+    (record,) = records("labelme", tmp_path / "labelme")
+    assert record.incomplete_classes == {"dog", "hat"} and record.present == {"dog", "cup", "hat"}
+
+    box, broken = "0 0.5 0.5 0.25 0.5", "2 0.1 0.1 0.9"
+    yolo(tmp_path / "yolo", [f"0 {normalised(polygon(1))}", f"1 {normalised(polygon(2))}", box, broken],
+         names=["dog", "cup", "hat"])  # fmt: skip
+    record = next(record for record in records("yolo", tmp_path / "yolo") if record.image_id == "a")
+    assert record.incomplete_classes == {"dog", "hat"} and record.present == {"dog", "cup", "hat"}
+    assert record.absent is None
+    yolo(tmp_path / "yolo", [f"0 {normalised(polygon(1))}", "x 0.1 0.1 0.9 0.9 0.8 0.7"])
+    record = next(record for record in records("yolo", tmp_path / "yolo") if record.image_id == "a")
+    assert record.incomplete_classes == {"dog", "cup"} and record.present == {"dog"} and record.absent == frozenset()
+
+    shapes = f'<polygon label="dog" points="{points(polygon(1))}"/><polygon label="cup" points="{points(polygon(2))}"/>'
+    cvat(tmp_path / "cvat", shapes + '<box label="dog" xtl="1" ytl="2" xbr="30" ybr="40"/><points label="hat"/>')
+    record = next(records("cvat", tmp_path / "cvat"))
+    assert record.incomplete_classes == {"dog", "hat"} and record.present == {"dog", "cup", "hat"}

@@ -1,8 +1,9 @@
 """The user's own CVAT export, "CVAT for images 1.1": one XML with polygons, masks, boxes and ellipses.
 
-Contract: one record per `<image>`, of which only the place in the file is kept until it is read. Shapes of one label
-and group are one region. An attribute called expression, description or caption is an expression for its shape.
-Entities of a document type are not expanded. Does not know prompts and rows.
+Contract: one record per `<image>`, of which only the place in the file is kept until it is read. A split is the subset
+of that name, or the file of that name. Shapes of one label and group are one region. An attribute called expression,
+description or caption is an expression for its shape. Entities of a document type are not expanded.
+Does not know prompts and rows.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..records import (
     BAD_MASK,
     NOT_UTF8,
     BadEntry,
+    Box,
     Query,
     Record,
     Region,
@@ -32,9 +34,10 @@ from ..records import (
     size_of,
 )
 from .label_me import pasted
-from .reader import ImageFinder, Reader, Source
+from .reader import ImageFinder, Reader, Source, split_names
 
 EXPRESSIONS = ("expression", "description", "caption")
+NO_SUBSET = {"", "default"}  # what CVAT calls the subset of tasks for which none was chosen
 
 
 class CvatReader(Reader):
@@ -42,11 +45,27 @@ class CvatReader(Reader):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self.path = self.annotation_file("annotations.xml", "*.xml")
-        self.finder = ImageFinder(source, ("images", "", f"images/{source.split}", source.split))
+        names = split_names(source.split)
+        if source.split == "all":
+            self.path = self.annotation_file("annotations.xml", *self.only_file(".xml"))
+        else:
+            forms = ("{}.xml", "{}/annotations.xml", "annotations_{}.xml", "annotations/{}.xml")
+            own = [form.format(name) for name in names for form in forms]
+            self.path = self.annotation_file(*own, "annotations.xml", *self.only_file(".xml"))
+            # A file of that name, or one that was named, is of the split if it does not say otherwise itself.
+            named = [source.root / name for name in own] if source.annotations is None else [self.path]
+            self.is_of_split = self.path in named
+        self.finder = ImageFinder(source, ("images", "", *(f"images/{name}" for name in names), *names))
 
     def tasks(self, log: SkipLog) -> Sequence[Range]:
-        return image_ranges(self.path)
+        images, split = image_ranges(self.path), self.source.split
+        subsets = {subset for _, subset in images} - NO_SUBSET
+        if split != "all" and (subsets or not self.is_of_split):
+            images = [image for image in images if image[1].lower() in split_names(split)]
+            if not images:
+                found = f"one of {', '.join(sorted(subsets))}" if subsets else "a file named with --annotations"
+                raise ValueError(f"--split: got {split!r}, expected all or {found}: so are the subsets of {self.path}")
+        return [where for where, _ in images]
 
     def records(self, task: Range, log: SkipLog) -> Iterator[Record]:
         image = _element(self.path, task)
@@ -54,41 +73,63 @@ class CvatReader(Reader):
             width, height = (int(image.get(key, "")) for key in ("width", "height"))
         except ValueError as error:
             raise BadEntry(BAD_ENTRY, f"image {image.get('id')}: width and height: {error}") from error
-        path, size = self.finder.find(image.get("name", ""), size_of(height, width))
+        path, size = self.finder.find(self._name(image), size_of(height, width))
         regions: list[Region] = []
         queries = []
+        incomplete = set()
         for shapes in _objects(image):
             label = shapes[0].get("label")
             id = f"{image.get('id')}/{len(regions)}"
             try:
-                regions.append(_region(shapes, size, id))
+                region = _region(shapes, size, id)
             except BadEntry as error:
                 log.skip(error.reason, f"image {image.get('id')}, {label!r}: {error.detail}")
+                incomplete.add(label)
                 continue
+            regions.append(region)
+            if region.mask is None:
+                incomplete.add(label)
             if texts := _texts(shapes):
                 queries.append(Query(texts, (len(regions) - 1,), id=id))
-        present = frozenset(region.category for region in regions)
-        yield Record(path, size, str(image.get("id")), tuple(regions), tuple(queries), present=present)
+        incomplete = frozenset(filter(None, incomplete))
+        present = frozenset(region.category for region in regions if region.category) | incomplete
+        id = str(image.get("id"))
+        yield Record(path, size, id, tuple(regions), tuple(queries), present=present, incomplete_classes=incomplete)
+
+    def _name(self, image: ElementTree.Element) -> str:
+        """A project's images may lie in folders of their subsets, two of the same name among them."""
+        name = image.get("name", "")
+        of_subset = f"{image.get('subset')}/{name}"
+        return of_subset if self.finder.holds(of_subset) else name
 
 
-def image_ranges(path: Path) -> list[Range]:
-    """Where the `<image>` elements stand.
+def image_ranges(path: Path) -> list[tuple[Range, str]]:
+    """Where the `<image>` elements stand, and the subset of each: its own, or its task's if that is the only one.
 
     Raises:
         ValueError: not XML, cut off, or with a document type of its own.
     """
-    found: list[Range] = []
-    begins: list[int] = []
+    found: list[tuple[Range, str]] = []
+    begins: list[tuple[int, str]] = []
+    of_tasks: list[str] = []
     parser = expat.ParserCreate()
+    parser.buffer_text = True
 
     def start(name: str, attributes: dict[str, str]) -> None:
         if name == "image":
-            begins.append(parser.CurrentByteIndex)
+            begins.append((parser.CurrentByteIndex, attributes.get("subset", "")))
+        elif name == "subset":
+            of_tasks.append("")
+            parser.CharacterDataHandler = text
+
+    def text(data: str) -> None:
+        of_tasks[-1] += data
 
     def end(name: str) -> None:
+        parser.CharacterDataHandler = None
         if name == "image" and begins:
-            begin = begins.pop()
-            found.append((begin, parser.CurrentByteIndex - begin))
+            begin, subset = begins.pop()
+            found.append(((begin, parser.CurrentByteIndex - begin), subset))
 
     def refuse(*_: Any) -> None:
         raise ValueError(f"{path}: has a document type: expected CVAT's plain XML")
@@ -100,7 +141,9 @@ def image_ranges(path: Path) -> list[Range]:
             parser.ParseFile(file)
     except expat.ExpatError as error:
         raise ValueError(f"{path}: is not XML ({error})") from error
-    return found
+    named = {name.strip() for name in of_tasks}
+    of_all = named.pop() if len(named) == 1 else ""
+    return [(where, subset or of_all) for where, subset in found]
 
 
 def _element(path: Path, where: Range) -> ElementTree.Element:
@@ -134,9 +177,24 @@ def _region(shapes: list[ElementTree.Element], size: tuple[int, int], id: str) -
     if all(shape.tag == "polygon" for shape in shapes):
         return Region({"size": list(size), "polygons": [_polygon(shape) for shape in shapes]}, label, id=id)
     if len(shapes) == 1 and shapes[0].tag == "box":
-        box = tuple(_number(shapes[0], key, BAD_BOX) for key in ("xtl", "ytl", "xbr", "ybr"))
-        return Region(None, label, box, id=id)
+        return Region(None, label, _box(shapes[0]), id=id)
     return Region(np.logical_or.reduce([_drawn(shape, size) for shape in shapes]), label, id=id)
+
+
+def _box(shape: ElementTree.Element) -> Box:
+    """The box around a rectangle, which is turned about its centre."""
+    x1, y1, x2, y2 = (_number(shape, key, BAD_BOX) for key in ("xtl", "ytl", "xbr", "ybr"))
+    if not (angle := _angle(shape, BAD_BOX)):
+        return x1, y1, x2, y2
+    x, y, dx, dy = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2
+    along, across = abs(np.cos(angle)), abs(np.sin(angle))
+    reach_x, reach_y = float(dx * along + dy * across), float(dx * across + dy * along)
+    return x - reach_x, y - reach_y, x + reach_x, y + reach_y
+
+
+def _angle(shape: ElementTree.Element, reason: str) -> float:
+    """Radians, clockwise."""
+    return float(np.deg2rad(_number(shape, "rotation", reason))) if shape.get("rotation") else 0.0
 
 
 def _polygon(shape: ElementTree.Element) -> list[float]:
@@ -165,12 +223,13 @@ def _drawn(shape: ElementTree.Element, size: tuple[int, int]) -> np.ndarray:
         raise BadEntry(BAD_MASK, f"{shape.tag}: {error}") from error
     if shape.tag == "ellipse":
         x, y, rx, ry = (_number(shape, key, BAD_MASK) for key in ("cx", "cy", "rx", "ry"))
-        angle = np.deg2rad(float(shape.get("rotation") or 0))
+        angle = _angle(shape, BAD_MASK)
         rows, columns = np.ogrid[: size[0], : size[1]]
         dx, dy = columns + 0.5 - x, rows + 0.5 - y
         along, across = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
         return (along / max(rx, 1e-9)) ** 2 + (across / max(ry, 1e-9)) ** 2 <= 1
-    raise BadEntry(BAD_MASK, f"<{shape.tag}>: expected polygon, mask, box or ellipse")
+    expected = "no box in a group with other shapes" if shape.tag == "box" else "polygon, mask, box or ellipse"
+    raise BadEntry(BAD_MASK, f"<{shape.tag}>: expected {expected}")
 
 
 def _number(shape: ElementTree.Element, key: str, reason: str) -> float:

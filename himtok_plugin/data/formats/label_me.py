@@ -19,7 +19,7 @@ from ...coco_masks import short
 from ...masks import load_mask
 from ..byte_ranges import parse_json
 from ..records import BAD_ENTRY, BAD_MASK, BadEntry, Query, Record, Region, SkipLog, polygons_to_rle, size_of
-from .reader import ImageFinder, Reader, Source, files_below
+from .reader import ImageFinder, Reader, Source, files_below, split_names
 
 
 class LabelMeReader(Reader):
@@ -27,7 +27,7 @@ class LabelMeReader(Reader):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self.folder = self.annotation_file(*([source.split] if source.split != "all" else ["."]))
+        self.folder = self.annotation_file(*(split_names(source.split) if source.split != "all" else ["."]))
         self.finder = ImageFinder(source, (str(self.folder.absolute()), ""))
 
     def tasks(self, log: SkipLog) -> Sequence[Path]:
@@ -46,20 +46,29 @@ class LabelMeReader(Reader):
             raise BadEntry(error.reason, f"{task}: {error.detail}") from error
         regions: list[Region] = []
         queries = []
+        incomplete = set()
         for shapes in _objects(entry["shapes"]):
             label = str(shapes[0].get("label"))
             try:
                 region = Region(_mask(shapes, size), label, id=f"{task.stem}/{len(regions)}")
             except BadEntry as error:
                 log.skip(error.reason, f"{task}: {label!r}: {error.detail}")
+                incomplete.add(label)
                 continue
             regions.append(region)
             texts = [shape.get("description") for shape in shapes]
             texts = tuple(dict.fromkeys(text.strip() for text in texts if isinstance(text, str) and text.strip()))
             if texts:
                 queries.append(Query(texts, (len(regions) - 1,), id=region.id))
-        present = frozenset(region.category for region in regions)
-        yield Record(path, size, task.stem, tuple(regions), tuple(queries), present=present)
+        yield Record(
+            path,
+            size,
+            task.stem,
+            tuple(regions),
+            tuple(queries),
+            present=frozenset(region.category for region in regions) | incomplete,
+            incomplete_classes=frozenset(incomplete),
+        )
 
     def _image(self, task: Path, entry: dict[str, Any]) -> tuple[str, tuple[int, int]]:
         size = size_of(entry.get("imageHeight"), entry.get("imageWidth"))
@@ -100,7 +109,9 @@ def _points(shape: dict[str, Any], least: int) -> np.ndarray:
 
 def _polygon(shape: dict[str, Any]) -> list[float]:
     if shape.get("shape_type") == "rectangle":
-        (x1, y1), (x2, y2) = _points(shape, 2)[:2].tolist()
+        # Two opposite corners; some tools write all four.
+        points = _points(shape, 2)
+        (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
         return [x1, y1, x2, y1, x2, y2, x1, y2]
     return _points(shape, 3).ravel().tolist()
 

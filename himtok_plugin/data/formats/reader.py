@@ -9,6 +9,7 @@ Does not know any format.
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,11 @@ class Reader(ABC):
         """The file that was named, or the first of `candidates` that is there, below the root."""
         return find_path(self.source.root, self.source.annotations, candidates, "annotations")
 
+    def only_file(self, suffix: str) -> tuple[str, ...]:
+        """Name of the root's file with the suffix, none where there are several: nobody can say which is meant."""
+        names = [path.name for path in self.source.root.glob(f"*{suffix}")]
+        return tuple(names) if len(names) == 1 else ()
+
 
 def find_path(root: Path, given: Path | None, candidates: Sequence[str], what: str) -> Path:
     """The path that was given, or the first of `candidates` (may hold wildcards) that exists below `root`.
@@ -98,6 +104,20 @@ def find_path(root: Path, given: Path | None, candidates: Sequence[str], what: s
             if path.exists():
                 return path
     raise ValueError(f"{what}: nothing of {', '.join(candidates)} in {root}; name it with --{what}")
+
+
+_OTHER_NAMES = {"train": ("training",), "val": ("valid", "validation"), "test": ("testing",)}
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """What files and folders of a split are called, its own name first: Roboflow's `val` is `valid`."""
+    return (split, *_OTHER_NAMES.get(split, ()))
+
+
+def names_split(name: str, split: str) -> bool:
+    """Whether a file's name holds a split's as a word: "refcoco_val.json" and "val2017" do, "retrieval" does not."""
+    words = "|".join(map(re.escape, split_names(split)))
+    return re.search(rf"(?<![a-z])({words})(?![a-z])", name, re.IGNORECASE) is not None
 
 
 class ImageFinder:
@@ -136,6 +156,10 @@ class ImageFinder:
         if size is not None and actual != tuple(size):
             raise BadEntry(WRONG_SIZE, f"{path} has (h, w) = {actual}, its annotation {tuple(size)}")
         return self._as_written(path), actual
+
+    def holds(self, name: str) -> bool:
+        """Whether an image is in one of the folders."""
+        return any((folder / name).is_file() for folder in self._folders)
 
     def _path(self, name: str) -> Path:
         for i, folder in enumerate(self._folders):
