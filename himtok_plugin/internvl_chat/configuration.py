@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import InternVLConfig
 
+MODEL_TYPE, NATIVE_MODEL_TYPE = "internvl_chat", "internvl"
 INTERNLM2, QWEN2 = "InternLM2ForCausalLM", "Qwen2ForCausalLM"
 # Of the LLM: architecture in the chat model -> model type and architecture in transformers.
 NATIVE_LLMS = {INTERNLM2: ("llama", "LlamaForCausalLM"), QWEN2: ("qwen2", QWEN2)}
@@ -47,21 +48,51 @@ REQUIRED_FIELDS = {
     "llm_config": ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
 }
 QWEN2_FIELDS = ("use_sliding_window", "sliding_window", "max_window_layers", "attention_dropout")
+NORMS = ("layer_norm", "rms_norm")
+SIZE, NUMBER, SWITCH, TEXT = "a positive integer", "a positive number", "true or false", "a string"
+NORM = f"one of {NORMS}"
+# Fields that this package computes with; of the others transformers says what it does not take.
+OPTIONAL_FIELDS = {
+    "downsample_ratio": NUMBER,
+    "dynamic_image_size": SWITCH,
+    "use_thumbnail": SWITCH,
+    "min_dynamic_patch": SIZE,
+    "max_dynamic_patch": SIZE,
+    "vision_config.num_channels": SIZE,
+    "vision_config.norm_type": NORM,
+    "vision_config.qkv_bias": SWITCH,
+    "vision_config.qk_normalization": SWITCH,
+    "llm_config.bias": SWITCH,
+    "llm_config.tie_word_embeddings": SWITCH,
+}
+NULLABLE_FIELDS = {  # null says the same as leaving them out
+    "force_image_size": SIZE,
+    "template": TEXT,
+    "llm_config.num_key_value_heads": SIZE,
+    "llm_config.rope_theta": NUMBER,
+}
+SCALED_ROPE = ("dynamic", "linear")  # what InternLM2 has
 
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Refuse what cannot be converted, whatever the weights are.
 
     Raises:
-        ValueError: a size is missing, or a setting that transformers' InternVL has no counterpart for.
+        ValueError: a size is missing or none, sizes contradict each other, or a setting that transformers' InternVL
+            has no counterpart for.
     """
     for part, names in REQUIRED_FIELDS.items():
-        wrong = {name: config[part].get(name) for name in names if not isinstance(config[part].get(name), int)}
+        wrong = {name: config[part].get(name) for name in names if not _is(SIZE, config[part].get(name))}
         if wrong:
-            raise ValueError(f"{part}: got {wrong}, expected integers")
+            raise ValueError(f"{part}: got {wrong}, expected positive integers")
+    _check_kinds(config)
+    _check_heads(config)
     architecture = llm_architecture(config)
     _rope_parameters(config["llm_config"], architecture)
-    patches = tile_size(config) // config["vision_config"]["patch_size"]
+    side, patch = tile_size(config), config["vision_config"]["patch_size"]
+    patches = side // patch
+    if not patches:
+        raise ValueError(f"vision_config.patch_size: got {patch}, expected at most {side}, the side of a tile")
     expected = {
         # v1, a mistake of the first InternVL, leaves tokens transposed.
         "ps_version": (config.get("ps_version", "v1"), "v2"),
@@ -71,8 +102,8 @@ def check_config(config: Mapping[str, Any]) -> None:
         if got != wanted:
             raise ValueError(f"{name}: got {got!r}, expected {wanted!r}, the only one that transformers' InternVL has")
     ratio = config.get("downsample_ratio", 0.5)
-    if not 0 < ratio <= 1 or (patches * ratio) % 1:
-        raise ValueError(f"downsample_ratio: got {ratio!r}, expected one that divides {patches} patches evenly")
+    if not 1 / patches <= ratio <= 1 or ratio != 1 / round(1 / ratio) or patches % round(1 / ratio):
+        raise ValueError(f"downsample_ratio: got {ratio!r}, expected 1 / n with an n that divides {patches} patches")
 
 
 def llm_architecture(config: Mapping[str, Any]) -> str:
@@ -81,8 +112,9 @@ def llm_architecture(config: Mapping[str, Any]) -> str:
     Raises:
         ValueError: none of those that can be converted.
     """
-    found = (config["llm_config"].get("architectures") or [None])[0]
-    if found not in NATIVE_LLMS:
+    names = config["llm_config"].get("architectures")
+    found = names[0] if isinstance(names, list) and names else names
+    if not isinstance(found, str) or found not in NATIVE_LLMS:
         raise ValueError(f"llm_config.architectures: got {found!r}, expected one of {sorted(NATIVE_LLMS)}")
     return found
 
@@ -105,21 +137,54 @@ def native_config(config: Mapping[str, Any], image_token_id: int, dtype: str) ->
         config: config.json of the chat model, of which `check_config` approves.
         image_token_id: id of `<IMG_CONTEXT>`.
         dtype: of the weights, such as "bfloat16".
+    Raises:
+        ValueError: a field with a value that transformers does not take.
     """
     from transformers import InternVLConfig
 
     text = _text_config(config)
-    return InternVLConfig(
-        architectures=["InternVLForConditionalGeneration"],
-        vision_config=_vision_config(config["vision_config"]),
-        text_config=text,
-        image_token_id=image_token_id,
-        image_seq_length=image_sequence_length(config),
-        downsample_ratio=config.get("downsample_ratio", 0.5),
-        vision_feature_layer=config.get("select_layer", -1),
-        tie_word_embeddings=text["tie_word_embeddings"],
-        dtype=dtype,
-    )
+    try:
+        return InternVLConfig(
+            architectures=["InternVLForConditionalGeneration"],
+            vision_config=_vision_config(config["vision_config"]),
+            text_config=text,
+            image_token_id=image_token_id,
+            image_seq_length=image_sequence_length(config),
+            downsample_ratio=config.get("downsample_ratio", 0.5),
+            vision_feature_layer=config.get("select_layer", -1),
+            tie_word_embeddings=text["tie_word_embeddings"],
+            dtype=dtype,
+        )
+    except Exception as error:  # of several classes, according to the check that fails
+        raise ValueError(f"config.json: transformers does not take it ({error})") from error
+
+
+def _is(kind: str, value: Any) -> bool:
+    if kind == NORM:
+        return value in NORMS
+    if kind in (SWITCH, TEXT):
+        return isinstance(value, bool if kind == SWITCH else str)
+    types = (int,) if kind == SIZE else (int, float)
+    return isinstance(value, types) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _check_kinds(config: Mapping[str, Any]) -> None:
+    for field, kind in {**OPTIONAL_FIELDS, **NULLABLE_FIELDS}.items():
+        part, _, name = field.rpartition(".")
+        fields = config[part] if part else config
+        if name in fields and not _is(kind, fields[name]) and not (field in NULLABLE_FIELDS and fields[name] is None):
+            raise ValueError(f"{field}: got {fields[name]!r}, expected {kind}")
+
+
+def _check_heads(config: Mapping[str, Any]) -> None:
+    for part in REQUIRED_FIELDS:
+        width, heads = config[part]["hidden_size"], config[part]["num_attention_heads"]
+        if width % heads:
+            raise ValueError(f"{part}.num_attention_heads: got {heads}, expected one that divides hidden_size {width}")
+    heads = config["llm_config"]["num_attention_heads"]
+    kv_heads = config["llm_config"].get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise ValueError(f"llm_config.num_key_value_heads: got {kv_heads}, expected one that divides {heads} heads")
 
 
 def _vision_config(vision: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,9 +226,18 @@ def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rope_parameters(llm: Mapping[str, Any], architecture: str) -> dict[str, Any]:
-    scaling = dict(llm.get("rope_scaling") or {})
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    given = llm.get("rope_scaling")
+    if not (given is None or isinstance(given, Mapping)):
+        raise ValueError(f'llm_config.rope_scaling: got {given!r}, expected {{"type": ..., "factor": ...}} or null')
+    scaling = dict(given or {})
     old_name = scaling.pop("type", None)
     kind = scaling.pop("rope_type", old_name) or "default"
-    if architecture == INTERNLM2 and kind not in ("default", "linear", "dynamic"):
-        raise ValueError(f"llm_config.rope_scaling: got {kind!r}, expected 'linear', 'dynamic' or none with InternLM2")
+    known = ["default", *sorted(SCALED_ROPE if architecture == INTERNLM2 else {*SCALED_ROPE, *ROPE_INIT_FUNCTIONS})]
+    if kind not in known:
+        raise ValueError(f"llm_config.rope_scaling: got {kind!r}, expected one of {known} with {architecture}")
+    factor = scaling.get("factor")
+    if kind in SCALED_ROPE and not (_is(NUMBER, factor) and factor >= 1):
+        raise ValueError(f"llm_config.rope_scaling.factor: got {factor!r}, expected a number from 1 on with {kind!r}")
     return {**scaling, "rope_type": kind, "rope_theta": float(llm.get("rope_theta") or DEFAULT_ROPE_THETA)}

@@ -55,12 +55,65 @@ def test_a_folder_that_is_no_chat_model(refused, tmp_path, config, message):
         (lambda c: c.update(downsample_ratio=0.3), "downsample_ratio: got 0.3"),
         (lambda c: c["llm_config"].update(architectures=["PhiForCausalLM"]), "got 'PhiForCausalLM', expected one of"),
         (lambda c: c["llm_config"].update(rope_scaling={"type": "yarn"}), "rope_scaling: got 'yarn'"),
-        (lambda c: c["llm_config"].pop("hidden_size"), "llm_config: got {'hidden_size': None}, expected integers"),
+        (lambda c: c["llm_config"].pop("hidden_size"), "llm_config: got {'hidden_size': None}, expected positive"),
     ],
 )
 def test_settings_that_transformers_does_not_have(refused, tmp_path, change, message):
     chat = chat_model()
     change(chat.config)
+    refused(chat.write(tmp_path / "source"), message)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"downsample_ratio": None}, "downsample_ratio: got None, expected a positive number"),
+        ({"downsample_ratio": "0.5"}, "downsample_ratio: got '0.5', expected a positive number"),
+        ({"downsample_ratio": -0.5}, "downsample_ratio: got -0.5"),
+        ({"downsample_ratio": 0.75}, "downsample_ratio: got 0.75, expected 1 / n with an n that divides 4 patches"),
+        ({"downsample_ratio": 1e-320}, "downsample_ratio: got 1e-320"),
+        ({"force_image_size": "56"}, "force_image_size: got '56', expected a positive integer"),
+        ({"force_image_size": 7}, "vision_config.patch_size: got 14, expected at most 7"),
+        ({"max_dynamic_patch": "4"}, "max_dynamic_patch: got '4', expected a positive integer"),
+        ({"template": ["internvl2_5"]}, "template: got ['internvl2_5'], expected a string"),
+        ({"select_layer": "last"}, "config.json: transformers does not take it"),
+        ({"vision_config.patch_size": 0}, "vision_config: got {'patch_size': 0}, expected positive integers"),
+        ({"vision_config.patch_size": [14, 14]}, "vision_config: got {'patch_size': [14, 14]}"),
+        ({"vision_config.hidden_size": True}, "vision_config: got {'hidden_size': True}"),
+        ({"vision_config.num_channels": "3"}, "vision_config.num_channels: got '3'"),
+        ({"vision_config.norm_type": "batch_norm"}, "vision_config.norm_type: got 'batch_norm', expected one of"),
+        ({"vision_config.qkv_bias": "yes"}, "vision_config.qkv_bias: got 'yes', expected true or false"),
+        ({"llm_config.num_attention_heads": 0}, "llm_config: got {'num_attention_heads': 0}"),
+        ({"llm_config.num_attention_heads": 5}, "llm_config.num_attention_heads: got 5, expected one that divides"),
+        ({"llm_config.num_key_value_heads": 0}, "llm_config.num_key_value_heads: got 0, expected a positive"),
+        ({"llm_config.num_key_value_heads": 3}, "llm_config.num_key_value_heads: got 3, expected one that divides 4"),
+        ({"llm_config.architectures": [{}]}, "llm_config.architectures: got {}"),
+        ({"llm_config.rope_theta": "1e6"}, "llm_config.rope_theta: got '1e6', expected a positive number"),
+        ({"llm_config.rope_scaling": "dynamic"}, "llm_config.rope_scaling: got 'dynamic', expected {"),
+        ({"llm_config.rope_scaling": {"type": "dynamic"}}, "llm_config.rope_scaling.factor: got None"),
+        ({"llm_config.rope_scaling": {"type": "linear", "factor": "2"}}, "llm_config.rope_scaling.factor: got '2'"),
+        ({"llm_config.rope_scaling": {"type": ["dynamic"]}}, "llm_config.rope_scaling: got ['dynamic']"),
+        ({"llm_config.rms_norm_eps": "1e-5"}, "config.json: transformers does not take it"),
+    ],
+)
+def test_values_that_are_none(refused, tmp_path, fields, message):
+    """Of the wrong type, not positive, or at odds with each other."""
+    chat = chat_model()
+    for field, value in fields.items():
+        part, _, name = field.rpartition(".")
+        (chat.config[part] if part else chat.config)[name] = value
+    refused(chat.write(tmp_path / "source"), message)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"type": "yarn"}, "config.json: transformers does not take it"),
+        ({"type": "spiral", "factor": 2.0}, "llm_config.rope_scaling: got 'spiral', expected one of ['default',"),
+    ],
+)
+def test_scaled_positions_of_qwen2_that_are_incomplete_or_unknown(refused, tmp_path, scaling, message):
+    chat = chat_model(llm="Qwen2ForCausalLM", rope_scaling=scaling)
     refused(chat.write(tmp_path / "source"), message)
 
 
