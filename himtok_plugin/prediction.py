@@ -1,4 +1,4 @@
-"""The one way from an answer to masks: text, with or without recorded code probabilities -> masks at the image's size.
+"""The one way from an answer to masks: text or token ids, with or without code probabilities -> masks of image size.
 
 Every engine and the command line go through `MaskPredictor`. Masks of a whole batch are decoded together. An answer
 without a mask gives an empty list; a malformed mask is marked, never guessed. Does not know how the answer came about.
@@ -7,20 +7,27 @@ without a mask gives an empty list; a malformed mask is marked, never guessed. D
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .confidence import Calibration, mask_certainty
-from .mask_text import text_to_codes
+from .mask_text import MASK_END, MASK_START, mask_token, text_to_codes
 from .mask_tokenizer.modeling import MaskTokenizer
 from .masks import Resize, from_square, to_rle
+from .vocabulary import MaskVocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Decoding = Literal["soft", "hard"]
 MAX_BATCH = 64  # masks decoded at once: bounds memory, far above where the speed levels off
+UNKNOWN_WORDS = "\ufffd"  # stands for words of which only the ids are known
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,49 @@ class Answer:
     text: str
     size: tuple[int, int]
     probabilities: Tensor | None = None
+
+    @classmethod
+    def of_ids(
+        cls,
+        ids: Sequence[int] | Tensor,
+        vocabulary: MaskVocabulary,
+        size: tuple[int, int],
+        probabilities: Tensor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> Answer:
+        """Answer of generated token ids.
+
+        Args:
+            ids: (n,) integers, the prompt's left out.
+            vocabulary: where the mask tokens stand among them.
+            size, probabilities: see the class.
+            tokenizer: text tokenizer that knows the words as well, of which special ones are left out. Without it
+                U+FFFD stands for them, so that a mask with anything inside is malformed all the same.
+        Raises:
+            ValueError: ids that are no row of integers, or a tokenizer that writes other codes than these ids.
+        """
+        values = ids.tolist() if isinstance(ids, Tensor | np.ndarray) else list(ids)
+        if not isinstance(values, list) or not all(type(value) is int for value in values):
+            raise ValueError(f"ids is {values!r:.80}: expected integers (n,)")
+        tokens = {vocabulary.start_id: MASK_START, vocabulary.end_id: MASK_END}
+        tokens |= {vocabulary.first_code_id + code: mask_token(code) for code in range(vocabulary.codebook_size)}
+        masks = "".join(
+            "".join(tokens[value] for value in run) if known else UNKNOWN_WORDS
+            for known, run in groupby(values, tokens.__contains__)
+        )
+        if tokenizer is None:
+            return cls(masks, size, probabilities)
+        text = tokenizer.decode(values, skip_special_tokens=True)
+        written, expected = (
+            [code for span in text_to_codes(each, max_tokens=len(values)) for code in span.codes]
+            for each in (text, masks)
+        )
+        if written != expected:
+            raise ValueError(
+                f"tokenizer writes the codes {written!r:.80} for ids of {expected!r:.80}: expected the text tokenizer "
+                "that the vocabulary was read from"
+            )
+        return cls(text, size, probabilities)
 
 
 @dataclass(frozen=True)

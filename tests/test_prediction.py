@@ -9,6 +9,8 @@ from himtok_plugin.confidence import Calibration, mask_certainty
 from himtok_plugin.mask_text import codes_to_text
 from himtok_plugin.masks import from_square, load_mask
 from himtok_plugin.prediction import Answer, MaskPredictor
+from himtok_plugin.tiny_lmm import train_tokenizer
+from himtok_plugin.vocabulary import MaskVocabulary, extend_tokenizer
 
 SIZE = (20, 30)
 CODES = [3, 1, 7, 2]
@@ -122,6 +124,52 @@ def test_batch_of_mixed_lengths_sizes_and_kinds_equals_one_by_one(tokenizer):
 def test_probabilities_of_another_text_are_refused(tokenizer):
     with pytest.raises(ValueError, match="probabilities of 3 codes for a text with 4"):
         MaskPredictor(tokenizer)([Answer(codes_to_text(CODES), SIZE, probabilities_of(3))])
+
+
+@pytest.fixture(scope="module")
+def words():
+    """A text tokenizer with the mask tokens of `tokenizer`."""
+    words = train_tokenizer(["The mask appears at the large red circle."], 300)
+    extend_tokenizer(words, 12)
+    return words
+
+
+def test_token_ids_are_an_answer_as_their_text_is(tokenizer, words):
+    vocabulary = MaskVocabulary.of(words, 12)
+    text = f"The mask {codes_to_text(CODES)} and {codes_to_text([5])}."
+    ids = words(text + words.eos_token, add_special_tokens=False).input_ids
+    probabilities = probabilities_of(5)
+    answer = Answer.of_ids(ids, vocabulary, SIZE, probabilities, words)
+    assert answer.text == text and answer.size == SIZE
+    without_words = Answer.of_ids(torch.tensor(ids), vocabulary, SIZE, probabilities)
+    assert without_words.text == f"\ufffd{codes_to_text(CODES)}\ufffd{codes_to_text([5])}\ufffd"
+    predictor = MaskPredictor(tokenizer)
+    expected, *found = predictor([Answer(text, SIZE, probabilities), answer, without_words])
+    for masks in found:
+        for one, other in zip(masks, expected, strict=True):
+            assert np.array_equal(one.mask, other.mask)
+            assert one.codes == other.codes and one.complete
+            assert one.score == pytest.approx(other.score, abs=1e-5)
+
+
+def test_words_within_a_mask_are_not_taken_for_nothing(tokenizer, words):
+    vocabulary = MaskVocabulary.of(words, 12)
+    ids = words("<|mt_start|><|mt_3|>red<|mt_1|><|mt_end|>", add_special_tokens=False).input_ids
+    for given in (None, words):
+        (mask,) = MaskPredictor(tokenizer)([Answer.of_ids(ids, vocabulary, SIZE, tokenizer=given)])[0]
+        assert mask.codes == [3, 1] and not mask.complete
+
+
+@pytest.mark.parametrize("ids", [[1.5], [[1, 2]], [True], torch.tensor(3), ["<|mt_1|>"]])
+def test_ids_that_are_no_row_of_integers_are_refused(words, ids):
+    with pytest.raises(ValueError, match=r"ids is .*: expected integers \(n,\)"):
+        Answer.of_ids(ids, MaskVocabulary.of(words, 12), SIZE)
+
+
+def test_a_text_tokenizer_of_another_vocabulary_is_refused(words):
+    moved = MaskVocabulary(start_id=1, end_id=2, first_code_id=3, codebook_size=12)
+    with pytest.raises(ValueError, match=r"tokenizer writes the codes \[\] for ids of \[4\]"):
+        Answer.of_ids([1, 7, 2], moved, SIZE, tokenizer=words)
 
 
 def test_json_form_holds_the_keys_of_the_contract(tokenizer):
