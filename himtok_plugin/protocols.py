@@ -22,7 +22,9 @@ RESIZES: dict[str, str] = {
     "bilinear": "bilinear resize of the probabilities, then threshold",
     "nearest": "nearest neighbour of the probabilities, then threshold (the paper's code)",
 }
-JOINED = "Meet all the descriptions:"  # begins the question that joins expressions, in the paper's code
+JOINED = "Meet all the descriptions:"  # begins the expression that joins all of a referent's, in the paper's code
+_JOINED_BEGINS, _JOINED_ENDS = "Segment <ref>", "</ref>."  # what stands around it there, word by word
+_IMAGE = "<image>"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Protocol:
     Attributes:
         name: as reports print it.
         summary: one sentence.
-        joined: whether a question joins all expressions of a referent, instead of holding one.
+        joined: whether a question is `joined_question` of all expressions of a referent, instead of holding one.
+        first: whether a question holds the first expression of its referent, and there is none for the others.
         ignore: pixels marked as to be ignored count nowhere (`excluded`), or as foreground of both masks.
         least_pixels: a prediction of fewer pixels counts as empty.
         precision_over_targets: P@x over samples with a target only.
@@ -41,6 +44,7 @@ class Protocol:
     name: str
     summary: str
     joined: bool | None = None
+    first: bool = False
     ignore: Ignore = "excluded"
     least_pixels: int = 0
     precision_over_targets: bool = False
@@ -80,19 +84,34 @@ class Protocol:
 
         Args:
             question: of a sample.
-            expressions: all of its referent's, where they are known; a single one has nothing to be joined with.
+            expressions: all of its referent's, in order, where they are known.
         """
-        if self.joined is None or (JOINED in question) == self.joined:
-            return
-        if self.joined and expressions is not None and len(expressions) == 1:
-            return
-        expected = f"expected one with {JOINED!r}" if self.joined else f"expected one expression, without {JOINED!r}"
-        raise ValueError(f"question: got {question!r:.120}, {expected} under the protocol {self.name!r}")
+        asked = question.replace(_IMAGE, "").strip()
+        expected = None
+        if self.joined:
+            whole = joined_question(expressions) if expressions else None
+            begins = f"{_JOINED_BEGINS}{JOINED} 1. "
+            if asked != whole if whole else not (asked.startswith(begins) and asked.endswith(_JOINED_ENDS)):
+                expected = repr(whole or f"{begins}… 2. … {_JOINED_ENDS}")
+        elif self.joined is False and JOINED in asked:
+            expected = f"one expression, without {JOINED!r}"
+        elif self.first and expressions and expressions[0] not in asked:
+            expected = f"the first of its expressions, {expressions[0]!r:.80}"
+        if expected:
+            raise ValueError(f"question: got {question!r:.120}, expected {expected} under the protocol {self.name!r}")
 
 
 def joined_expressions(expressions: Sequence[str]) -> str:
-    """All expressions of a referent in one: `Meet all the descriptions: 1. … 2. … `, as in the paper's code."""
+    """All expressions of a referent in one: `Meet all the descriptions: 1. … 2. … `, as in the paper's code.
+
+    A referent with a single expression has it numbered like any other.
+    """
     return f"{JOINED} " + "".join(f"{i}. {text}. " for i, text in enumerate(expressions, start=1))
+
+
+def joined_question(expressions: Sequence[str]) -> str:
+    """The paper's question about a referent: `Segment <ref>Meet all the descriptions: 1. … 2. … </ref>.`"""
+    return f"{_JOINED_BEGINS}{joined_expressions(expressions)}{_JOINED_ENDS}"
 
 
 def resize_square(square: np.ndarray, size: tuple[int, int], threshold: float, resize: Resize) -> np.ndarray:
@@ -121,10 +140,18 @@ PROTOCOLS: dict[str, Protocol] = {
             "The paper's code on RefCOCO: every referent is one sample, its expressions joined in one question.",
             joined=True,
         ),
-        Protocol("lisa", "ReasonSeg as LISA has it: ignored pixels count nowhere."),
+        Protocol(
+            "lisa",
+            "ReasonSeg as LISA has it: the first text of an image is asked; ignored pixels count nowhere.",
+            joined=False,
+            first=True,
+        ),
         Protocol(
             "himtok",
-            "ReasonSeg as the paper's code has it: ignored pixels count as foreground of prediction and target.",
+            "ReasonSeg as the paper's code has it: the first text of an image is asked; ignored pixels count as "
+            "foreground of prediction and target.",
+            joined=False,
+            first=True,
             ignore="foreground",
         ),
         Protocol(

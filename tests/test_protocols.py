@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from himtok_plugin.metrics import Overlap
-from himtok_plugin.protocols import PROTOCOLS, Protocol, find_protocol, joined_expressions, resize_square
+from himtok_plugin.protocols import (
+    PROTOCOLS,
+    Protocol,
+    find_protocol,
+    joined_expressions,
+    joined_question,
+    resize_square,
+)
 from himtok_plugin.run_lengths import Runs
 
 
@@ -42,16 +49,41 @@ def test_fewer_than_50_pixels_count_as_no_target_only_under_that_rule(pixels, pr
 
 
 def test_protocols_ask_their_own_questions():
-    joined = "Segment the object. " + joined_expressions(["red dog", "left"])
-    assert joined.endswith("Meet all the descriptions: 1. red dog. 2. left. ")
-    find_protocol("all-sentences").check_question(joined)
+    joined = joined_question(["red dog", "left"])
+    assert joined == "Segment <ref>Meet all the descriptions: 1. red dog. 2. left. </ref>."
+    assert joined_expressions(["left"]) == "Meet all the descriptions: 1. left. "
+    find_protocol("all-sentences").check_question(f"<image>{joined}", ["red dog", "left"])
+    find_protocol("all-sentences").check_question(f"<image>\n{joined}")
     find_protocol("per-sentence").check_question("Segment the red dog.")
     find_protocol("plain").check_question(joined)
-    find_protocol("all-sentences").check_question("Segment the red dog.", ["the red dog"])  # nothing to join
     with pytest.raises(ValueError, match="expected one expression, without 'Meet all"):
         find_protocol("per-sentence").check_question(joined)
-    with pytest.raises(ValueError, match="expected one with 'Meet all the descriptions:' under the protocol 'all-sent"):
-        find_protocol("all-sentences").check_question("Segment the red dog.")
+
+
+@pytest.mark.parametrize(
+    ("question", "expressions"),
+    [
+        ("Segment the red dog.", None),
+        ("Segment the red dog.", ["the red dog"]),  # the paper wraps a single one as well
+        ("Please segment the object. Meet all the descriptions: 1. red dog. 2. left. ", None),
+        ("Please segment the object. Meet all the descriptions: 1. red dog. 2. left. ", ["red dog", "left"]),
+        (joined_question(["red dog"]), ["red dog", "left"]),
+    ],
+)
+def test_joined_questions_are_the_paper_s_word_by_word(question, expressions):
+    with pytest.raises(ValueError, match="expected 'Segment <ref>Meet all .*</ref>.' under the protocol 'all-sent"):
+        find_protocol("all-sentences").check_question(question, expressions)
+
+
+@pytest.mark.parametrize("protocol", ["lisa", "himtok"])
+def test_reason_seg_asks_the_first_text_as_far_as_rows_tell(protocol):
+    texts = ["What can one sit on?", "the place to rest"]
+    find_protocol(protocol).check_question("<image>What can one sit on? Answer with a mask.", texts)
+    find_protocol(protocol).check_question("<image>Segment the place to rest.")  # of a row that does not tell
+    with pytest.raises(ValueError, match=f"the first of its expressions, 'What can one sit on.' under .*'{protocol}'"):
+        find_protocol(protocol).check_question("<image>Segment the place to rest.", texts)
+    with pytest.raises(ValueError, match="expected one expression, without"):
+        find_protocol(protocol).check_question(joined_question(texts), texts)
 
 
 def test_names_lead_to_protocols_and_another_is_refused():

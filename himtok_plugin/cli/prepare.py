@@ -47,8 +47,13 @@ def _dataset_command(format: Format):
             ),
         ] = None,
         sentences: Annotated[
-            str, typer.Option("--sentences", help="Row for each expression of a referent, for one, or all joined.")
-        ] = "each",
+            str | None,
+            typer.Option(
+                "--sentences",
+                help="Row for each expression of a referent, for one drawn, for the first, or all joined as the "
+                "paper's code does. Default: each; first for ReasonSeg's val and test.",
+            ),
+        ] = None,
         merge_targets: Annotated[
             bool, typer.Option("--merge_targets", help="Several targets of an expression as one mask.")
         ] = False,

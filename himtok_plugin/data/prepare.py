@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +27,7 @@ from .catalog import format_named, open_reader
 from .formats.reader import Reader, Source
 from .prompts import Prompts
 from .records import BAD_ENTRY, BadEntry, Record, SkipLog, StrictError
-from .tasks import TASKS, Maker, Phrase, TaskOptions
+from .tasks import DEFAULT_SENTENCES, TASKS, Maker, Phrase, TaskOptions
 
 NEGATIVES_FROM = 1000  # images whose expressions are asked of others
 NEGATIVES = 8192  # most of them
@@ -57,6 +57,9 @@ class Job:
     strict: bool = False
 
     def __post_init__(self) -> None:
+        if self.options.sentences is None:
+            sentences = default_sentences(self.source.name, self.source.split)
+            object.__setattr__(self, "options", replace(self.options, sentences=sentences))
         if not self.tasks:
             object.__setattr__(self, "tasks", dict.fromkeys(format_named(self.source.name).tasks, 1.0))
         for name, share in self.tasks.items():
@@ -66,6 +69,11 @@ class Job:
                 raise ValueError(f"task: {name}: got the share {share!r}, expected a number above 0, at most 1")
         if self.limit is not None and (isinstance(self.limit, bool) or self.limit < 1):
             raise ValueError(f"limit: got {self.limit}, expected at least 1")
+
+
+def default_sentences(name: str, split: str) -> str:
+    """Which expressions are asked of a dataset's split: ReasonSeg is evaluated with the first one of each image."""
+    return "first" if name == "reasonseg" and split.startswith(("val", "test")) else DEFAULT_SENTENCES
 
 
 @dataclass

@@ -2,13 +2,15 @@
 
 Purpose: one function per task turns a record into rows; which ones run is the caller's choice (`--task`).
 Contract: a row has `messages`, `images`, `masks` (compressed RLE) and `source`; with boxes also `objects`; for scoring
-also `ignore` (RLE of pixels that are not to count), `category`, `referent` and its `expressions`. What a row cannot be
-made of is told to the log. Everything random comes from `Maker.rng`. Does not know formats, files and processes.
+also `asks_for_masks` (whether a question asks for masks, of which there may be none), `ignore` (RLE of pixels that are
+not to count), `category`, `referent` and its `expressions`. What a row cannot be made of is told to the log. Everything
+random comes from `Maker.rng`. Does not know formats, files and processes.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +18,8 @@ from typing import Any
 
 from pycocotools import mask as coco
 
-from ..mask_text import MASK_PLACEHOLDER, MASK_TOKEN_PREFIX
+from ..mask_text import MASK_PLACEHOLDER, MASK_TOKEN_PREFIX, reference_placeholder_to_mask, text_to_codes
+from ..protocols import joined_question
 from .prompts import Prompts
 from .records import (
     BAD_TEXT,
@@ -41,7 +44,9 @@ PLACEHOLDERS = (
     *("<image>", "<video>", "<audio>", "<ref-object>", "<cot-process>", "<start-image>"),
     *(MASK_PLACEHOLDER, BOX_PLACEHOLDER, MASK_TOKEN_PREFIX),
 )
-SENTENCES = ("each", "one", "joined")
+SENTENCES = ("each", "one", "first", "joined")
+DEFAULT_SENTENCES = "each"
+_ARTICLE = re.compile(r"(?:the|an?)\s+(?=\S)", re.IGNORECASE)
 NEGATIVE_TRIES = 50
 ABSENT_CLASSES = 3  # asked for beside those that are there, at most
 NO_NEGATIVE = "no expression of another image fits"
@@ -64,17 +69,18 @@ class TaskOptions:
     """Choices that several tasks share.
 
     Attributes:
-        sentences: a row for `each` expression of a referent, for `one` of them, or for all `joined`.
+        sentences: a row for `each` expression of a referent, for `one` of them drawn, for the `first`, or for all
+            `joined` as the paper's code asks it. None: what the dataset's split is evaluated with, else `each`.
         merge_targets: several targets as one mask.
         max_masks: most masks of a row; records with more give none.
     """
 
-    sentences: str = "each"
+    sentences: str | None = None
     merge_targets: bool = False
     max_masks: int = 16
 
     def __post_init__(self) -> None:
-        if self.sentences not in SENTENCES:
+        if self.sentences is not None and self.sentences not in SENTENCES:
             raise ValueError(f"sentences: got {self.sentences!r}, expected one of {', '.join(SENTENCES)}")
         if self.max_masks < 1:
             raise ValueError(f"max_masks: got {self.max_masks}, expected at least 1")
@@ -111,6 +117,8 @@ class Maker:
             self.log.skip_entry(error, f"image {record.image_id}, {id}" if id else f"image {record.image_id}")
 
     def draw(self, pool: str, kind: str, **fields: str) -> str:
+        if kind == "none":  # "There is no {expression}."
+            fields = {name: without_article(text) for name, text in fields.items()}
         return self.prompts.draw(pool, kind, self.rng, **fields)
 
     def row(
@@ -121,10 +129,14 @@ class Maker:
         answer: str,
         masks: Sequence[Rle] = (),
         boxes: Sequence[Box] | None = None,
+        asks_for_masks: bool = True,
         **scoring: Any,
     ) -> Row:
-        """A row of one question and its answer; `scoring` are columns that training does not read.
+        """A row of one question and its answer.
 
+        Args:
+            asks_for_masks: whether an answer without a mask would say that there is nothing of what was asked for.
+            scoring: further columns that training does not read.
         Raises:
             BadEntry: there is no image.
         """
@@ -140,7 +152,7 @@ class Maker:
         }
         if boxes is not None:
             row["objects"] = {"ref": [], "bbox": [[round(value, 2) for value in box] for box in boxes]}
-        row.update(scoring)
+        row.update(scoring, asks_for_masks=asks_for_masks)
         row["source"] = self.source(record, id)
         return row
 
@@ -192,6 +204,22 @@ def clean(text: str) -> str:
     return text
 
 
+def clean_with_masks(text: str) -> str:
+    """The same for text in which masks may stand: `<mask>`, or mask text written out to its end."""
+    bare = text
+    for span in reversed(text_to_codes(text)):
+        if span.complete:
+            bare = f"{bare[: span.start]} mask {bare[span.end :]}"
+    clean(bare.replace(MASK_PLACEHOLDER, " mask "))
+    return text
+
+
+def without_article(text: str) -> str:
+    """What of "the cat" stands in "There is no cat"; a bare article stays."""
+    article = _ARTICLE.match(text)
+    return text[article.end() :] if article else text
+
+
 def listed(placeholder: str, count: int) -> str:
     """`<mask>, <mask> and <mask>`."""
     return " and ".join(filter(None, [", ".join([placeholder] * (count - 1)), placeholder]))
@@ -203,27 +231,33 @@ def listed(placeholder: str, count: int) -> str:
 @task("expression to its masks; none where nothing is meant")
 def segment(record: Record, make: Maker) -> Iterator[Row]:
     for query in record.queries:
-        for pool, fields in _asked(query, record, make):
+        for text in _asked(query, make):
             if make.wanted():
                 with make.telling(record, f"query {query.id}"):
                     masks = _target_masks(record, query.targets, make.options)
-                    fields = {name: clean(text) for name, text in fields.items()}
-                    question = make.draw(pool, "questions", **fields)
-                    answer = _mask_answer(make, pool, len(masks), **fields)
-                    scoring = {"referent": query.id, "expressions": [clean(text) for text in query.expressions]}
+                    expressions = [clean(each) for each in query.expressions]
+                    if text is None:
+                        question = joined_question(expressions)
+                        answer = _mask_answer(make, "segment_sentence", len(masks))
+                    else:
+                        pool, fields = "segment_sentence" if query.sentence else "segment", {"expression": clean(text)}
+                        question = make.draw(pool, "questions", **fields)
+                        answer = _mask_answer(make, pool, len(masks), **fields)
+                    scoring = {"referent": query.id, "expressions": expressions}
                     scoring |= _ignored(query.ignore, record)
                     yield make.row(record, query.id, question, answer, masks, **scoring)
 
 
-def _asked(query: Query, record: Record, make: Maker) -> Iterator[tuple[str, dict[str, str]]]:
-    """(pool, its fields) of each question about a query."""
-    pool = "segment_sentence" if query.sentence else "segment"
+def _asked(query: Query, make: Maker) -> Sequence[str | None]:
+    """The expression of each question about a query; None for one that joins all of them."""
     texts = query.expressions
-    if make.options.sentences == "joined" and len(texts) > 1:
-        yield "segment_joined", {"expressions": " ".join(f"{n}. {text}." for n, text in enumerate(texts, 1))}
-        return
-    for text in texts if make.options.sentences == "each" else (make.rng.choice(texts),):
-        yield pool, {"expression": text}
+    sentences = make.options.sentences or DEFAULT_SENTENCES
+    return {
+        "each": lambda: texts,
+        "one": lambda: (make.rng.choice(texts),),
+        "first": lambda: texts[:1],
+        "joined": lambda: (None,),
+    }[sentences]()
 
 
 def _mask_answer(make: Maker, pool: str, count: int, **fields: str) -> str:
@@ -269,7 +303,7 @@ def _referents(record: Record, log: SkipLog) -> Iterator[tuple[str, int, str]]:
     if not record.queries:
         for name, regions in _by_class(record, record.objects(log)).items():
             crowded = any(region.crowd and region.category == name for region in record.regions)
-            if len(regions) == 1 and not crowded:
+            if len(regions) == 1 and not crowded and name not in record.incomplete_classes:
                 yield f"the {name}", regions[0], name
 
 
@@ -289,7 +323,8 @@ def describe(record: Record, make: Maker) -> Iterator[Row]:
         if make.wanted():
             with make.telling(record, f"query {id}"):
                 answer = make.draw("describe", "answers", expression=clean(text))
-                yield make.row(record, id, make.draw("describe", "questions"), answer, [record.rle(region)])
+                question = make.draw("describe", "questions")
+                yield make.row(record, id, question, answer, [record.rle(region)], asks_for_masks=False)
 
 
 @task("expression to its boxes")
@@ -305,7 +340,7 @@ def ground(record: Record, make: Maker) -> Iterator[Row]:
                         answer = make.draw("ground", "several", boxes=listed(BOX_PLACEHOLDER, len(boxes)))
                     else:
                         answer = make.draw("ground", "one") if boxes else make.draw("ground", "none", expression=text)
-                    yield make.row(record, query.id, question, answer, boxes=boxes)
+                    yield make.row(record, query.id, question, answer, boxes=boxes, asks_for_masks=False)
 
 
 @task("expression of another image: there is none here", needs_negatives=True)
@@ -333,6 +368,8 @@ def _absent_phrase(record: Record, make: Maker) -> Phrase:
 def _is_absent(phrase: Phrase, record: Record) -> bool:
     if phrase.category is None:
         return record.present is None
+    if phrase.category in record.incomplete_classes:
+        return False
     if record.absent is not None:
         return phrase.category in record.absent
     return record.present is None or phrase.category not in record.present
@@ -353,6 +390,8 @@ def _by_class(record: Record, indices: Sequence[int]) -> dict[str, list[int]]:
 def segment_class(record: Record, make: Maker) -> Iterator[Row]:
     with_mask = [i for i, region in enumerate(record.regions) if region.mask is not None]
     for name, regions in _by_class(record, with_mask).items():
+        if name in record.incomplete_classes:
+            continue  # its mask would miss what is not annotated
         if make.wanted():
             with make.telling(record, name):
                 # A class whose mask misses one of its objects would be wrong, so one bad mask costs the row.
@@ -366,8 +405,8 @@ def segment_class(record: Record, make: Maker) -> Iterator[Row]:
 def segment_instances(record: Record, make: Maker) -> Iterator[Row]:
     crowded = {region.category for region in record.regions if region.crowd}
     for name, regions in _by_class(record, record.objects(make.log)).items():
-        if name in crowded:
-            continue  # told by `objects`: nobody can say how many there are
+        if name in crowded or name in record.incomplete_classes:
+            continue  # told by `objects` or the reader: nobody can say how many there are
         if make.wanted():
             with make.telling(record, name):
                 _check_count(regions, make.options)
@@ -380,6 +419,8 @@ def segment_instances(record: Record, make: Maker) -> Iterator[Row]:
 @task("all objects, each as a line of label and mask")
 def label_objects(record: Record, make: Maker) -> Iterator[Row]:
     objects = [i for i in record.objects(make.log) if record.regions[i].category]
+    if any(record.regions[i].category in record.incomplete_classes for i in objects):
+        return  # they are not all
     if objects and make.wanted():
         with make.telling(record, "all objects"):
             _check_count(objects, make.options)
@@ -397,6 +438,7 @@ def open_vocabulary(record: Record, make: Maker) -> Iterator[Row]:
     with make.telling(record, "open vocabulary"):
         with_mask = [i for i, region in enumerate(record.regions) if region.mask is not None]
         there = _by_class(record, with_mask)
+        there = {name: regions for name, regions in there.items() if name not in record.incomplete_classes}
         names = {phrase.text for phrase in make.negatives if phrase.is_class and _is_absent(phrase, record)}
         names = sorted(names - there.keys())
         names = make.rng.sample(names, min(ABSENT_CLASSES, len(names))) + list(there)
@@ -439,7 +481,8 @@ def _region_rows(record: Record, make: Maker, pool: str) -> Iterator[Row]:
             with make.telling(record, f"region {region.id or i}"):
                 masks, boxes = [record.rle(i)], [record.box(i)]
                 question, answer = make.draw(pool, "questions"), make.draw(pool, "answers")
-                yield make.row(record, region.id, question, answer, masks, boxes)
+                asks = pool == "box_to_mask"
+                yield make.row(record, region.id, question, answer, masks, boxes, asks_for_masks=asks)
 
 
 @task("mask to its class")
@@ -449,7 +492,8 @@ def name_region(record: Record, make: Maker) -> Iterator[Row]:
         if region.category and make.wanted():
             with make.telling(record, f"region {region.id or i}"):
                 answer = make.draw("name_region", "answers", category=clean(region.category))
-                yield make.row(record, region.id, make.draw("name_region", "questions"), answer, [record.rle(i)])
+                question = make.draw("name_region", "questions")
+                yield make.row(record, region.id, question, answer, [record.rle(i)], asks_for_masks=False)
 
 
 @task("mask alone, for stage 1")
@@ -480,20 +524,23 @@ def converse(record: Record, make: Maker) -> Iterator[Row]:
                 _check_count(masks, make.options)
                 clean(text.replace(MASK_PLACEHOLDER, ""))
                 question = make.draw("converse", "questions") if grounded.question is None else clean(grounded.question)
-                yield make.row(record, grounded.id, question, text.strip(), masks)
+                asks = grounded.question is None or bool(masks)
+                yield make.row(record, grounded.id, question, text.strip(), masks, asks_for_masks=asks)
     for dialogue in record.dialogues:
         if make.wanted():
             with make.telling(record, f"question {dialogue.id}"):
-                marks = (dialogue.question + dialogue.answer).count(MASK_PLACEHOLDER)
+                # The reference's placeholder becomes `<mask>` wherever rows are read: here as well, to be counted.
+                question, answer = map(reference_placeholder_to_mask, (dialogue.question, dialogue.answer))
+                marks = "".join((question, *dialogue.options, answer)).count(MASK_PLACEHOLDER)
                 if marks != len(dialogue.masks):
                     raise BadEntry(MASKS_DO_NOT_FIT, f"{marks} {MASK_PLACEHOLDER} for {len(dialogue.masks)} masks")
-                for text in (dialogue.question, dialogue.answer, *dialogue.options):
-                    clean(text.replace(MASK_PLACEHOLDER, " ") if text.strip() != MASK_PLACEHOLDER else "mask")
-                question = dialogue.question
+                for text in (question, answer, *dialogue.options):
+                    clean_with_masks(text)
                 if dialogue.options:
                     lines = "\n".join(f"{chr(ord('A') + n)}. {option}" for n, option in enumerate(dialogue.options))
                     question = make.draw("choose", "questions", question=question, options=lines)
                 elif dialogue.pool is not None:
                     question = make.draw(dialogue.pool, "questions", question=question)
                 rles = [record.rle(i) for i in dialogue.masks]
-                yield make.row(record, dialogue.id, question, dialogue.answer, rles)
+                asks = MASK_PLACEHOLDER in answer
+                yield make.row(record, dialogue.id, question, answer, rles, asks_for_masks=asks)

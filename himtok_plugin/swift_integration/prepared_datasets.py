@@ -112,7 +112,8 @@ def _fingerprint(job: Any) -> str:
     """Hexadecimal digits that change with everything that the rows depend on."""
     source = job.source
     files = sorted(_annotation_files(source.root, _DEPTH))
-    content = [__version__, source.name, str(source.root.absolute()), source.split, sorted(job.tasks.items()), files]
+    asked = [sorted(job.tasks.items()), job.options.sentences]
+    content = [__version__, source.name, str(source.root.absolute()), source.split, asked, files]
     return blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
 
 

@@ -10,7 +10,9 @@ from on_disk import blob, decoded
 from himtok_plugin.data.prompts import DEFAULT_FILE, Prompts
 from himtok_plugin.data.records import BadEntry, Dialogue, Grounded, Query, Record, Region, SkipLog
 from himtok_plugin.data.tasks import TASKS, Maker, Phrase, TaskOptions
+from himtok_plugin.mask_text import codes_to_text
 from himtok_plugin.masks import mask_bbox
+from himtok_plugin.protocols import PROTOCOLS, find_protocol
 
 SIZE = (48, 64)
 DOG, CUP, CUP2 = (blob(seed=seed) for seed in (1, 2, 3))
@@ -121,11 +123,69 @@ def test_scoring_columns_say_referent_and_expressions():
     assert row["referent"] == "q0" and row["expressions"] == ["left dog", "brown dog"]
 
 
-def test_no_target_is_answered_by_words():
-    of = record(queries=(Query(("a zebra",), (), id="q"),))
+@pytest.mark.parametrize("expression", ["a zebra", "The zebra", "an zebra", "zebra"])
+def test_no_target_is_answered_by_words(expression):
+    of = record(queries=(Query((expression,), (), id="q"),))
     for task in ("segment", "ground"):
         (row,) = rows(task, of)
-        assert row["messages"][1]["content"].startswith("There is no a zebra") and not row["masks"]
+        assert row["messages"][1]["content"].startswith("There is no zebra") and not row["masks"]
+        assert expression in row["messages"][0]["content"]
+
+
+def test_rows_say_whether_they_ask_for_masks():
+    """Whether an answer without one would say that there is nothing."""
+    tasks = TASKS.keys() - {"masks", "converse"}
+    asking = {task: {row["asks_for_masks"] for row in rows(task)} for task in tasks}
+    silent = {"describe", "ground", "mask_to_box", "name_region"}
+    assert asking == {task: {task not in silent} for task in asking} and silent < set(asking)
+    of = record(
+        grounded=(
+            Grounded(("Nothing of note.",), id="g0"),
+            Grounded(("Two.",), question="How many?", id="g1"),
+            Grounded((("A dog", (0,)),), question="What is it?", id="g2"),
+        ),
+        dialogues=(
+            Dialogue("Is there a dog?", "Yes"),
+            Dialogue("What is <mask>?", "A dog.", masks=(0,)),
+            Dialogue("What is beside <mask>?", "<mask>", masks=(0, 1)),
+        ),
+    )
+    assert [row["asks_for_masks"] for row in rows("converse", of)] == [True, False, True, False, False, True]
+
+
+def test_expressions_are_asked_each_one_of_them_the_first_or_all_joined():
+    def asked(sentences):
+        return [row["messages"][0]["content"].removeprefix("<image>") for row in rows("segment", sentences=sentences)]
+
+    assert len(asked("each")) == 3 and len(asked("one")) == 2
+    first = asked("first")
+    assert "left dog" in first[0] and "cups" in first[1] and len(first) == 2
+    assert asked("joined") == [
+        "Segment <ref>Meet all the descriptions: 1. left dog. 2. brown dog. </ref>.",
+        "Segment <ref>Meet all the descriptions: 1. cups. </ref>.",
+    ]
+    for row in rows("segment", sentences="joined"):
+        find_protocol("all-sentences").check_question(row["messages"][0]["content"], row["expressions"])
+    for name in PROTOCOLS.keys() - {"all-sentences"}:
+        for row in rows("segment", sentences="first"):
+            find_protocol(name).check_question(row["messages"][0]["content"], row["expressions"])
+    (row,) = rows("segment", record(queries=(Query(("a zebra", "it"), ()),)), sentences="joined")
+    assert row["messages"][1]["content"].startswith("There is no")
+
+
+def test_classes_that_may_not_be_annotated_whole_are_not_asked_for():
+    of = record(queries=(), incomplete_classes=frozenset(("cup",)))
+    for task in ("segment_class", "segment_instances"):
+        assert [row["source"]["id"] for row in rows(task, of)] == ["dog"]
+    for seed in range(20):
+        (row,) = rows("open_vocabulary", of, seed=seed)
+        assert "cup" not in str(row["messages"]) and row["messages"][1]["content"] == "dog: <mask>"
+    assert rows("label_objects", of) == []
+    alone = record(queries=(), regions=(Region(DOG, "dog"),), incomplete_classes=frozenset(("dog",)))
+    assert rows("mask_then_box", alone) == [] and len(rows("box_to_mask", alone)) == 1
+    log = SkipLog()
+    assert rows("negative", record(incomplete_classes=frozenset(("car",))), log=log) == []  # there may be one
+    assert log.counts == {"no expression of another image fits": 2}
 
 
 def test_grounded_texts_and_dialogues():
@@ -151,6 +211,22 @@ def test_grounded_texts_and_dialogues():
         "masks do not fit the placeholders of the text": 1,
         "text is empty or holds a placeholder": 1,
     }
+
+
+def test_dialogues_may_hold_masks_written_out():
+    written = codes_to_text([1, 2])
+    (row,) = rows("converse", record(dialogues=(Dialogue(f"What is {written}?", "A dog."),)))
+    assert row["messages"][0]["content"] == f"<image>What is {written}?" and row["masks"] == []
+    reference = codes_to_text([0] * 32)  # which becomes `<mask>` wherever rows are read
+    (row,) = rows("converse", record(dialogues=(Dialogue(f"What is {reference}?", "A dog.", masks=(0,)),)))
+    assert row["messages"][0]["content"] == "<image>What is <mask>?" and len(row["masks"]) == 1
+    log = SkipLog()
+    for text in ("<|mt_start|><|mt_1|>", "<|mt_3|>", "<|mt_start|><|mt_end|>", f"{written}<|mt_x|>"):
+        assert rows("converse", record(dialogues=(Dialogue(text, "A dog."),)), log=log) == []
+    assert rows("segment", record(queries=(Query((written,), (0,)),)), log=log) == []
+    assert log.counts == {"text is empty or holds a placeholder": 5}
+    rows("converse", record(dialogues=(Dialogue("Which?", "A", ("<mask>", "a cat")),)), log=log)
+    assert log.counts["masks do not fit the placeholders of the text"] == 1
 
 
 def test_a_bad_mask_is_told_once_however_many_tasks_ask_for_it():
