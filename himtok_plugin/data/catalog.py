@@ -51,7 +51,7 @@ _ALL = (
     Format("coco", "coco:CocoReader", "COCO instances", tasks=_CLASSES),
     Format("lvis", "coco:LvisReader", "LVIS v1", tasks=_CLASSES),
     Format("paco", "coco:PacoReader", "PACO-LVIS: objects and their parts", ("train", "val", "test"), _CLASSES),
-    Format("coco-stuff", "coco:StuffReader", "COCO stuff, its JSON", tasks=("segment_class",)),
+    Format("coco-stuff", "coco:StuffReader", "COCO stuff, its JSON or its PNG", tasks=("segment_class",)),
     Format("coco-panoptic", "panoptic:PanopticReader", "COCO panoptic", tasks=_CLASSES),
     Format("ade20k", "label_maps:AdeReader", "ADE20K, 150 classes (ADEChallengeData2016)", tasks=("segment_class",)),
     Format("voc", "label_maps:VocReader", "Pascal VOC 2012 segmentation", ("train", "val", "trainval"), _CLASSES),

@@ -11,6 +11,7 @@ from on_disk import (
     coco_file,
     decoded,
     polygon,
+    records,
     uncompressed,
     write_image,
     write_json,
@@ -273,3 +274,76 @@ def test_paco_parts_are_named_after_their_objects_and_stuff_after_itself(tmp_pat
     stuff = coco_file(images, annotations, ((1, "wall-tile"), (2, "other")))
     write_json(tmp_path / "annotations" / "stuff_train2017.json", stuff)
     assert [row["source"]["id"] for row in prepare("coco-stuff", tmp_path)[0]] == ["wall tile"]
+
+
+def test_lvis_classes_that_are_not_exhaustive_are_incomplete(tmp_path, prepare):
+    image = {"id": 1, "coco_url": "http://images.cocodataset.org/val2017/1.jpg", "height": 48, "width": 64,
+             "neg_category_ids": [3], "not_exhaustive_category_ids": [2, 99]}  # fmt: skip
+    annotations = [coco_annotation(i, 1, [polygon(i)], category_id=i) for i in (1, 2)]
+    content = coco_file([image], annotations, ((1, "dog"), (2, "trash_can"), (3, "cat")))
+    write_image(tmp_path / "val2017" / "1.jpg")
+    for name, file in (("lvis", "lvis_v1_train.json"), ("paco", "paco_lvis_v1_train.json")):
+        write_json(tmp_path / file, content)
+        (record,) = records(name, tmp_path)
+        assert record.incomplete_classes == {"trash can"} and record.present == {"dog", "trash can"}
+        rows, _, _ = prepare(name, tmp_path)
+        assert {row["source"]["id"] for row in rows} == {"dog"}
+        assert len(prepare(name, tmp_path, "--task", "name_region")[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("incomplete", "spoil"),
+    [
+        ({"dog"}, lambda c: c["annotations"][0].update(segmentation=[])),
+        ({"dog"}, lambda c: c["annotations"][0].pop("segmentation")),  # a box only
+        ({"dog"}, lambda c: c["annotations"][0].update(segmentation="x")),
+        ({"dog"}, lambda c: c["annotations"][0].update(bbox=["a"])),
+        ({"dog"}, lambda c: c["annotations"][0].update(id=2)),  # the second of an id is left out
+        (set(), lambda c: c["annotations"][0].update(category_id=99)),
+        (set(), lambda c: c["annotations"][0].update(image_id=1234)),
+        ({"dog", "traffic light"}, lambda c: c["annotations"][0].update(caption="damaged")),
+    ],
+)
+def test_a_class_is_incomplete_where_an_annotation_of_it_is_no_mask(tmp_path, incomplete, spoil):
+    of_light = coco_annotation(3, 7, [polygon(3)], category_id=18)
+    content = coco_file(
+        [image(7)], [coco_annotation(1, 7, [polygon(1)]), coco_annotation(2, 7, [polygon(2)]), of_light]
+    )
+    content["annotations"].reverse()
+    content["annotations"].insert(0, content["annotations"].pop())
+    spoil(content)
+    write_image(tmp_path / "train2017" / f"{7:012}.jpg", SIZE)
+    path = write_json(tmp_path / "annotations" / "instances_train2017.json", content)
+    path.write_bytes(path.read_bytes().replace(b"damaged", b"d\xff"))
+    (record,) = records("coco", tmp_path)
+    assert record.incomplete_classes == incomplete
+    assert record.present == {"dog", "traffic light"}
+    assert record.absent == (frozenset() if len(incomplete) > 1 else None)  # an annotation may be of anything
+
+
+def own_coco(root, *files):
+    for number, file in enumerate(files, 1):
+        folder = (root / file).parent
+        content = coco_file([{"id": number, "file_name": f"{number}.png", "height": 48, "width": 64}],
+                            [coco_annotation(1, number, [polygon(1)])])  # fmt: skip
+        write_json(root / file, content)
+        write_image((folder if "_annotations" in file else root / "images") / f"{number}.png", SIZE)
+
+
+def test_a_split_of_own_coco_json_is_a_file_or_folder_of_its_name(tmp_path, prepare):
+    def ids(root, *arguments):
+        return [row["source"]["image_id"] for row in prepare("coco-json", root, "--task", "masks", *arguments)[0]]
+
+    roboflow = tmp_path / "roboflow"
+    own_coco(roboflow, *(f"{split}/_annotations.coco.json" for split in ("train", "valid", "test")))
+    assert [ids(roboflow, "--split", split) for split in ("train", "val", "test")] == [["1"], ["2"], ["3"]]
+    named = tmp_path / "named"
+    own_coco(named, "train.json", "annotations/instances_val.json")
+    assert ids(named, "--split", "train") == ["1"] and ids(named, "--split", "val") == ["2"]
+    assert "nothing of" in prepare("coco-json", named, "--split", "test", status=2)
+    assert ids(named, "--split", "test", "--annotations", named / "train.json") == ["1"]
+    only = tmp_path / "only"
+    own_coco(only, "whatever.json")
+    assert ids(only) == ["1"] and "nothing of" in prepare("coco-json", only, "--split", "train", status=2)
+    own_coco(only, "whatever.json", "other.json")
+    assert "name it with --annotations" in prepare("coco-json", only, status=2)

@@ -180,3 +180,32 @@ def test_cityscapes_objects_groups_and_stuff(tmp_path, prepare):
     rows, summary, _ = prepare("cityscapes", tmp_path, "--task", "segment_instances")
     assert [(row["source"]["id"], len(row["masks"])) for row in rows] == [("person", 2)]
     assert summary["skipped"] == {"crowd: no single object": 1}  # a group of cars
+
+
+def stuff(root, values, folder="stuffthingmaps", labels="labels.txt"):
+    save(root / folder / "train2017" / "000000000009.png", values)
+    write_image(root / "train2017" / "000000000009.jpg", SIZE)
+    if labels:
+        names = {0: "unlabeled", 1: "person", 2: "bicycle", 92: "banner", 95: "wall-tile", 182: "wood"}
+        (root / labels).write_text("".join(f"{id}: {name}\n" for id, name in names.items()))
+
+
+def test_coco_stuff_as_maps_of_things_and_stuff(tmp_path, prepare):
+    values = blocks(0, 94, 255, 181, 0)
+    stuff(tmp_path, values)
+    save(tmp_path / "stuffthingmaps" / "train2017" / "000000000009_labelTrainIds.png", values)
+    rows, summary, _ = prepare("coco-stuff", tmp_path)
+    check(rows, values, {"person": [0], "wall tile": [94], "wood": [181]})
+    np.testing.assert_array_equal(decoded(rows[0]["ignore"][0]), values == 255)
+    assert not summary["skipped"] and summary["images"] == 1
+    assert rows[0]["images"] == [str(tmp_path / "train2017" / "000000000009.jpg")]
+
+
+def test_coco_stuff_maps_say_what_is_missing_or_unknown(tmp_path, prepare):
+    stuff(tmp_path / "a", blocks(0, 94), labels=None)
+    error = prepare("coco-stuff", tmp_path / "a", status=2)
+    assert "no labels.txt" in error and "1: person" in error
+    stuff(tmp_path / "b", blocks(0, 200), "cocostuff", "cocostuff/labels.txt")
+    rows, summary, _ = prepare("coco-stuff", tmp_path / "b")
+    assert len(rows) == 1 and summary["skipped"] == {"unknown category": 1}
+    assert "stuff_train2017.json" in prepare("coco-stuff", tmp_path, status=2)

@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from on_disk import blob, decoded, write_image
+from on_disk import blob, decoded, records, write_image
 from pycocotools import mask as coco
 
 SIZE = (48, 64)
@@ -82,6 +82,14 @@ def test_bad_shards_are_refused_and_bad_entries_counted(tmp_path, prepare):
     rows, summary, _ = prepare("sa1b", tmp_path / "c")
     assert len(rows) == 1
     assert summary["skipped"] == {"mask cannot be read": 2, "image has another size than its annotation": 1}
+
+
+def test_a_class_of_everything_is_incomplete_where_a_mask_cannot_be_used(root):
+    bad = entry(1, MASKS[1])
+    bad["annotations"][0]["segmentation"] = None
+    shard(root / "sa_000000.tar", [bad, entry(2, MASKS[2])])
+    found = [record.incomplete_classes for record in records("sa1b", root, category="thing")]
+    assert found == [{"thing"}, set(), set()]
 
 
 def test_a_shard_that_is_cut_off_is_not_silent(root, prepare):

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..byte_ranges import read_json
 from ..records import BAD_ENTRY, BadEntry, Record, SkipLog, size_of
-from .coco_index import CocoIndex, region_of
-from .reader import ImageFinder, Reader, Source
+from .coco_index import CocoIndex, ImageClasses, region_of
+from .label_maps import STUFF_MAPS, StuffMapsReader
+from .reader import ImageFinder, Reader, Source, split_names
+
+STUFF_FILES = ("annotations/stuff_{split}2017.json", "stuff_{split}2017.json")
 
 
 class CocoReader(Reader):
@@ -28,9 +32,12 @@ class CocoReader(Reader):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self.path = self.annotation_file(*(name.format(split=source.split) for name in self.candidates))
+        self.path = self.find_annotations()
         self.finder = ImageFinder(source, self.image_folders())
         self.names: dict[Any, str] = {}
+
+    def find_annotations(self) -> Path:
+        return self.annotation_file(*(name.format(split=self.source.split) for name in self.candidates))
 
     def image_folders(self) -> tuple[str, ...]:
         split = self.source.split
@@ -54,33 +61,47 @@ class CocoReader(Reader):
         """Names of categories that the image is said not to show; None: all without an annotation."""
         return None
 
+    def not_exhaustive(self, image: dict[str, Any]) -> frozenset[str]:
+        """Names of categories of which the image is said to show more than is annotated."""
+        return frozenset()
+
     def records(self, task: Any, log: SkipLog) -> Iterator[Record]:
-        where, annotations = task
+        where, annotations, left_out = task
         image = read_json(self.path, where)
         name = f"image {image.get('id')}"
         try:
             path, size = self.finder.find(self.image_name(image), size_of(image.get("height"), image.get("width")))
         except BadEntry as error:
             raise BadEntry(error.reason, f"{name}: {error.detail}") from error
-        regions, present = [], set()
+        regions, classes = [], ImageClasses(self.names)
         for place in annotations:
+            annotation = region = None
             try:
                 annotation = read_json(self.path, place)
                 if not isinstance(annotation, dict):
                     raise BadEntry(BAD_ENTRY, "no object")
-                present.add(self.names.get(annotation.get("category_id"), ""))
-                regions.append(region_of(annotation, self.names, size))
+                region = region_of(annotation, self.names, size)
+                regions.append(region)
             except BadEntry as error:
                 log.skip(error.reason, f"{name}, annotation at byte {place[0]}: {error.detail}")
+            classes.add(annotation, region)
+        for place in left_out:
+            classes.add_at(self.path, place)
         yield Record(
-            path, size, str(image.get("id")), tuple(regions), present=frozenset(present), absent=self.absent(image)
+            path,
+            size,
+            str(image.get("id")),
+            tuple(regions),
+            present=frozenset(classes.present),
+            absent=frozenset() if classes.unreadable else self.absent(image),
+            incomplete_classes=self.not_exhaustive(image) | classes.incomplete,
         )
 
 
-class StuffReader(CocoReader):
+class StuffJsonReader(CocoReader):
     """COCO stuff as JSON (`stuff_train2017.json`); "other" stands for all things, and is no class."""
 
-    candidates = ("annotations/stuff_{split}2017.json", "stuff_{split}2017.json")
+    candidates = STUFF_FILES
 
     def category_names(self, index: CocoIndex) -> dict[Any, str]:
         return {id: name.replace("-", " ") for id, name in index.names().items()}
@@ -88,6 +109,22 @@ class StuffReader(CocoReader):
     def records(self, task: Any, log: SkipLog) -> Iterator[Record]:
         for record in super().records(task, log):
             yield replace(record, regions=tuple(r for r in record.regions if r.category != "other"))
+
+
+class StuffReader(Reader):
+    """COCO stuff, as JSON or, where that is not, as maps of things and stuff (`label_maps.StuffMapsReader`)."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        candidates = [name.format(split=source.split) for name in (*STUFF_FILES, *STUFF_MAPS)]
+        of_json = self.annotation_file(*candidates).is_file()
+        self.reader: Reader = StuffJsonReader(source) if of_json else StuffMapsReader(source)
+
+    def tasks(self, log: SkipLog) -> Sequence[Any]:
+        return self.reader.tasks(log)
+
+    def records(self, task: Any, log: SkipLog) -> Iterator[Record]:
+        return self.reader.records(task, log)
 
 
 class LvisReader(CocoReader):
@@ -108,6 +145,9 @@ class LvisReader(CocoReader):
 
     def absent(self, image: dict[str, Any]) -> frozenset[str]:
         return frozenset(self.names[id] for id in image.get("neg_category_ids", ()) if id in self.names)
+
+    def not_exhaustive(self, image: dict[str, Any]) -> frozenset[str]:
+        return frozenset(self.names[id] for id in image.get("not_exhaustive_category_ids", ()) if id in self.names)
 
 
 class PacoReader(LvisReader):
@@ -133,21 +173,33 @@ def _words(name: Any) -> str:
 
 
 class OwnCocoReader(CocoReader):
-    """COCO-JSON as labelling tools export it (CVAT, Label Studio, Roboflow, …)."""
+    """COCO-JSON as labelling tools export it (CVAT, Label Studio, Roboflow, …).
+
+    A split is a file or folder of its name. All is a file that names none, the only one in the root whatever its name.
+    """
 
     candidates = (
         "annotations/instances_{split}.json",
         "{split}/_annotations.coco.json",
         "{split}.json",
         "annotations/{split}.json",
+        "instances_{split}.json",
+    )
+    of_no_split = (
         "annotations.json",
         "_annotations.coco.json",
         "result.json",
         "annotations/instances_default.json",
         "instances_default.json",
-        "*.json",
     )
 
-    def image_folders(self) -> tuple[str, ...]:
+    def find_annotations(self) -> Path:
         split = self.source.split
-        return (str(self.path.parent.absolute()), "images", f"images/{split}", split, "", "images/default")
+        candidates = [name.format(split=own) for own in split_names(split) for name in self.candidates]
+        if split == "all":
+            candidates += [*self.of_no_split, *self.only_file(".json")]
+        return self.annotation_file(*candidates)
+
+    def image_folders(self) -> tuple[str, ...]:
+        own = [folder for name in split_names(self.source.split) for folder in (f"images/{name}", name)]
+        return (str(self.path.parent.absolute()), "images", *own, "", "images/default")

@@ -34,6 +34,20 @@ from ..records import (
 NO_ID = -(1 << 61)  # annotations may come without an id; each is then a different one
 
 
+def in_coco_layout(path: Path) -> bool:
+    """Whether a file is an object with lists of images and annotations; only what stands before the first is read.
+
+    Raises:
+        ValueError: not JSON.
+    """
+    for key, _, length, value in walk(path):
+        if key is None:
+            return False
+        if key in ("images", "annotations") and (not length or isinstance(value, dict)):
+            return True
+    return False
+
+
 class CocoIndex:
     """Where images and annotations of a file stand.
 
@@ -42,12 +56,15 @@ class CocoIndex:
         categories: id -> entry.
         images: by image id.
         annotations: by image id.
+        left_out: places of annotations whose id stood before already, by the number of their image: of what they show
+            there is more in it than the others say.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.categories: dict[Any, dict[str, Any]] = {}
         self.images, self.annotations = Ranges(), Ranges()
+        self.left_out: dict[int, list[Range]] = {}
 
     @classmethod
     def read(cls, path: Path, log: SkipLog) -> CocoIndex:
@@ -92,6 +109,9 @@ class CocoIndex:
         ):
             again = repeated(ids)
             log.skip_many(REPEATED_ID, [f"{self.path}: {name} {ids[i]}" for i in again])
+            if ranges is self.annotations:
+                for i in again.tolist():
+                    self.left_out.setdefault(int(ranges.groups()[i]), []).append(ranges.range(i))
             ranges.drop(again)
         unknown = np.flatnonzero(~np.isin(self.annotations.groups(), self.images.groups()))
         details = [f"{self.path}: annotation at byte {self.annotations.range(i)[0]}: its image" for i in unknown]
@@ -102,20 +122,55 @@ class CocoIndex:
         """Category id -> name."""
         return {id: str(entry.get("name", id)) for id, entry in self.categories.items()}
 
-    def image_tasks(self) -> Sequence[tuple[Range, list[Range]]]:
-        """For each image in the order of the file: its place, and those of its annotations."""
-        return _ImageTasks(self.images, self.annotations)
+    def image_tasks(self) -> Sequence[tuple[Range, list[Range], list[Range]]]:
+        """For each image in the order of the file: its place, those of its annotations, and of those left out."""
+        return _ImageTasks(self)
 
 
 class _ImageTasks(Sequence):
-    def __init__(self, images: Ranges, annotations: Ranges) -> None:
-        self._images, self._annotations, self._groups = images, annotations, images.groups()
+    def __init__(self, index: CocoIndex) -> None:
+        self._index, self._groups = index, index.images.groups()
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._index.images)
 
-    def __getitem__(self, index: int) -> tuple[Range, list[Range]]:
-        return self._images.range(index), self._annotations.of(int(self._groups[index]))
+    def __getitem__(self, index: int) -> tuple[Range, list[Range], list[Range]]:
+        group = int(self._groups[index])
+        left_out = self._index.left_out.get(group, [])
+        return self._index.images.range(index), self._index.annotations.of(group), left_out
+
+
+class ImageClasses:
+    """What the annotations of one image say of its classes, those that give no region among them.
+
+    Attributes:
+        present: classes of which there is an annotation.
+        incomplete: those of which the regions' masks do not show everything.
+        unreadable: whether nobody can say what one of them shows; all classes are incomplete then.
+    """
+
+    def __init__(self, names: Mapping[Any, str]) -> None:
+        self._names = names
+        self.present: set[str] = set()
+        self.incomplete: set[str] = set()
+        self.unreadable = False
+
+    def add(self, annotation: Any, region: Region | None) -> None:
+        """Count an annotation in, with what was made of it."""
+        if not isinstance(annotation, dict):
+            self.unreadable = True
+            self.incomplete.update(self._names.values())
+        elif (name := self._names.get(annotation.get("category_id"))) is not None:
+            self.present.add(name)
+            if region is None or region.mask is None:
+                self.incomplete.add(name)
+
+    def add_at(self, path: Path, where: Range) -> None:
+        """Count in an annotation that was told to the log already."""
+        try:
+            self.add(read_json(path, where), None)
+        except BadEntry:
+            self.add(None, None)
 
 
 def region_of(annotation: Mapping[str, Any], names: Mapping[Any, str], size: tuple[int, int]) -> Region:

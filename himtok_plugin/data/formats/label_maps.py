@@ -1,4 +1,4 @@
-"""Datasets whose annotations are maps of labels: ADE20K, Pascal VOC, Pascal Context and Cityscapes.
+"""Datasets whose annotations are maps of labels: ADE20K, Pascal VOC, Pascal Context, Cityscapes, COCO stuff as PNG.
 
 Contract: one record per image. Where only classes are annotated, a region is all of a class (`stuff`); VOC and
 Cityscapes have single objects as well. Pixels without a class are the record's `void`. Does not know prompts and rows.
@@ -33,6 +33,11 @@ CITYSCAPES_CLASSES = {
     28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle",
 }  # fmt: skip
 CITYSCAPES_THINGS = frozenset((24, 25, 26, 27, 28, 31, 32, 33))
+STUFF_VOID = 255
+STUFF_MAPS = tuple(
+    f"{folder}/{{split}}2017"
+    for folder in ("stuffthingmaps", "annotations/stuffthingmaps", "cocostuff", "coco_stuff", "annotations")
+)
 CITYSCAPES_OBJECTS = 1000  # label id * 1000 + number; what is below is no single object
 
 
@@ -244,3 +249,33 @@ class CityscapesReader(Reader):
         present = frozenset(region.category for region in regions)
         unknown = LabelMap(values, tuple(void)) if void else None
         yield Record(path, size, name, tuple(regions), present=present, void=unknown)
+
+
+class StuffMapsReader(Reader):
+    """COCO's things and stuff as PNG (`stuffthingmaps_trainval2017.zip`) with `labels.txt` of the dataset's repository.
+
+    A label is one less than the id in `labels.txt`, whose 0 is "unlabeled" and 255 in the maps.
+    """
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self.maps = self.annotation_file(*(name.format(split=source.split) for name in STUFF_MAPS))
+        places = (self.maps, self.maps.parent, self.maps.parent.parent, source.root)
+        path = next((place / "labels.txt" for place in places if (place / "labels.txt").is_file()), None)
+        if path is None:
+            expected = "the one of COCO-Stuff's repository (`1: person`, …), which names the labels"
+            raise ValueError(f"{source.root}: has {self.maps} and no labels.txt: expected {expected}")
+        self.names = {id - 1: name.replace("-", " ") for id, name in _labels_txt(path).items() if id}
+        folder = f"{source.split}2017"
+        self.finder = ImageFinder(source, (folder, f"images/{folder}", "images", f"../{folder}", f"../images/{folder}"))
+
+    def tasks(self, log: SkipLog) -> Sequence[Path]:
+        # mmsegmentation writes maps of its own numbers beside.
+        return [path for path in files_below(self.maps, (".png",)) if not path.stem.endswith("_labelTrainIds")]
+
+    def records(self, task: Path, log: SkipLog) -> Iterator[Record]:
+        path, size = self.finder.find(f"{task.stem}.jpg")
+        values = read_map(task, size)
+        regions = class_regions(values, self.names, (STUFF_VOID,), str(task), log)
+        present = frozenset(region.category for region in regions)
+        yield Record(path, size, task.stem, tuple(regions), present=present, void=LabelMap(values, (STUFF_VOID,)))

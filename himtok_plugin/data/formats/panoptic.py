@@ -54,7 +54,7 @@ class PanopticReader(Reader):
         return index.image_tasks()
 
     def records(self, task: Any, log: SkipLog) -> Iterator[Record]:
-        where, places = task
+        where, places, _ = task
         image = read_json(self.path, where)
         name = f"image {image.get('id')}"
         try:

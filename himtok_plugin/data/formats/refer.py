@@ -16,7 +16,7 @@ from typing import Any
 from ...coco_masks import short
 from ..byte_ranges import group_number, read_json
 from ..records import BAD_ENTRY, NOT_UTF8, REPEATED_ID, UNKNOWN_ID, BadEntry, Query, Record, Region, SkipLog, size_of
-from .coco_index import CocoIndex, region_of
+from .coco_index import CocoIndex, ImageClasses, region_of
 from .reader import ImageFinder, Reader, Source, find_path
 
 IMAGE_FOLDERS = (
@@ -102,13 +102,14 @@ class ReferReader(Reader):
         for image_id, own in by_image.items():
             places = index.images.of(group_number(image_id))
             if places:
-                tasks.append((places[0], index.annotations.of(group_number(image_id)), own))
+                number = group_number(image_id)
+                tasks.append((places[0], index.annotations.of(number), index.left_out.get(number, []), own))
             else:
                 log.skip_many(UNKNOWN_ID, [f"ref {ref.get('ref_id')}: image {image_id}" for ref in own])
         return tasks
 
     def records(self, task: Any, log: SkipLog) -> Iterator[Record]:
-        where, places, refs = task
+        where, places, left_out, refs = task
         image = read_json(self.instances_file, where)
         try:
             path, size = self.finder.find(image.get("file_name"), size_of(image.get("height"), image.get("width")))
@@ -118,7 +119,6 @@ class ReferReader(Reader):
         for place in places:
             annotation = read_json(self.instances_file, place)
             annotations[annotation.get("id")] = annotation
-        present = frozenset(self.names.get(a.get("category_id"), "") for a in annotations.values())
         regions: list[Region] = []
         known: dict[Any, int] = {}
         queries = []
@@ -131,7 +131,22 @@ class ReferReader(Reader):
                     queries.append(Query(expressions, tuple(targets), id=str(ref.get("ref_id"))))
             except BadEntry as error:
                 log.skip(error.reason, f"{name}: {error.detail}")
-        yield Record(path, size, str(image.get("id")), tuple(regions), tuple(queries), present=present)
+        classes = ImageClasses(self.names)
+        for id, annotation in annotations.items():
+            # What nobody refers to is no region.
+            classes.add(annotation, regions[known[id]] if id in known else None)
+        for place in left_out:
+            classes.add_at(self.instances_file, place)
+        yield Record(
+            path,
+            size,
+            str(image.get("id")),
+            tuple(regions),
+            tuple(queries),
+            present=frozenset(classes.present),
+            absent=frozenset() if classes.unreadable else None,
+            incomplete_classes=frozenset(classes.incomplete),
+        )
 
     def _target(self, id: Any, annotations: dict, regions: list[Region], known: dict[Any, int], size) -> int:
         if id not in known:

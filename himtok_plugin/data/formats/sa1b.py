@@ -81,7 +81,10 @@ class Sa1bReader(Reader):
                 regions.append(_region(annotation, size, self.source.category))
             except BadEntry as error:
                 log.skip(error.reason, f"{name}: {error.detail}")
-        yield Record(where, size, str(image.get("image_id")), tuple(regions))
+        # Where all have one class, each that cannot be used is one of it.
+        category = self.source.category if len(regions) < len(annotations) else None
+        incomplete = frozenset(filter(None, [category]))
+        yield Record(where, size, str(image.get("image_id")), tuple(regions), incomplete_classes=incomplete)
 
 
 def _region(annotation: Any, size: tuple[int, int], category: str | None) -> Region:
