@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from on_disk import blob, by_pycocotools, decoded, polygon, uncompressed, write_image, write_json
+from on_disk import blob, by_pycocotools, decoded, polygon, records, uncompressed, write_image, write_json
 from PIL import Image
 from pycocotools import mask as coco
+
+from himtok_plugin.mask_text import codes_to_text
 
 SIZE = (48, 64)
 RLE = coco.encode(np.asfortranarray(blob(seed=3), dtype=np.uint8))
@@ -51,7 +53,7 @@ def check_psalm(rows):
     np.testing.assert_array_equal(decoded(rows[0]["masks"][0]), by_pycocotools(SEGMENTATIONS[0][0], SIZE))
     for mask, segmentation in zip(rows[2]["masks"], SEGMENTATIONS[1], strict=True):
         np.testing.assert_array_equal(decoded(mask), by_pycocotools(segmentation, SIZE))
-    assert "a dog" in rows[1]["messages"][0]["content"] and "a zebra" in rows[3]["messages"][1]["content"]
+    assert "a dog" in rows[1]["messages"][0]["content"] and "zebra" in rows[3]["messages"][1]["content"]
 
 
 @pytest.mark.parametrize("kind", ["list", "lines", "parquet of text", "parquet of structs"])
@@ -115,6 +117,90 @@ def test_psalm_bad_entries_are_counted(tmp_path, prepare, reason, entry):
     assert reason in prepare("psalm", tmp_path, "--strict", status=2)
 
 
+@pytest.mark.parametrize("file", ["train.json", "train.jsonl"])
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_file_of_one_entry_is_one_entry(tmp_path, prepare, file, indent, mark):
+    if file.endswith("l") and (indent or mark):
+        return  # JSON lines have neither
+    pictures(tmp_path)
+    (tmp_path / file).write_bytes(mark + json.dumps(PSALM[1], indent=indent).encode() + b"\n")
+    rows, summary, _ = prepare("psalm", tmp_path)
+    assert len(rows) == 1 and len(rows[0]["masks"]) == 2 and not summary["skipped"] and summary["images"] == 1
+
+
+def test_an_object_may_hold_entries_in_a_list_or_by_their_names_and_another_one_is_told(tmp_path, prepare):
+    pictures(tmp_path)
+    for content in ({"version": "1", "data": PSALM, "authors": ["x"]}, dict(enumerate(PSALM))):
+        write_json(tmp_path / "train.json", content)
+        check_psalm(prepare("psalm", tmp_path)[0])
+    for content, count in (({"version": 1}, 1), ({}, 1), ([5, "x", PSALM[2]], 2)):
+        write_json(tmp_path / "train.json", content)
+        assert prepare("psalm", tmp_path)[1]["skipped"] == {"entry lacks a field": count}
+
+
+def test_psalm_annotations_without_segments_are_no_targets(tmp_path, prepare):
+    pictures(tmp_path)
+    entries = [psalm(1, [[]], "a giraffe"), psalm(2, [[], [polygon(1)]], "a dog")]
+    write_json(tmp_path / "grefcoco_val.json", entries)
+    rows, summary, _ = prepare("psalm", tmp_path, "--split", "val")
+    assert [len(row["masks"]) for row in rows] == [0, 1] and summary["empty"] == 1 and not summary["skipped"]
+    assert "giraffe" in rows[0]["messages"][1]["content"]
+    np.testing.assert_array_equal(decoded(rows[1]["masks"][0]), by_pycocotools([polygon(1)], SIZE))
+
+
+def test_psalm_entries_say_nothing_of_the_rest_of_their_classes(tmp_path):
+    pictures(tmp_path)
+    entry = psalm(1, [[polygon(1)]], "left dog")
+    entry["anns"][0]["category_name"] = "dog"
+    write_json(tmp_path / "train.json", [entry])
+    (record,) = records("psalm", tmp_path)
+    assert record.incomplete_classes == record.present == {"dog"}
+
+
+SPLIT_FILES = ("refcoco_val", "refcoco_testA", "refcoco_train", "retrieval")
+
+
+@pytest.mark.parametrize("name", ["psalm", "rec"])
+def test_a_split_is_a_word_in_the_name_of_a_file(tmp_path, prepare, name):
+    def ids(*arguments):
+        return [row["source"]["image_id"] for row in prepare(name, tmp_path, *arguments)[0]]
+
+    pictures(tmp_path)
+    for number, file in enumerate(SPLIT_FILES):
+        write_image(tmp_path / f"{number}.jpg", SIZE)
+        entry = (
+            psalm(number, [], "x") if name == "psalm" else {"image": f"{number}.jpg", "sent": "x", "bbox": [1, 2, 9, 9]}
+        )
+        write_image(tmp_path / "train2014" / f"COCO_train2014_{number:012}.jpg", SIZE)
+        write_lines(tmp_path / f"{file}.jsonl", [entry])
+    assert [ids("--split", split) for split in ("val", "testA", "train")] == [["0"], ["1"], ["2"]]
+    for split in ("test", "testB"):
+        assert f"with '{split}' in its name" in prepare(name, tmp_path, "--split", split, status=2)
+    assert ids("--split", "test", "--annotations", tmp_path / "refcoco_train.jsonl") == ["2"]
+    # A folder that is named holds the split, or is of it.
+    (tmp_path / "files").mkdir()
+    for file in SPLIT_FILES[:3]:
+        (tmp_path / f"{file}.jsonl").rename(tmp_path / "files" / f"{file}.jsonl")
+    assert ids("--split", "testA", "--annotations", tmp_path / "files") == ["1"]
+    assert "of the split 'testB'" in prepare(name, tmp_path, "--split", "testB", "--annotations", "files", status=2)
+    (tmp_path / "of_val").mkdir()
+    (tmp_path / "retrieval.jsonl").rename(tmp_path / "of_val" / "part-0.jsonl")
+    assert ids("--split", "val", "--annotations", tmp_path / "of_val") == ["3"]
+
+
+def test_files_of_several_datasets_are_never_read_as_one_but_parts_are(tmp_path, prepare):
+    entry = {"image": "a.jpg", "sent": "a cup", "bbox": [1, 2, 30, 40]}
+    write_image(tmp_path / "a.jpg", SIZE)
+    for part in (0, 1):
+        write_lines(tmp_path / f"refcoco_val-{part:05}-of-00002.jsonl", [entry])
+    assert len(prepare("rec", tmp_path, "--split", "val")[0]) == 2
+    write_lines(tmp_path / "refcoco+_val.jsonl", [entry])
+    error = prepare("rec", tmp_path, "--split", "val", status=2)
+    assert "refcoco+_val.jsonl" in error and "expected one dataset" in error
+    assert len(prepare("rec", tmp_path, "--split", "val", "--annotations", "refcoco+_val.jsonl")[0]) == 1
+
+
 def test_broken_files_of_entries(tmp_path, prepare):
     pictures(tmp_path)
     path = write_json(tmp_path / "train.json", PSALM)
@@ -164,6 +250,49 @@ def test_grandf_of_refcocog(tmp_path, prepare):
     rows, _, _ = prepare("grandf", tmp_path)
     assert rows[0]["messages"][1]["content"].startswith("<ref>A dog</ref><mask> sits")
     np.testing.assert_array_equal(decoded(rows[0]["masks"][0]), by_pycocotools([polygon(1)], SIZE))
+
+
+def flickr(number, annotations, **more):
+    """An image of Flickr's part in COCO's layout: (image, its annotations)."""
+    image = {"id": number, "file_name": f"{number}.jpg", "height": "48", "width": "64", "caption": CAPTION, **more}
+    entries = []
+    for i, (tokens, mask) in enumerate(annotations):
+        rle = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+        entries.append({
+            "id": number * 10 + i, "image_id": number, "category_id": 1, "iscrowd": 0, "area": int(mask.sum()),
+            "bbox": coco.toBbox(rle).tolist(), "tokens_positive": tokens,
+            "sam_mask": {"size": list(SIZE), "counts": rle["counts"].decode()},
+        })  # fmt: skip
+    return image, entries
+
+
+def test_grandf_of_flickr_is_in_cocos_layout_beside_the_others(tmp_path, prepare):
+    first = flickr(1, [([[18, 26]], blob(seed=1)), ([[0, 5]], blob(seed=2)), ([[18, 26], [0, 5]], blob(seed=3))])
+    second = flickr(2, [([[0, 5]], blob(seed=4)), ([[2, 8]], blob(seed=5)), ([[6, 10]], blob(seed=6))])
+    second[1][2]["ignore"] = True
+    without, bad = flickr(3, []), flickr(4, [("x", blob(seed=7))])
+    folder = tmp_path / "annotations" / "train"
+    images, annotations = zip(first, second, without, bad, strict=True)
+    content = {"images": images, "annotations": sum(annotations, []), "categories": [{"id": 1, "name": "object"}]}
+    write_json(folder / "flickr_mergedGT_GCG_train.json", content)
+    write_json(folder / "flickr_mergedGT_GCG_val.json", {**content, "images": images[:1], "annotations": first[1]})
+    entry = {"file_name": "a.jpg", "caption": CAPTION, "groundings": {"A dog": {"rle_masks": [RLE]}}}
+    write_json(folder / "OpenPsgGCG_train.json", [entry])
+    write_image(tmp_path / "coco_2017" / "train2017" / "a.jpg", SIZE)
+    for number in (1, 2, 3, 4):
+        write_image(tmp_path / "flikcr_30k" / "train" / f"{number}.jpg", SIZE)
+    rows, summary, _ = prepare("grandf", tmp_path)
+    assert [row["source"]["image_id"] for row in rows[1:]] == ["1", "2"]
+    assert rows[1]["messages"][1]["content"] == "<ref>A dog</ref><mask> sits beside <ref>two cups</ref><mask><mask>."
+    for mask, seed in zip(rows[1]["masks"], (2, 1, 3), strict=True):
+        np.testing.assert_array_equal(decoded(mask), blob(seed=seed))
+    assert rows[2]["messages"][1]["content"] == "<ref>A dog</ref><mask> sits beside two cups."
+    assert summary["images"] == 5
+    assert summary["skipped"] == {
+        "phrase is not in its caption, or overlaps another": 1,
+        "entry lacks a field": 2,
+    }
+    assert [row["source"]["image_id"] for row in prepare("grandf", tmp_path, "--split", "val")[0]] == ["1"]
 
 
 @pytest.mark.parametrize(
@@ -287,3 +416,27 @@ def test_mask_perception(tmp_path, prepare):
     np.testing.assert_array_equal(decoded(rows[0]["masks"][0]), blob(seed=1))
     np.testing.assert_array_equal(decoded(rows[1]["masks"][1]), blob(seed=1))
     assert summary["skipped"] == {"entry lacks a field": 1, "masks do not fit the placeholders of the text": 1}
+
+
+def test_mask_perception_with_masks_written_out_in_the_question(tmp_path, prepare):
+    write_image(tmp_path / "coco" / "train2014" / "a.jpg", SIZE)
+    mask = codes_to_text([7, 3, 1])
+    entries = [
+        {"image": "data/coco2014/train2014/a.jpg", "question": f"What is {mask}?\nA. a cat\nB. a dog", "answer": "A"},
+        {"image": "a.jpg", "question": f"Which is left, {mask} or {mask}?", "answer": mask, "options": [mask, "none"]},
+        {"image": "a.jpg", "question": f"What is {mask[:-3]}?", "answer": "a cat"},
+        {"image": "a.jpg", "question": "What is <|mt_end|>?", "answer": "a cat"},
+    ]
+    write_lines(tmp_path / "perception.jsonl", entries)
+    rows, summary, _ = prepare("mask-perception", tmp_path)
+    assert rows[0]["messages"][0]["content"] == f"<image>What is {mask}?\nA. a cat\nB. a dog"
+    assert rows[0]["messages"][1]["content"] == "A" and rows[0]["masks"] == []
+    assert rows[0]["images"] == [str(tmp_path / "coco" / "train2014" / "a.jpg")]
+    assert mask in rows[1]["messages"][0]["content"] and len(rows) == 2
+    assert summary["skipped"] == {"text is empty or holds a placeholder": 2}
+
+
+def test_pope_of_several_datasets_is_not_read_as_one(tmp_path, prepare):
+    for name in ("coco", "gqa"):
+        write_lines(tmp_path / f"{name}_pope_random.json", [{"question_id": 1, "image": "a.jpg", "label": "yes"}])
+    assert "expected one dataset" in prepare("pope", tmp_path, status=2)

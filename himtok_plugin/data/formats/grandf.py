@@ -1,20 +1,23 @@
 """Grounded conversations as GLaMM's GranD-f has them: a caption whose phrases have masks.
 
 Contract: an entry is one record with one text. Read are GranD-f and OpenPSG (`groundings` by phrase, with
-`token_positives`, which are places in the caption, and `rle_masks`), and RefCOCOg-GCG (`refs` with `sentence` and
-`segmentation`). Phrases that overlap an earlier one, or are not in the caption, are left out and counted.
+`token_positives`, which are places in the caption, and `rle_masks`), RefCOCOg-GCG (`refs` with `sentence` and
+`segmentation`), and the part from Flickr30k (COCO's layout: images with `caption`, annotations with `tokens_positive`
+and `sam_mask`). Phrases that overlap an earlier one, or are not in the caption, are left out and counted.
 Does not know prompts and rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...coco_masks import short
+from ..byte_ranges import Range, read_json
 from ..records import BAD_ENTRY, BadEntry, Grounded, Record, Region, SkipLog
-from .coco_index import segmentation_mask
-from .entries import EntryFiles, files_of, first_of
+from .coco_index import CocoIndex, in_coco_layout, segmentation_mask
+from .entries import EntryFiles, Joined, files_of, first_of
 from .reader import ImageFinder, Reader, Source
 from .refer import IMAGE_FOLDERS
 
@@ -27,16 +30,20 @@ class GrandfReader(Reader):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         split = source.split
-        names = [f"{folder}*{split}*.json" for folder in ("", f"annotations/{split}/", "annotations/")]
-        self.files = EntryFiles(files_of(source.root, source.annotations, names))
-        below = (f"GranDf_HA_images/{split}", "GranDf_HA_images", f"{split}2017", f"coco_2017/{split}2017", "train2017")
-        self.finder = ImageFinder(source, (*below, *IMAGE_FOLDERS))
+        # The authors' files of both splits lie in `train`.
+        folders = ("", f"annotations/{split}/", "annotations/train/", "annotations/")
+        names = [f"{folder}{name}" for name in ("*GCG*.json", "*.json") for folder in folders]
+        files = files_of(source.root, source.annotations, names, split)
+        self.coco = [path for path in files if path.suffix == ".json" and in_coco_layout(path)]
+        self.files = EntryFiles([path for path in files if path not in self.coco], fields=("caption",))
+        self.finder = ImageFinder(source, (*_image_folders(split), *IMAGE_FOLDERS))
 
     def tasks(self, log: SkipLog) -> Sequence[Any]:
-        return self.files.tasks(log)
+        return Joined([self.files.tasks(log), *(CocoIndex.read(path, log).image_tasks() for path in self.coco)])
 
     def records(self, task: Any, log: SkipLog) -> Iterator[Record]:
-        for name, entry in self.files.load(task):
+        number, place = task
+        for name, entry in self.files.load(place) if not number else _of_coco(self.coco[number - 1], *place[:2]):
             if len(entry) == 1 and isinstance(only := next(iter(entry.values())), dict):
                 entry = only  # RefCOCOg-GCG: {"581857": {…}}
             try:
@@ -48,7 +55,7 @@ class GrandfReader(Reader):
         caption = first_of(entry, "caption")
         if not isinstance(caption, str):
             raise BadEntry(BAD_ENTRY, f"caption is {short(caption)}: expected a text")
-        path, size = self.finder.find(first_of(entry, "file_name", "img_file_name", "image"))
+        path, size = self.finder.find_elsewhere(first_of(entry, "file_name", "img_file_name", "image"))
         regions: list[Region] = []
         spans: list[tuple[int, int, tuple[int, ...]]] = []
         for phrase, place, masks in _phrases(entry, size):
@@ -70,6 +77,26 @@ class GrandfReader(Reader):
         return Record(path, size, id, tuple(regions), grounded=(Grounded(tuple(filter(None, pieces)), id=id),))
 
 
+def _image_folders(split: str) -> Iterator[str]:
+    """As the authors lay them out, beside the folder of GranD-f or below it."""
+    flickr = [f"{name}/train" for name in ("flikcr_30k", "flickr30k")]
+    flickr += ["flikcr_30k", "flickr30k", "flickr30k/flickr30k-images", "flickr30k-images"]
+    grandf = [f"GranDf_HA_images/{split}", "GranDf_HA_images"]
+    for top in ("", "../"):
+        yield from (top + name for name in (*grandf, f"{split}2017", f"coco_2017/{split}2017", "coco_2017/train2017"))
+        yield from (top + name for name in ("train2017", "coco_2014/train2014", *flickr))
+
+
+def _of_coco(path: Path, where: Range, places: Sequence[Range]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name for errors, entry) of an image and its annotations."""
+    image = read_json(path, where)
+    annotations = [read_json(path, place) for place in places]
+    name = f"{path.name} at byte {where[0]}"
+    if not isinstance(image, dict) or not all(isinstance(annotation, dict) for annotation in annotations):
+        raise BadEntry(BAD_ENTRY, f"{name}: expected an image and its annotations")
+    yield name, {**image, "image_id": image.get("id"), "annotations": annotations}
+
+
 def _phrases(entry: dict[str, Any], size: tuple[int, int]) -> Iterator[tuple[str, Any, list[Any]]]:
     """(phrase, its place or None, masks)"""
     groundings = entry.get("groundings")
@@ -82,10 +109,29 @@ def _phrases(entry: dict[str, Any], size: tuple[int, int]) -> Iterator[tuple[str
                 raise BadEntry(BAD_ENTRY, f"{phrase!r:.80}: rle_masks is {short(rles)}: expected a list of RLE")
             yield phrase, grounding.get("token_positives"), [segmentation_mask(rle, size) for rle in rles]
         return
+    if "annotations" in entry:
+        yield from _flickr_phrases(entry, size)
+        return
     refs = first_of(entry, "groundings", "refs")
     for ref in refs if isinstance(refs, list) else []:
         phrase = first_of(ref, "sentence", "phrase") if isinstance(ref, dict) else None
         yield str(phrase), None, [segmentation_mask(ref.get("segmentation"), size)]
+
+
+def _flickr_phrases(entry: dict[str, Any], size: tuple[int, int]) -> Iterator[tuple[str, Any, list[Any]]]:
+    """Annotations of one place in the caption are one phrase; those to be ignored are not of it."""
+    masks: dict[tuple[int, int], list[Any]] = {}
+    for annotation in entry["annotations"]:
+        if annotation.get("ignore"):
+            continue
+        places = annotation.get("tokens_positive")
+        place = places[0] if isinstance(places, list) and places else None
+        if not isinstance(place, list) or len(place) != 2 or not all(isinstance(value, int) for value in place):
+            raise BadEntry(BAD_ENTRY, f"tokens_positive is {short(places)}: expected [[begin, end], …]")
+        mask = segmentation_mask(first_of(annotation, "sam_mask", "segmentation"), size)
+        masks.setdefault(tuple(place), []).append(mask)
+    for (begin, end), own in masks.items():
+        yield entry["caption"][begin:end], [begin, end], own
 
 
 def _place(caption: str, phrase: str, place: Any) -> tuple[int, int]:

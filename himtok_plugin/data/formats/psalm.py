@@ -1,6 +1,7 @@
 """Referring segmentation as PSALM has it: entries of `image_info`, `anns` and `instruction`, as JSON or Parquet.
 
-Contract: an entry is one record with one query, whose targets are all its annotations; no annotation means no target.
+Contract: an entry is one record with one query, whose targets are all its annotations; no annotation, or one without
+segments, means no target.
 Fields may be JSON text, and may have the names of the hubs' RefCOCO (`raw_image_info`, `raw_anns`, `raw_sentences`).
 Pictures within a Parquet are written into the folder named with `images`. Does not know prompts and rows.
 """
@@ -26,9 +27,9 @@ class PsalmReader(Reader):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        split = source.split
-        names = [f"{folder}*{split}*{suffix}" for suffix in (".json", ".jsonl", PARQUET) for folder in ("", "data/")]
-        self.files = EntryFiles(files_of(source.root, source.annotations, names))
+        names = [f"{folder}*{suffix}" for suffix in (".json", ".jsonl", PARQUET) for folder in ("", "data/")]
+        files = files_of(source.root, source.annotations, names, source.split, one_dataset=True)
+        self.files = EntryFiles(files, fields=("image_info", "raw_image_info"))
         self.extract_to: Path | None = None
         if any(path.suffix == PARQUET for path in self.files.paths):
             self.tasks_per_call = 1  # each is a whole group of rows
@@ -63,11 +64,13 @@ class PsalmReader(Reader):
             if error.reason == MISSING_IMAGE and isinstance(picture, dict) and picture.get("bytes"):
                 raise BadEntry(MISSING_IMAGE, f"{error.detail}: it is in the Parquet, give --images DIR") from error
             raise
-        regions = tuple(_region(annotation, size) for annotation in annotations)
+        regions = tuple(_region(annotation, size) for annotation in annotations if not _is_empty(annotation))
         id = str(entry.get("ref_id", entry.get("new_img_id", name)))
         query = Query(texts, tuple(range(len(regions))), id=id)
-        present = frozenset(region.category for region in regions if region.category) or None
-        return Record(path, size, str(info.get("id", Path(path).stem)), regions, (query,), present=present)
+        present = frozenset(region.category for region in regions if region.category)
+        id = str(info.get("id", Path(path).stem))
+        # An entry has the referents alone, not what else is in the image, be it of their class.
+        return Record(path, size, id, regions, (query,), present=present or None, incomplete_classes=present)
 
 
 def _below(source: Source) -> Path:
@@ -98,6 +101,11 @@ def _texts(sentences: list[Any]) -> tuple[str, ...]:
     if not texts:
         raise BadEntry(BAD_ENTRY, "instruction is empty")
     return tuple(texts)
+
+
+def _is_empty(annotation: Any) -> bool:
+    """gRefCOCO's annotation for an expression that means nothing in the image."""
+    return isinstance(annotation, dict) and annotation.get("segmentation") == []
 
 
 def _region(annotation: Any, size: tuple[int, int]) -> Region:

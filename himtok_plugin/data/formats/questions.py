@@ -15,6 +15,7 @@ from ..records import BAD_ENTRY, REPEATED_ID, UNKNOWN_ID, BadEntry, Dialogue, Re
 from .coco_index import segmentation_mask
 from .entries import EntryFiles, files_of, first_of
 from .reader import ImageFinder, Reader, Source
+from .refer import IMAGE_FOLDERS
 
 ANSWERS = {"yes": "Yes", "no": "No"}
 
@@ -25,7 +26,8 @@ class PopeReader(Reader):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         names = (f"*pope_{source.split}.json", f"*pope_{source.split}.jsonl", f"coco/*pope_{source.split}.json")
-        self.files = EntryFiles(files_of(source.root, source.annotations, names))
+        files = files_of(source.root, source.annotations, names, source.split, one_dataset=True)
+        self.files = EntryFiles(files, fields=("label",))
         self.finder = ImageFinder(source, ("val2014", "images/val2014", "coco/val2014", "images", "", "../val2014"))
 
     def tasks(self, log: SkipLog) -> Sequence[Any]:
@@ -111,15 +113,16 @@ def _by_question(path: Path, key: str, log: SkipLog) -> Ranges:
 class MaskPerceptionReader(Reader):
     """Entries of `image`, `question`, `answer`; perhaps `options`, and `mask` or `masks` for each `<mask>` in them.
 
-    A single mask that no text speaks of stands in front of the question.
+    A single mask that no text speaks of stands in front of the question. Masks may as well be written out as mask text,
+    as the authors' own are; such entries have no `mask`.
     """
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        name = "*" if source.split == "all" else f"*{source.split}*"
-        names = [name + suffix for suffix in (".jsonl", ".json", ".parquet")]
-        self.files = EntryFiles(files_of(source.root, source.annotations, names))
-        self.finder = ImageFinder(source, ("images", ""))
+        split = None if source.split == "all" else source.split
+        files = files_of(source.root, source.annotations, ("*.jsonl", "*.json", "*.parquet"), split)
+        self.files = EntryFiles(files, fields=("question", "text", "answer"))
+        self.finder = ImageFinder(source, ("images", "", *IMAGE_FOLDERS))
 
     def tasks(self, log: SkipLog) -> Sequence[Any]:
         return self.files.tasks(log)
@@ -132,7 +135,7 @@ class MaskPerceptionReader(Reader):
                 log.skip(error.reason, f"{name}: {error.detail}")
 
     def _record(self, name: str, entry: dict[str, Any]) -> Record:
-        path, size = self.finder.find(first_of(entry, "image", "image_path", "file_name"))
+        path, size = self.finder.find_elsewhere(first_of(entry, "image", "image_path", "file_name"))
         masks = entry.get("masks", entry.get("mask"))
         masks = masks if isinstance(masks, list) else [] if masks is None else [masks]
         regions = tuple(Region(self._mask(mask, size)) for mask in masks)

@@ -157,6 +157,16 @@ class ImageFinder:
             raise BadEntry(WRONG_SIZE, f"{path} has (h, w) = {actual}, its annotation {tuple(size)}")
         return self._as_written(path), actual
 
+    def find_elsewhere(self, name: Any, size: tuple[int, int] | None = None) -> tuple[str, tuple[int, int]]:
+        """Like `find`, by its base name too: "data/coco2014/train2014/x.jpg" is where somebody else's images lay."""
+        name = name[0] if isinstance(name, list) and name else name
+        try:
+            return self.find(name, size)
+        except BadEntry as error:
+            if error.reason != MISSING_IMAGE or not isinstance(name, str) or Path(name).name in ("", name):
+                raise
+            return self.find(Path(name).name, size)
+
     def holds(self, name: str) -> bool:
         """Whether an image is in one of the folders."""
         return any((folder / name).is_file() for folder in self._folders)

@@ -24,12 +24,12 @@ _BOX = re.compile(r"<box>\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)</box>")
 
 
 class RecReader(Reader):
-    """`*<split>*.jsonl` or `.json` below the root."""
+    """`*<split>*.jsonl` or `.json` below the root, those of one dataset."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        names = [f"*{source.split}*.jsonl", f"*{source.split}*.json", "*.jsonl"]
-        self.files = EntryFiles(files_of(source.root, source.annotations, names))
+        files = files_of(source.root, source.annotations, ("*.jsonl", "*.json"), source.split, one_dataset=True)
+        self.files = EntryFiles(files, fields=("bbox", "boxes", "conversations"))
         self.finder = ImageFinder(source, ("", *IMAGE_FOLDERS))
 
     def tasks(self, log: SkipLog) -> Sequence[Any]:
@@ -46,7 +46,7 @@ class RecReader(Reader):
         size = None
         if entry.get("height") is not None and entry.get("width") is not None:
             size = size_of(entry["height"], entry["width"])
-        path, size = self._image(first_of(entry, "image", "img_path", "file_name"), size)
+        path, size = self.finder.find_elsewhere(first_of(entry, "image", "img_path", "file_name"), size)
         texts = first_of(entry, "sent", "expression", "caption", "text", "ref")
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
@@ -64,7 +64,7 @@ class RecReader(Reader):
             raise BadEntry(BAD_ENTRY, f"conversations is {short(turns)}: expected a list of turns")
         text = "\n".join(str(turn.get("value", turn.get("content", ""))) for turn in turns)
         named = _IMAGE.search(text)
-        path, size = self._image(named[1].strip() if named else first_of(entry, "image", "images"), None)
+        path, size = self.finder.find_elsewhere(named[1].strip() if named else first_of(entry, "image", "images"))
         regions: list[Region] = []
         queries = []
         for phrase, boxes in dict.fromkeys(_REFERENT.findall(text)):
@@ -78,16 +78,6 @@ class RecReader(Reader):
         if not queries:
             raise BadEntry(BAD_ENTRY, "no <ref>…</ref><box>…</box> in its conversations")
         return Record(path, size, Path(path).stem, tuple(regions), tuple(queries))
-
-    def _image(self, name: Any, size: tuple[int, int] | None) -> tuple[str, tuple[int, int]]:
-        name = name[0] if isinstance(name, list) and name else name
-        try:
-            return self.finder.find(name, size)
-        except BadEntry:
-            # "data/coco2014/train2014/x.jpg" is where somebody else's images lay.
-            if not isinstance(name, str) or Path(name).name == name:
-                raise
-            return self.finder.find(Path(name).name, size)
 
 
 def _checked(box: Any) -> tuple[float, ...]:
