@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from .calibration_metrics import NUM_BINS, CalibrationMetrics
+from .mask_matching import matched_ious as matched_ious
 from .mask_text import text_to_codes
-from .metrics import mask_iou
-from .scoring import predicted_and_target_masks, read_rows
+from .protocols import Protocol
+from .scoring import PLAIN, asks_for_masks, mask_score, read_rows, runs_of_row
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT_VERSION = 2  # 1 calibrated another raw score
-NUM_BINS = 10  # of the expected calibration error, as in Guo et al., ICML 2017
 MIN_BLOCK = 10  # masks that a level of the calibration rests on at least
 MIN_MASKS = 2 * MIN_BLOCK
 
@@ -137,20 +138,13 @@ def expected_calibration_error(scores: Sequence[float], ious: Sequence[float], b
         scores, ious: (n,) each, in [0, 1], n >= 1.
         bins: number of bins of [0, 1].
     """
-    scores, ious = np.asarray(scores, float), np.asarray(ious, float)
-    place = np.clip((scores * bins).astype(int), 0, bins - 1)
-    gaps = np.bincount(place, scores - ious, minlength=bins)  # of each bin, its masks times its mean gap
-    return float(np.abs(gaps).sum() / len(scores))
+    return _calibration(scores, ious, bins)["ECE"]
 
 
-def rank_correlation(scores: Sequence[float], ious: Sequence[float]) -> float | None:
-    """Spearman's rank correlation in [-1, 1]; None where either does not vary."""
-    from scipy.stats import spearmanr
-
-    scores, ious = np.asarray(scores, float), np.asarray(ious, float)
-    if len(scores) < 2 or np.ptp(scores) == 0 or np.ptp(ious) == 0:
-        return None
-    return float(spearmanr(scores, ious).statistic)
+def _calibration(scores: Any, ious: Any, bins: int = NUM_BINS) -> dict[str, float | int | None]:
+    metrics = CalibrationMetrics(bins)
+    metrics.update(scores, ious)
+    return metrics.compute()
 
 
 @dataclass(frozen=True)
@@ -168,31 +162,19 @@ class ScoredMasks:
     rows: np.ndarray
 
 
-def matched_ious(predicted: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> list[float]:
-    """IoU of each predicted mask with the true one that it stands for, 0 for one that stands for none.
-
-    Args:
-        predicted, true: bool (h, w) each. Who belongs to whom is decided by the largest sum of IoU.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    ious = [0.0] * len(predicted)
-    if predicted and true:
-        table = np.array([[mask_iou(one, other) if other.any() else 0.0 for other in true] for one in predicted])
-        for i, j in zip(*linear_sum_assignment(table, maximize=True), strict=True):
-            ious[i] = float(table[i, j])
-    return ious
-
-
 def scored_masks(
-    path: str | Path, root: str | Path | None = None, on_progress: Callable[[int], None] | None = None
+    path: str | Path,
+    root: str | Path | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    protocol: Protocol = PLAIN,
 ) -> ScoredMasks:
-    """Raw scores and true IoU of all masks in a result file.
+    """Raw scores and true IoU of all masks in a result file, those of rows that ask for none left out.
 
     Args:
         path: result of `swift infer --plugin himtok`, made without `--min_score`.
         root: folder that relative paths of true masks start from.
         on_progress: called with the bytes read so far.
+        protocol: says what `ignore` pixels count.
     Raises:
         ValueError: a row that cannot be read, a mask without a score, or a row that lacks masks of its answer.
         OSError: the file cannot be read.
@@ -200,7 +182,9 @@ def scored_masks(
     scores, ious, rows = [], [], []
     for number, row in read_rows(path, on_progress):
         try:
-            predicted, true = predicted_and_target_masks(row, root)
+            if not asks_for_masks(row):
+                continue
+            found = runs_of_row(row, root).matched_ious(protocol)
             answered = sum(bool(span.codes) for span in text_to_codes(row.get("response") or ""))
             if answered > len(row["masks"]):
                 raise ValueError(
@@ -208,12 +192,13 @@ def scored_masks(
                     "--min_score"
                 )
             for i, entry in enumerate(row["masks"]):
-                score = entry.get("raw_score", entry.get("score"))
-                if not isinstance(score, int | float) or not 0 <= score <= 1:
-                    raise ValueError(f"masks[{i}].score is {score!r}: expected a number in [0, 1]")
+                key = "raw_score" if "raw_score" in entry else "score"
+                score = mask_score(entry, i, key)
+                if score is None:
+                    raise ValueError(f"masks[{i}].score is None: expected a number in [0, 1]")
                 scores.append(float(score))
-            ious += matched_ious(list(predicted), list(true))
-            rows += [number - 1] * len(predicted)
+            ious += found
+            rows += [number - 1] * len(found)
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {error}") from error
     return ScoredMasks(np.array(scores), np.array(ious), np.array(rows, int))
@@ -223,9 +208,9 @@ def fit_on_results(masks: ScoredMasks) -> tuple[Calibration, dict[str, float | i
     """Calibrate on all masks, and say how well that works on masks that were not used.
 
     Returns:
-        The calibration, and: `masks`; `mean_IoU`; `spearman`, correlation of score and IoU; `ECE_raw`;
-        `ECE_calibrated`, of masks whose calibration was fitted on the other half of the rows (None with too few masks
-        for halves).
+        The calibration, and: `masks`; `mean_IoU`; `spearman`, `ECE_raw` and `Brier_raw`, see `CalibrationMetrics`;
+        `ECE_calibrated` and `Brier_calibrated`, of masks whose calibration was fitted on the other half of the rows
+        (None with too few masks for halves).
     Raises:
         ValueError: too few masks.
     """
@@ -235,10 +220,14 @@ def fit_on_results(masks: ScoredMasks) -> tuple[Calibration, dict[str, float | i
         held_out = masks.rows % 2 == half
         if (~held_out).sum() >= MIN_MASKS:
             crossed[held_out] = Calibration.fit(masks.scores[~held_out], masks.ious[~held_out])(masks.scores[held_out])
+    raw = _calibration(masks.scores, masks.ious)
+    calibrated = {} if np.isnan(crossed).any() else _calibration(crossed, masks.ious)
     return calibration, {
         "masks": len(masks.scores),
         "mean_IoU": float(masks.ious.mean()),
-        "spearman": rank_correlation(masks.scores, masks.ious),
-        "ECE_raw": expected_calibration_error(masks.scores, masks.ious),
-        "ECE_calibrated": None if np.isnan(crossed).any() else expected_calibration_error(crossed, masks.ious),
+        "spearman": raw["spearman"],
+        "ECE_raw": raw["ECE"],
+        "ECE_calibrated": calibrated.get("ECE"),
+        "Brier_raw": raw["Brier"],
+        "Brier_calibrated": calibrated.get("Brier"),
     }

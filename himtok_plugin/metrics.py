@@ -1,4 +1,4 @@
-"""Segmentation metrics as small accumulators: cIoU, gIoU, precision at IoU, no-target accuracy, classes, boundaries.
+"""Segmentation metrics as small accumulators: cIoU, gIoU, P@x, N-acc and T-acc, classes, boundaries, calibration.
 
 Purpose: one definition of each number, for training evaluation, `himtok eval` and benchmarks alike.
 Contract: masks go in one pair at a time, a few sums are kept (constant memory), accumulators of several processes merge
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .boundary_metrics import boundary_f_of, boundary_iou_of
+from .calibration_metrics import CalibrationMetrics as CalibrationMetrics
 
 PRECISION_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)  # P@x of the RefCOCO literature
 

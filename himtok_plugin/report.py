@@ -14,7 +14,10 @@ from typing import Any
 from .protocols import RESIZES, Protocol
 from .provenance import RunCard
 
-COUNTS = ("samples", "missing", "failures", "classes", "unreadable")
+COUNTS = (
+    *("samples", "missing", "failures", "classes", "unreadable"),
+    *("scored_masks", "box_samples", "box_missing", "not_scored"),
+)
 LISTED_FAILURES = 20  # in Markdown; JSON has all of them
 
 

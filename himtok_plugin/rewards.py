@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .confidence import matched_ious
+from .mask_matching import matched_ious
 from .mask_text import MASK_TOKEN_PREFIX, MaskSpan, text_to_codes
 from .mask_tokenizer import MaskTokenizer
 from .masks import from_square

@@ -16,7 +16,7 @@ import numpy as np
 
 from .metrics import PRECISION_LEVELS
 from .protocols import Protocol
-from .scoring import PLAIN, overlap_of_row, question_of, read_rows, with_min_score
+from .scoring import PLAIN, asks_for_masks, question_of, read_rows, runs_of_row, with_min_score
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -109,7 +109,8 @@ def compare_results(
         resamples: number of draws, at least 1.
         on_progress: called with the bytes read so far, of both files.
     Raises:
-        ValueError: rows that cannot be scored, that occur in one file only, or whose truth differs.
+        ValueError: rows that cannot be scored, that occur in one file only, or whose truth differs. Rows that ask for
+            no mask are passed over.
         OSError: a file cannot be read.
     """
     if resamples < 1:
@@ -157,14 +158,16 @@ def _counts(path, protocol: Protocol, root, min_score: float, on_progress) -> di
         if key in found:
             raise ValueError(f"{path}: row {number}: is the second of number {key!r}: expected each row once")
         try:
+            if not asks_for_masks(row):
+                continue
             protocol.check_question(question_of(row), row.get("expressions"))
-            overlap, _ = overlap_of_row(with_min_score(row, min_score), protocol, root)
+            overlap = runs_of_row(with_min_score(row, min_score), root).overlap(protocol)
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {error}") from error
         counts = [overlap.iou, overlap.intersection, overlap.union, overlap.target, overlap.predicted > 0]
         found[key] = counts, _image_name(row, key), question_of(row)
     if not found:
-        raise ValueError(f"{path}: holds no rows, expected JSON lines written by `swift infer`")
+        raise ValueError(f"{path}: holds no rows with true masks, expected JSON lines written by `swift infer`")
     return found
 
 

@@ -3,7 +3,9 @@
 Purpose: `himtok eval`, and whoever wants the same numbers of the same file.
 Contract: reads JSON lines as `swift infer` writes them with this plugin, one row in memory at a time. A row's sample is
 the union of its predicted `masks` against the union of its `target_masks`, without its `ignore` masks as the protocol
-says. What cannot be read is a ValueError that begins with the row's number, never a skipped row.
+says; scores of single masks are held against the true mask that each stands for. The first of its `boxes` is held
+against a single one in `target_boxes`. A row with neither truth asked for neither: it is counted, and not scored. What
+cannot be read is a ValueError that begins with the row's number, never a skipped row.
 This module does not know models and text.
 """
 
@@ -12,17 +14,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .box_metrics import BoxMetrics
 from .coco_masks import check_size, short
+from .mask_matching import matched_ious
 from .masks import Masks, MaskSource, load_mask
-from .metrics import ClassMetrics, Overlap, SegmentationMetrics
+from .metrics import CalibrationMetrics, ClassMetrics, Overlap, SegmentationMetrics
 from .protocols import PROTOCOLS, Protocol
 from .run_lengths import Runs
 
 PREDICTED, TRUE, IGNORED = "masks", "target_masks", "ignore"  # keys of a result row
+PREDICTED_BOXES, TRUE_BOXES = "boxes", "target_boxes"
 CLASS = "category"
 UNKNOWN_SIZE = (1, 1)  # a row without any mask has no size, and its two empty unions are equal at every size
 PLAIN = PROTOCOLS["plain"]
@@ -38,26 +43,26 @@ def score_rows(
     """Score a result file.
 
     A row without a predicted mask although there is a target is a missing answer: scored as an empty mask and counted.
-    Where nothing is to be found, an answer without a mask is right.
+    Where nothing is to be found, an answer without a mask is right. Where no mask was asked for, nothing is scored.
 
     Args:
-        path: JSON lines; each row has `masks`, a list of COCO RLEs, and `target_masks`, a list of paths, RLEs or
-            polygons as in the dataset; perhaps `ignore`, masks of the same kinds, and `category`.
+        path: JSON lines; each row has `masks`, a list of COCO RLEs, and where masks were asked for `target_masks`, a
+            list of paths, RLEs or polygons as in the dataset; perhaps `ignore`, masks of the same kinds, and
+            `category`; `target_boxes` and `boxes`, x1, y1, x2, y2 in pixels, where a box is true.
         root: folder that relative paths in `target_masks` start from; by default the working directory, as in ms-swift.
         boundary: also compute `boundary_F` and `boundary_IoU`, the slowest of the numbers.
         on_progress: called after each row with the bytes read so far.
         min_score: predicted masks with a lower `score` do not count, as if inference had had `--min_score`.
     Returns:
-        What `SegmentationMetrics.compute` returns, and `mIoU` where rows have a `category`.
+        What `RowScores.compute` returns.
     Raises:
-        ValueError: a row that cannot be scored, or a file without rows.
+        ValueError: a row that cannot be scored, or a file without rows that can.
         OSError: the file cannot be read.
     """
     scores = RowScores(PLAIN, boundary, min_score, root)
     for number, row in read_rows(path, on_progress):
         scores.add(row, f"{path}: row {number}")
-    if not len(scores):
-        raise ValueError(f"{path}: holds no rows, expected JSON lines written by `swift infer`")
+    scores.check(path)
     return scores.compute()
 
 
@@ -81,52 +86,131 @@ class RowScores:
         self.root = root
         self.metrics = SegmentationMetrics(boundary)
         self.classes = ClassMetrics()
+        self.calibration = CalibrationMetrics()
+        self.boxes = BoxMetrics()
+        self._rows = 0
+        self._not_scored = 0
 
     def __len__(self) -> int:
-        return len(self.metrics)
+        """Number of rows, those that are not scored among them."""
+        return self._rows
 
-    def add(self, row: dict[str, Any], name: str = "row") -> float:
-        """Score a row and return its IoU; errors begin with `name`."""
+    def add(self, row: dict[str, Any], name: str = "row") -> float | None:
+        """Score a row and return the IoU of its masks, None where none were asked for; errors begin with `name`."""
         try:
-            self.protocol.check_question(question_of(row), row.get("expressions"))
-            row = with_min_score(row, self.min_score)
-            if self.metrics.boundary:
-                overlap = self._add_pixels(row)
-            else:
-                overlap, missing = overlap_of_row(row, self.protocol, self.root)
-                self.metrics.update_overlap(overlap, missing)
-            if isinstance(row.get(CLASS), str):
-                self.classes.update(row[CLASS], overlap)
-            return overlap.iou
+            boxed = self._add_box(row)
+            iou = self._add_masks(row) if asks_for_masks(row) else None
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+        self._rows += 1
+        self._not_scored += iou is None and not boxed
+        return iou
 
-    def _add_pixels(self, row: dict[str, Any]) -> Overlap:
-        predicted, true, ignore = masks_of_row(row, self.root)
-        union = true.union()
-        missing = not predicted and bool(union.any())
-        pair = self.protocol.pair(predicted.union(), union, ignore.union() if ignore else None)
-        self.metrics.update(*pair, missing=missing)
-        return Overlap.of(*pair)
+    def _add_box(self, row: dict[str, Any]) -> bool:
+        true, found = _boxes(row, TRUE_BOXES), _boxes(row, PREDICTED_BOXES)
+        if true is None or len(true) != 1:  # of several, nothing says which answers which
+            return False
+        if found is None:
+            raise ValueError(f"has {TRUE_BOXES!r} and no {PREDICTED_BOXES!r}: expected what was predicted as well")
+        self.boxes.update(found[0] if found else None, true[0])
+        return True
+
+    def _add_masks(self, row: dict[str, Any]) -> float:
+        self.protocol.check_question(question_of(row), row.get("expressions"))
+        row = with_min_score(row, self.min_score)
+        if self.metrics.boundary:
+            masks = masks_of_row(row, self.root)
+            runs = RowRuns(*([Runs.from_mask(mask) for mask in each] for each in masks), size=masks[0].size)
+            pair = self.protocol.pair(masks[0].union(), masks[1].union(), masks[2].union() if masks[2] else None)
+            self.metrics.update(*pair, missing=runs.missing)
+            overlap = Overlap.of(*pair)
+        else:
+            runs = runs_of_row(row, self.root)
+            overlap = runs.overlap(self.protocol)
+            self.metrics.update_overlap(overlap, runs.missing)
+        if isinstance(row.get(CLASS), str):
+            self.classes.update(row[CLASS], overlap)
+        scores = [mask_score(mask, i) for i, mask in enumerate(row[PREDICTED])]
+        if any(score is not None for score in scores):
+            pairs = zip(scores, runs.matched_ious(self.protocol), strict=True)
+            known = [(score, iou) for score, iou in pairs if score is not None]
+            self.calibration.update(*map(list, zip(*known, strict=True)))
+        return overlap.iou
 
     def merge(self, other: RowScores) -> RowScores:
         """Add the rows of another accumulator to this one, and return this one."""
-        self.metrics.merge(other.metrics)
-        self.classes.merge(other.classes)
+        for name in ("metrics", "classes", "calibration", "boxes"):
+            getattr(self, name).merge(getattr(other, name))
+        self._rows += other._rows
+        self._not_scored += other._not_scored
         return self
 
+    def check(self, path: str | Path) -> None:
+        """ValueError for a file of which no row can be scored."""
+        if not self._rows:
+            raise ValueError(f"{path}: holds no rows, expected JSON lines written by `swift infer`")
+        if self._not_scored == self._rows:
+            raise ValueError(
+                f"{path}: none of {self._rows} rows has {TRUE!r}, or one of {TRUE_BOXES!r}: expected a result of "
+                "`swift infer --plugin himtok` on rows that ask for masks or a box"
+            )
+
     def compute(self) -> dict[str, float | int | None]:
-        """What `SegmentationMetrics.compute` returns, and `mIoU` and `classes` where rows have a `category`."""
-        scores = self.metrics.compute(self.protocol.precision_over_targets)
-        return {**scores, **self.classes.compute()} if len(self.classes) else scores
+        """All numbers so far, each only where there are rows of its kind.
+
+        What `SegmentationMetrics.compute` returns; `mIoU` and `classes` of rows with a `category`; what
+        `CalibrationMetrics.compute` returns, of masks with a score; of `BoxMetrics.compute` the accuracies and
+        `box_IoU`, its counts as `box_samples` and `box_missing`; and `not_scored`, the rows that asked for neither
+        masks nor a box.
+        """
+        scores: dict[str, float | int | None] = {}
+        if len(self.metrics):
+            scores |= self.metrics.compute(self.protocol.precision_over_targets)
+        if len(self.classes):
+            scores |= self.classes.compute()
+        if len(self.calibration):
+            scores |= self.calibration.compute()
+        if len(self.boxes):
+            counts = ("samples", "missing")
+            scores |= {f"box_{name}" if name in counts else name: n for name, n in self.boxes.compute().items()}
+        return {**scores, "not_scored": self._not_scored}
+
+
+def asks_for_masks(row: dict[str, Any]) -> bool:
+    """Whether the masks of a result row are to be scored: only then it has true ones, or an empty list of them.
+
+    Raises:
+        ValueError: neither true nor predicted masks, nor a box: no result.
+    """
+    if row.get(TRUE) is None and PREDICTED not in row and row.get(TRUE_BOXES) is None:
+        raise ValueError(f"has no {PREDICTED!r}: expected a result of `swift infer --plugin himtok`")
+    return row.get(TRUE) is not None
+
+
+def mask_score(mask: Any, i: int, key: str = "score") -> float | None:
+    """The score of a row's i-th predicted mask; None where it has none.
+
+    Raises:
+        ValueError: it is no number in [0, 1].
+    """
+    score = mask.get(key) if isinstance(mask, dict) else None
+    number = isinstance(score, int | float) and not isinstance(score, bool)
+    if score is not None and not (number and 0 <= score <= 1):
+        raise ValueError(f"{PREDICTED}[{i}].{key} is {short(score)}: expected a number in [0, 1]")
+    return score
 
 
 def with_min_score(row: dict[str, Any], min_score: float) -> dict[str, Any]:
-    """The row without predicted masks of a lower score; masks without a score stay."""
+    """The row without predicted masks of a lower score; masks without a score stay.
+
+    Raises:
+        ValueError: a score that is no number in [0, 1].
+    """
     masks = row.get(PREDICTED)
     if not min_score or not isinstance(masks, list):
         return row
-    kept = [m for m in masks if not isinstance(m, dict) or m.get("score") is None or m["score"] >= min_score]
+    scores = [mask_score(mask, i) for i, mask in enumerate(masks)]
+    kept = [mask for mask, score in zip(masks, scores, strict=True) if score is None or score >= min_score]
     return {**row, PREDICTED: kept}
 
 
@@ -138,17 +222,39 @@ def question_of(row: dict[str, Any]) -> str:
     return content if isinstance(content, str) else ""
 
 
-def overlap_of_row(
-    row: dict[str, Any], protocol: Protocol = PLAIN, root: str | Path | None = None
-) -> tuple[Overlap, bool]:
-    """Pixel counts of a result row, without making pixels where all of its masks are RLEs.
+class RowRuns(NamedTuple):
+    """The masks of a result row, of which nothing but areas is wanted: predicted, true, to be ignored; size (h, w)."""
+
+    predicted: list[Runs]
+    true: list[Runs]
+    ignore: list[Runs]
+    size: tuple[int, int]
+
+    @property
+    def missing(self) -> bool:
+        """Whether there is no answer although there is a target."""
+        return not self.predicted and any(mask.area for mask in self.true)
+
+    def overlap(self, protocol: Protocol = PLAIN) -> Overlap:
+        """Counts of the union of the predicted masks against that of the true ones."""
+        return protocol.overlap(self.predicted, self.true, self.ignore, self.size)
+
+    def matched_ious(self, protocol: Protocol = PLAIN) -> list[float]:
+        """IoU of each predicted mask with the true one that it stands for, by the rules of the protocol."""
+
+        def iou(one: Runs, other: Runs) -> float:
+            overlap = protocol.overlap([one], [other], self.ignore, self.size)
+            return overlap.iou if overlap.target else 0.0
+
+        return matched_ious(self.predicted, self.true, iou)
+
+
+def runs_of_row(row: dict[str, Any], root: str | Path | None = None) -> RowRuns:
+    """The masks of a result row, without making pixels of those that are RLEs.
 
     Args:
         row: with `masks` and `target_masks`, see `score_rows`.
-        protocol: its rules.
         root: see `score_rows`.
-    Returns:
-        The counts, and whether there is no answer although there is a target.
     Raises:
         ValueError: a row that cannot be scored.
     """
@@ -162,8 +268,7 @@ def overlap_of_row(
                 mask.check_size(size)
             except ValueError as error:
                 raise ValueError(f"{key}[{i}]: {error}") from error
-    missing = not runs[PREDICTED] and any(mask.area for mask in runs[TRUE])
-    return protocol.overlap(runs[PREDICTED], runs[TRUE], runs[IGNORED], size), missing
+    return RowRuns(runs[PREDICTED], runs[TRUE], runs[IGNORED], size)
 
 
 def prediction_and_target(row: dict[str, Any], root: str | Path | None = None) -> tuple[np.ndarray | None, np.ndarray]:
@@ -177,18 +282,13 @@ def prediction_and_target(row: dict[str, Any], root: str | Path | None = None) -
     Raises:
         ValueError: a row that cannot be scored.
     """
-    predicted, true = predicted_and_target_masks(row, root)
+    predicted, true, _ = masks_of_row(row, root)
     union = true.union()
     return (None if not predicted and union.any() else predicted.union()), union
 
 
-def predicted_and_target_masks(row: dict[str, Any], root: str | Path | None = None) -> tuple[Masks, Masks]:
-    """The predicted masks of a result row and the true ones, all of one size. Arguments and errors as above."""
-    return masks_of_row(row, root)[:2]
-
-
 def masks_of_row(row: dict[str, Any], root: str | Path | None = None) -> tuple[Masks, Masks, Masks]:
-    """The predicted masks of a result row, the true ones and those to be ignored. Arguments and errors as above."""
+    """The same in pixels: predicted masks, true ones and those to be ignored. Arguments and errors as above."""
     sources = _checked_sources(row)
     size = check_size(sources[PREDICTED][0].get("size"), f"{PREDICTED}[0].size") if sources[PREDICTED] else None
     true = _masks(sources[TRUE], TRUE, size, root)
@@ -250,6 +350,17 @@ def _sources(row: dict[str, Any], key: str) -> list[MaskSource]:
     if not isinstance(value, list):
         raise ValueError(f"{key} is {short(value)}: expected a list of masks")
     return value
+
+
+def _boxes(row: dict[str, Any], key: str) -> list[list[float]] | None:
+    boxes = row.get(key)
+    if boxes is None:
+        return None
+    for i, box in enumerate(boxes if isinstance(boxes, list) else [boxes]):
+        numbers = isinstance(box, list) and [v for v in box if isinstance(v, int | float) and not isinstance(v, bool)]
+        if not isinstance(boxes, list) or not numbers or len(box) != 4 or len(numbers) != 4:
+            raise ValueError(f"{key}[{i}] is {short(box)}: expected [x1, y1, x2, y2]")
+    return boxes
 
 
 def _runs(sources: list[MaskSource], key: str, root: str | Path | None) -> list[Runs]:

@@ -13,11 +13,11 @@ from himtok_plugin.confidence import (
     fit_on_results,
     mask_certainty,
     matched_ious,
-    rank_correlation,
     scored_masks,
 )
 from himtok_plugin.mask_text import codes_to_text
 from himtok_plugin.masks import to_rle
+from himtok_plugin.protocols import find_protocol
 
 
 def columns(*chosen, w=20):
@@ -105,11 +105,6 @@ def test_expected_calibration_error_by_hand():
     assert expected_calibration_error([0.2], [0.2]) == 0
 
 
-def test_rank_correlation():
-    assert rank_correlation([1, 2, 3], [0.1, 0.5, 0.6]) == pytest.approx(1)
-    assert rank_correlation([1, 1], [0.1, 0.5]) is None and rank_correlation([1], [1]) is None
-
-
 def test_masks_are_matched_to_what_they_stand_for():
     left, right = columns(0, 1), columns(10, 11)
     assert matched_ious([right, left, columns(5)], [left, right]) == [1, 1, 0]
@@ -147,6 +142,9 @@ def test_report_is_of_masks_that_were_not_fitted_on(tmp_path):
     calibration, report = fit_on_results(scored_masks(result_file(tmp_path)))
     assert report["masks"] == 60 and report["spearman"] == pytest.approx(1)
     assert report["ECE_raw"] > 0.15 > 0.08 > report["ECE_calibrated"]
+    masks = scored_masks(tmp_path / "out.jsonl")
+    assert report["Brier_raw"] == pytest.approx(((masks.scores - masks.ious) ** 2).mean())
+    assert report["Brier_calibrated"] < 0.01
     assert calibration(0.75) == pytest.approx(0.5, abs=0.1)
 
 
@@ -155,6 +153,18 @@ def test_results_made_with_min_score_are_refused(tmp_path):
     path.write_text(json.dumps({"response": codes_to_text([1]), "masks": [], "target_masks": []}))
     with pytest.raises(ValueError, match="row 1: masks holds 0, the response 1"):
         scored_masks(path)
+
+
+def test_ignored_pixels_count_nowhere_and_rows_that_ask_for_no_mask_are_left_out(tmp_path):
+    entry = {**to_rle(columns(0, 1, 2, 3)), "codes": [1], "complete": True, "score": 0.5}
+    row = {"response": codes_to_text([1]), "masks": [entry], "target_masks": [to_rle(columns(2, 3, 4, 5))]}
+    ignoring = {**row, "ignore": [to_rle(columns(0, 4, 5, 9))]}
+    asked_for_none = {"response": codes_to_text([1]), "masks": [entry]}
+    path = tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in (asked_for_none, row, ignoring)))
+    masks = scored_masks(path)
+    assert masks.ious == pytest.approx([2 / 6, 2 / 3]) and masks.rows.tolist() == [1, 2]
+    assert scored_masks(path, protocol=find_protocol("himtok")).ious[1] == pytest.approx(6 / 7)
 
 
 def test_masks_without_a_score_are_refused(tmp_path):

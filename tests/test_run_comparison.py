@@ -79,6 +79,14 @@ def test_order_of_rows_does_not_matter(results, tmp_path):
     assert compare_results(a, turned, resamples=20).rows == compare_results(a, b, resamples=20).rows
 
 
+def test_rows_that_ask_for_no_mask_are_passed_over(results):
+    a, b, *_ = results
+    before = compare_results(a, b, resamples=20)
+    for path in (a, b):
+        path.write_text(json.dumps({"row": 99, "response": "Yes", "masks": []}) + "\n" + path.read_text())
+    assert compare_results(a, b, resamples=20) == before
+
+
 def test_other_rows_are_refused(results, tmp_path):
     a, b, base, _ = results
     lines = b.read_text().splitlines()
