@@ -329,6 +329,10 @@ def _encode(mask: MaskOf, size: tuple[int, int] | None) -> Rle:
         own = mask.get("size") or size
         if own is None:
             raise ValueError(f"polygons {short(mask['polygons'])} come without a size: expected size [h, w]")
+        if size is not None and check_size(own) != tuple(size):
+            raise ValueError(
+                f"polygons have size (h, w) = {tuple(own)}: expected {tuple(size)}, the size of their image"
+            )
         return polygons_to_rle(mask["polygons"], own)
     elif isinstance(mask, dict) and "counts" in mask:
         found = rle_to_mask(mask["counts"], mask.get("size", size))

@@ -408,6 +408,7 @@ def test_mask_perception(tmp_path, prepare):
         {"image": "a.jpg", "question": "<image>\nHow many?", "answer": "two"},
         {"image": "a.jpg", "question": "Which?", "answer": "C", "options": ["a", "b"]},
         {"image": "a.jpg", "question": "Two?", "answer": "x", "masks": [RLE, RLE]},
+        {"image": "a.jpg", "question": "What?", "answer": "x", "mask": {"polygons": [polygon(1)], "size": [64, 48]}},
     ]  # fmt: skip
     write_lines(tmp_path / "perception.jsonl", entries)
     rows, summary, _ = prepare("mask-perception", tmp_path)
@@ -415,7 +416,11 @@ def test_mask_perception(tmp_path, prepare):
     assert rows[0]["messages"][0]["content"].startswith("<image><mask> What is it?\nA. a cat\nB. a dog")
     np.testing.assert_array_equal(decoded(rows[0]["masks"][0]), blob(seed=1))
     np.testing.assert_array_equal(decoded(rows[1]["masks"][1]), blob(seed=1))
-    assert summary["skipped"] == {"entry lacks a field": 1, "masks do not fit the placeholders of the text": 1}
+    assert summary["skipped"] == {
+        "entry lacks a field": 1,
+        "masks do not fit the placeholders of the text": 1,
+        "mask cannot be read": 1,
+    }
 
 
 def test_mask_perception_with_masks_written_out_in_the_question(tmp_path, prepare):
