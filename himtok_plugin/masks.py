@@ -11,24 +11,29 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from .coco_masks import check_size, is_integer, mask_to_rle, polygons_to_mask, rle_to_mask, short
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 IMAGE_SIZE = 256  # side of the released tokenizer's square
 GREY_THRESHOLD = 128  # upper half of 0 … 255 is foreground
 CHROMA_NOISE = 16  # JPEG turns equal channels into nearly equal ones
+LABELS = 32  # all values but the highest below it are labels beside a void of 255 (VOC has 0 to 20), no edge's grey
+LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # a mask of quality 100 comes back as 0, 1, 255
 
 Resize = Literal["bilinear", "nearest"]
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 
-MaskSource = str | Path | Image.Image | np.ndarray | Mapping[str, Any]
+MaskSource = str | Path | Image.Image | np.ndarray | Mapping[str, Any]  # or a tensor; torch is not imported here
 
 
-def load_mask(source: MaskSource, size: tuple[int, int] | None = None) -> np.ndarray:
+def load_mask(source: MaskSource | Tensor, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read one mask: bool (h, w).
 
     Binarisation of images and arrays:
@@ -36,19 +41,21 @@ def load_mask(source: MaskSource, size: tuple[int, int] | None = None) -> np.nda
     - bool: as it is; floats: in [0, 1], foreground from 0.5 on;
     - integers with at most two values, one of them 0, or one value only: nonzero is foreground;
     - other integers reaching 128 (anti-aliased, JPEG): foreground from 128 on; above 255: refused;
-    - other integers below 128: refused, it is a map of several labels;
+    - other integers below 128: refused, it is a map of several labels; so are those whose highest alone is 32 or more
+      (0, 1, 255), but for JPEG and the like, where small values are noise;
     - palette images: by their colours if those are grey or black and one more, else by index, where more than two
       indices are refused;
     - colour images: grey ones (equal channels) as grey, those of black and one other colour by "not black", others
       refused; transparency lies on black, but if the colour is the same everywhere, alpha is the mask.
 
     Args:
-        source: path, PIL image, array (h, w), COCO RLE {"size": [h, w], "counts": str | bytes | list of int}, or
-            {"polygons": [[x1, y1, x2, y2, …], …], "size": [h, w]} whose union is the mask.
+        source: path, PIL image, array or tensor (h, w), COCO RLE {"size": [h, w], "counts": str | bytes | list of int},
+            or {"polygons": [[x1, y1, x2, y2, …], …], "size": [h, w]} whose union is the mask.
         size: (h, w) of the image that the mask belongs to; the mask must have the same.
     Raises:
         ValueError: unreadable or ambiguous source, or another size than `size`.
     """
+    source = _as_array(source)
     if isinstance(source, Mapping):
         mask = _from_mapping(source)
     elif isinstance(source, np.ndarray):
@@ -65,30 +72,32 @@ def load_mask(source: MaskSource, size: tuple[int, int] | None = None) -> np.nda
     return mask
 
 
-def to_square(mask: np.ndarray | Image.Image, s: int = IMAGE_SIZE) -> np.ndarray:
+def to_square(mask: MaskSource | Tensor, s: int = IMAGE_SIZE) -> np.ndarray:
     """The model's view of a mask: float32 (s, s) in [0, 1], bicubic stretch in 8 bits, not binarised.
 
     Args:
-        mask: bool (h, w); uint8 (h, w) or PIL mode L of 0 … 255, kept grey (0/1-valued ones are masks, not black).
-            Anything else goes through `load_mask`.
+        mask: what `load_mask` takes. uint8 (h, w) and PIL mode L of more than two values, all of them 0 … 255, are kept
+            grey; of two they are masks, whatever the values.
         s: side of the square.
+    Raises:
+        ValueError: as `load_mask`.
     """
     _check_side("s", s)
-    if isinstance(mask, Image.Image) and mask.mode == "L":
-        mask = np.asarray(mask)
-    grey = isinstance(mask, np.ndarray) and mask.dtype == np.uint8 and mask.ndim == 2 and mask.size and mask.max() > 1
-    pixels = mask if grey else load_mask(mask).astype(np.uint8) * 255
+    foreground = load_mask(mask)
+    mask = _as_array(np.asarray(mask) if isinstance(mask, Image.Image) and mask.mode == "L" else mask)
+    grey = isinstance(mask, np.ndarray) and mask.dtype == np.uint8 and len(np.unique(mask)) > 2
+    pixels = mask if grey else foreground.astype(np.uint8) * 255
     square = Image.fromarray(np.ascontiguousarray(pixels)).resize((s, s), Image.Resampling.BICUBIC)
     return np.asarray(square, dtype=np.float32) / 255
 
 
 def from_square(
-    prob: np.ndarray, size: tuple[int, int], threshold: float = 0.5, resample: Resize = "bilinear"
+    prob: np.ndarray | Tensor, size: tuple[int, int], threshold: float = 0.5, resample: Resize = "bilinear"
 ) -> np.ndarray:
     """Back to the image's own size: resize of the probabilities, then threshold; the inverse of `to_square`.
 
     Args:
-        prob: float (s, s) in [0, 1].
+        prob: float (s, s) in [0, 1]; an array, or a tensor as `MaskTokenizer.decode` gives, wherever it lies.
         size: (h, w) of the image.
         threshold: least probability of a foreground pixel, in [0, 1]; with `nearest` the one above which it begins, as
             in the paper's code.
@@ -101,7 +110,7 @@ def from_square(
         raise ValueError(f"resample is {resample!r}: expected one of {', '.join(_RESAMPLING)}")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold!r}: expected a number in [0, 1]")
-    prob = np.ascontiguousarray(prob, dtype=np.float32)
+    prob = np.ascontiguousarray(_as_array(prob), dtype=np.float32)
     _check_array(prob, "prob")
     resized = np.asarray(Image.fromarray(prob).resize((w, h), _RESAMPLING[resample]))
     return resized > threshold if resample == "nearest" else resized >= threshold
@@ -153,7 +162,7 @@ class Masks(Sequence):
         return cls((Path(root, s) if root is not None and isinstance(s, str | Path) else s for s in sources), size)
 
     @classmethod
-    def from_squares(cls, probs: np.ndarray, size: tuple[int, int], threshold: float = 0.5) -> Masks:
+    def from_squares(cls, probs: np.ndarray | Tensor, size: tuple[int, int], threshold: float = 0.5) -> Masks:
         """Masks at the image's size (h, w) from probabilities (n, s, s), each by `from_square`."""
         return cls((from_square(prob, size, threshold) for prob in probs), size)
 
@@ -192,6 +201,14 @@ class Masks(Sequence):
         return np.array([mask_bbox(mask) for mask in self], dtype=np.int64).reshape(-1, 4)
 
 
+def _as_array(value: Any) -> Any:
+    """A tensor, with or without gradient, as an array; anything else as it is."""
+    if not hasattr(value, "detach"):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if value.is_floating_point() else value).numpy()  # NumPy has no bfloat16
+
+
 def _from_file(path: str | Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():  # the size is checked below, one way for every source
@@ -208,8 +225,9 @@ def _from_file(path: str | Path) -> np.ndarray:
 def _from_image(image: Image.Image, name: str) -> np.ndarray:
     if image.mode == "P" and "transparency" not in image.info:
         return _from_palette(image, name)
+    noisy = image.format in LOSSY_FORMATS
     if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
-        return _binarise(np.asarray(image), name)
+        return _binarise(np.asarray(image), name, noisy)
     try:
         pixels = np.asarray(image.convert("RGBA"), dtype=np.uint16)
     except (ValueError, OSError) as error:
@@ -217,7 +235,7 @@ def _from_image(image: Image.Image, name: str) -> np.ndarray:
     colours, alpha = pixels[..., :3], pixels[..., 3]
     if alpha.min() != alpha.max() and (colours == colours[0, 0]).all():
         return _binarise(alpha, name)
-    return _from_colours((colours * alpha[..., None] + 127) // 255, name)
+    return _from_colours((colours * alpha[..., None] + 127) // 255, name, noisy)
 
 
 def _from_palette(image: Image.Image, name: str) -> np.ndarray:
@@ -237,22 +255,22 @@ def _from_palette(image: Image.Image, name: str) -> np.ndarray:
     return _binarise(indices, name)
 
 
-def _from_colours(colours: np.ndarray, name: str) -> np.ndarray:
+def _from_colours(colours: np.ndarray, name: str, noisy: bool = False) -> np.ndarray:
     """Colours (h, w, 3) in 0 … 255 -> bool (h, w)."""
     colours = colours.astype(np.int32)
     spread = colours.max(axis=2) - colours.min(axis=2)
     if not spread.any():
-        return _binarise(colours[..., 0], name)
+        return _binarise(colours[..., 0], name, noisy)
     packed = np.unique(colours @ (1 << 16, 1 << 8, 1))
     others = np.count_nonzero(packed)
     if others == 1:
         return colours.any(axis=2)
     if spread.max() > CHROMA_NOISE:
         raise ValueError(f"{name} has {others} colours besides black: expected grey, or black and one colour")
-    return _binarise(colours.mean(axis=2).round().astype(np.uint8), name)
+    return _binarise(colours.mean(axis=2).round().astype(np.uint8), name, noisy)
 
 
-def _binarise(array: np.ndarray, name: str) -> np.ndarray:
+def _binarise(array: np.ndarray, name: str, noisy: bool = False) -> np.ndarray:
     _check_array(array, name)
     if array.dtype == bool:
         return array
@@ -263,7 +281,7 @@ def _binarise(array: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(f"{name} has the values {_values(values)}: expected none below 0")
     if len(values) == 1 or (len(values) == 2 and values[0] == 0):
         return array > 0
-    if values[-1] < GREY_THRESHOLD or values[-1] > 255:
+    if values[-1] < GREY_THRESHOLD or values[-1] > 255 or (values[-2] < LABELS and not noisy):
         raise ValueError(
             f"{name} has the values {_values(values)}, as a map of several labels has: expected "
             "0 and one more (a binary mask), or grey of 0 to 255"

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -47,6 +48,32 @@ def test_jpeg_noise_around_a_mask_is_cut_away(blob, tmp_path):
 def test_a_map_of_several_labels_is_refused():
     refused(np.array([[0, 1, 2]]), "several labels", "0, 1, 2")
     refused(np.array([[0, 300, 26001]]), "several labels")
+
+
+@pytest.mark.parametrize("values", [(0, 1, 255), (1, 255), (0, 1, 200), (0, *range(1, 21), 255)])
+def test_labels_with_a_void_of_their_own_are_refused_instead_of_being_read_as_the_void(tmp_path, values):
+    labels = np.array([values], dtype=np.uint8)
+    Image.fromarray(labels).save(tmp_path / "m.png")
+    for source in (labels, labels.astype(np.int64), Image.fromarray(labels), tmp_path / "m.png"):
+        refused(source, "several labels", f"{values[0]}, ", str(values[-1]))
+    with pytest.raises(ValueError, match="several labels"):
+        to_square(labels, 8)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("quality", [75, 95, 100])
+def test_small_values_of_a_jpeg_are_noise_and_no_labels(tmp_path, mode, quality):
+    clean = np.zeros((45, 102), dtype=bool)
+    clean[10:15, 9:14] = True  # 0, 1 and 255 at quality 100
+    Image.fromarray(clean.astype(np.uint8) * 255).convert(mode).save(tmp_path / "m.jpg", quality=quality)
+    for source in (tmp_path / "m.jpg", Image.open(tmp_path / "m.jpg")):
+        assert np.array_equal(load_mask(source), clean)
+        assert np.abs(to_square(source, 64) - to_square(clean, 64)).mean() < 0.01
+
+
+@pytest.mark.parametrize("values", [(0, 128, 255), (0, 64, 255), (0, 32, 64, 250), (0, 1, 2, 254, 255)])
+def test_few_values_of_grey_are_no_labels(values):
+    assert load_mask(np.array([values], dtype=np.uint8)).tolist() == [[value >= 128 for value in values]]
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])
@@ -225,7 +252,41 @@ def test_to_square_is_pils_bicubic_stretch_of_8_bit_grey(blob):
 
 
 def test_to_square_keeps_grey():
-    assert np.allclose(to_square(np.full((4, 4), 51, dtype=np.uint8), 8), 0.2)
+    grey = np.full((30, 30), 51, dtype=np.uint8)
+    grey[:10], grey[20:] = 0, 255
+    expected = np.asarray(Image.fromarray(grey).resize((8, 8), Image.BICUBIC)) / np.float32(255)
+    for source in (grey, Image.fromarray(grey)):
+        assert np.array_equal(to_square(source, 8), expected)
+    assert to_square(grey, 30)[15, 15] == np.float32(0.2)
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 2), (0, 38), (0, 200), (0, 255), (100, 200), (100, 101), (2, 2)])
+def test_two_values_are_the_same_mask_to_load_mask_and_to_square(blob, values):
+    two = np.where(blob, *np.array(values[::-1], dtype=np.uint8))
+    if values == (100, 101):
+        refused(two, "several labels")
+        return
+    for source in (two, Image.fromarray(two), two.astype(np.int64)):
+        assert np.array_equal(to_square(source, 16), to_square(load_mask(two), 16))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_what_a_tokenizer_decodes_is_taken_as_it_comes(blob, dtype):
+    square = to_square(blob, 16)
+    tensor = torch.from_numpy(square).to(getattr(torch, dtype)).requires_grad_()
+    near = np.abs(square - 0.5) < 0.01  # where rounding may decide
+    assert near.mean() < 0.02
+    assert np.mean(from_square(tensor, blob.shape) == from_square(square, blob.shape)) > 0.98
+    assert np.array_equal(load_mask(tensor)[~near], (square >= 0.5)[~near])
+    masks = Masks.from_squares(tensor[None], blob.shape)
+    assert np.array_equal(masks[0], from_square(tensor, blob.shape))
+
+
+def test_tensors_are_masks_like_arrays(blob):
+    for array in (blob, blob.astype(np.uint8) * 255, blob.astype(np.int64), blob.astype(np.float32)):
+        assert np.array_equal(load_mask(torch.from_numpy(array)), blob)
+        assert np.array_equal(to_square(torch.from_numpy(array), 16), to_square(array, 16))
+    refused(torch.zeros(2, 3, 3), "(2, 3, 3)", "(h, w)")
 
 
 def test_from_square_can_copy_the_nearest_pixels():
