@@ -2,8 +2,9 @@
 
 Contract: `open_chat_model` finds a folder or downloads a hub id, reads the headers of all weights files and refuses
 what is no InternVL chat model or is cut short, before anything is written. `ChatCheckpoint.shards` says which tensors
-lie in which file, `read` gives them one by one, so that no more than one tensor of a file need be in memory. Does not
-know what the tensors mean.
+lie in which file, `read` gives them one by one, so that of a safetensors file no more than one tensor need be in
+memory. A .bin file is mapped into memory, where what was read may stay until the file is done; one in the format from
+before PyTorch 1.6 is read whole, for its header already. Does not know what the tensors mean.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..mask_tokenizer.conversion import RELEASED_FILE, download, read_pickle
+from ..mask_tokenizer.conversion import CHAT_PREFIX, RELEASED_FILE, download, read_pickle
+from .configuration import MODEL_TYPE, NATIVE_MODEL_TYPE
 
-MODEL_TYPE = "internvl_chat"
-NATIVE_MODEL_TYPE = "internvl"
 # As transformers writes them: an index where there are several files, else one file. The first kind found counts.
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -65,7 +65,10 @@ class ChatCheckpoint:
         return {key: info for shard in self.shards.values() for key, info in shard.items()}
 
     def read(self, shard: Path, keys: list[str]) -> Iterator[tuple[str, Tensor]]:
-        """Tensors of one file, one by one; each may be dropped before the next is read."""
+        """Tensors of one file, one by one; each may be dropped before the next is read.
+
+        What is dropped leaves memory with safetensors; of a .bin file it may stay until the last one.
+        """
         if shard.suffix == ".safetensors":
             from safetensors import safe_open
 
@@ -142,10 +145,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _read_index(path: Path) -> dict[str, str]:
+    """Which file of a folder holds a tensor: key -> name."""
+    weight_map = read_json(path).get("weight_map")
+    if not (isinstance(weight_map, dict) and weight_map and all(isinstance(name, str) for name in weight_map.values())):
+        raise ValueError(f"{path}: weight_map: expected an object that names a file for each key")
+    return weight_map
+
+
 def _weights_files(folder: Path) -> list[Path]:
     for index in INDICES:
         if (folder / index).is_file():
-            names = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
+            names = sorted(set(_read_index(folder / index).values()))
             missing = [name for name in names if not (folder / name).is_file()]
             if missing:
                 raise ValueError(f"{folder}: {index} names {missing}, which are not there")
@@ -158,24 +169,29 @@ def _weights_files(folder: Path) -> list[Path]:
 
 
 def _read_header(file: Path) -> dict[str, TensorInfo]:
-    if file.suffix != ".safetensors":
+    if file.suffix == ".safetensors":
+        found = _read_safetensors_header(file)
+    else:
         state = read_pickle(file, mmap=True)
         strange = sorted(str(key) for key, value in state.items() if not isinstance(value, Tensor))
         if strange:
             raise ValueError(f"{file}: entries that are no tensors: {strange}")
-        return {key: TensorInfo(tuple(value.shape), value.dtype) for key, value in state.items()}
+        found = {key: (tuple(value.shape), DTYPE_NAMES.get(value.dtype, value.dtype)) for key, value in state.items()}
+    strange = {key: str(dtype) for key, (_, dtype) in found.items() if dtype not in DTYPES}
+    if strange:
+        raise ValueError(f"{file}: dtypes {strange}, expected some of {sorted(DTYPES)}")
+    return {key: TensorInfo(shape, DTYPES[dtype]) for key, (shape, dtype) in found.items()}
+
+
+def _read_safetensors_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}
-            found = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
+            return {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
     except SafetensorError as error:
         raise ValueError(f"{file}: cut short, or no safetensors file ({error})") from error
-    strange = {key: dtype for key, (_, dtype) in found.items() if dtype not in DTYPES}
-    if strange:
-        raise ValueError(f"{file}: dtypes {strange}, expected some of {sorted(DTYPES)}")
-    return {key: TensorInfo(shape, DTYPES[dtype]) for key, (shape, dtype) in found.items()}
 
 
 def _download(name: str) -> Path:
@@ -184,7 +200,7 @@ def _download(name: str) -> Path:
     read_config(folder)  # before gigabytes are fetched
     for index in INDICES:
         if (folder / index).is_file():
-            weight_map = read_json(folder / index).get("weight_map", {})
-            released = [] if any(key.startswith("mask_decoder.") for key in weight_map) else [RELEASED_FILE]
+            weight_map = _read_index(folder / index)
+            released = [] if any(key.startswith(CHAT_PREFIX) for key in weight_map) else [RELEASED_FILE]
             return download(name, "InternVL chat model", [*sorted(set(weight_map.values())), *released])
     return download(name, "InternVL chat model", [*SINGLE_FILES, RELEASED_FILE])

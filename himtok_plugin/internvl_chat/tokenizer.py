@@ -1,9 +1,10 @@
 """The text tokenizer of an InternVL chat model as a fast one that gives the same ids.
 
 Contract: `fast_tokenizer(folder)` reads InternLM2's `tokenizer.model` (SentencePiece) or Qwen2's `vocab.json` and
-`merges.txt`, and every added token at the id that it has there. What the processor asks for (`<img>`, `</img>`,
-`<IMG_CONTEXT>`) it finds by the names it asks for. Mask, box and ref tokens become *non-special*, because servers strip
-special tokens from their answers. Does not know images and models.
+`merges.txt`, and every added token at the id that it has there. A folder with neither may hold a fast tokenizer
+already, `tokenizer.json`, whose added tokens get the same flags as those of the others (token_files.py). What the
+processor asks for (`<img>`, `</img>`, `<IMG_CONTEXT>`) it finds by the names it asks for. Does not know images and
+models.
 
 The authors read text piece by piece between added tokens, as a fast tokenizer does whose added tokens are not
 normalized.
@@ -11,27 +12,33 @@ normalized.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from ..mask_text import MASK_TOKEN_PREFIX
 from .source import read_json
+from .token_files import (
+    FAST_FILE,
+    MERGES_FILE,
+    NAMED_TOKENS,
+    SENTENCEPIECE_FILE,
+    SETTINGS_FILE,
+    VOCABULARY_FILE,
+    added_tokens,
+    check_id,
+    named_tokens,
+    read_settings,
+)
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
-# What stands for a video in a text; it needs one token of its own. `<quad>` is InternVL's, and no prompt uses it.
+# What stands for a video in a text: the first of these that there is, since it should have no other use. `<quad>` is
+# InternVL's, and no prompt uses it; `<img>`, which every InternVL chat model has, is written before images as well.
 VIDEO_TOKENS = ("<video>", "<|video_pad|>", "<quad>", IMAGE_START)
-ANSWER_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-SENTENCEPIECE_FILE, VOCABULARY_FILE, MERGES_FILE, FAST_FILE = (
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-)
 SPACE = "▁"  # how SentencePiece writes a space
 UNIGRAM, BPE = 1, 2  # SentencePiece's model types
 NORMAL, USER_DEFINED = 1, 4  # SentencePiece's piece types
@@ -41,10 +48,9 @@ def fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Read the tokenizer in a folder.
 
     Raises:
-        ValueError: no tokenizer there, contradicting files, or no token for images.
+        ValueError: no tokenizer there, files that are broken or contradict each other, or no token for images.
     """
-    settings = _optional_json(folder / "tokenizer_config.json")
-    named = _named_tokens(folder, settings)
+    settings, named = read_settings(folder), named_tokens(folder)
     added = added_tokens(folder)
     if (folder / SENTENCEPIECE_FILE).is_file():
         tokenizer, own = _from_sentencepiece(folder / SENTENCEPIECE_FILE, added)
@@ -54,11 +60,11 @@ def fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     elif (folder / VOCABULARY_FILE).is_file() and (folder / MERGES_FILE).is_file():
         tokenizer, adds_bos = _from_qwen2(folder, added), False
     elif (folder / FAST_FILE).is_file():
-        tokenizer, adds_bos = Tokenizer.from_file(str(folder / FAST_FILE)), False
+        tokenizer, adds_bos = _from_fast(folder / FAST_FILE), False  # it says itself what texts begin with
     else:
         raise ValueError(
-            f"{folder}: no text tokenizer, expected {SENTENCEPIECE_FILE}, or {VOCABULARY_FILE} and {MERGES_FILE} "
-            "(--skip_tokenizer converts the rest)"
+            f"{folder}: no text tokenizer, expected {SENTENCEPIECE_FILE}, or {VOCABULARY_FILE} and {MERGES_FILE}, or "
+            f"{FAST_FILE} (--skip_tokenizer converts the rest)"
         )
     _add(tokenizer, added, folder)
     lacking = [token for token in (IMAGE_START, IMAGE_END, IMAGE_CONTEXT) if tokenizer.token_to_id(token) is None]
@@ -66,10 +72,15 @@ def fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise ValueError(f"{folder}: text tokenizer lacks {lacking}, expected that of an InternVL chat model")
     if adds_bos and named.get("bos_token"):
         bos = named["bos_token"]
+        if tokenizer.token_to_id(bos) is None:
+            raise ValueError(f"{folder}: bos_token: got {bos!r}, expected a token of its text tokenizer")
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
         )
     video = next(token for token in VIDEO_TOKENS if tokenizer.token_to_id(token) is not None)
+    longest = settings.get("model_max_length")
+    if not (longest is None or isinstance(longest, (int, float))):
+        raise ValueError(f"{folder / SETTINGS_FILE}: model_max_length: got {longest!r}, expected a number")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         extra_special_tokens={
@@ -78,7 +89,7 @@ def fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             "context_image_token": IMAGE_CONTEXT,
             "video_token": video,
         },
-        model_max_length=settings.get("model_max_length") or int(1e30),
+        model_max_length=longest or int(1e30),
         clean_up_tokenization_spaces=False,
         **named,
     )
@@ -89,58 +100,13 @@ def begins_with_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
 
 
-def added_tokens(folder: Path) -> dict[int, AddedToken]:
-    """Tokens beside the model of text: id -> token.
-
-    Raises:
-        ValueError: two files or entries contradict each other.
-    """
-    settings = _optional_json(folder / "tokenizer_config.json")
-    special = _optional_json(folder / "special_tokens_map.json")
-    names = {_text(token) for token in special.get("additional_special_tokens") or []}
-    names |= {_text(special[name]) for name in NAMED_TOKENS if special.get(name)}
-    found: dict[int, AddedToken] = {}
-    for text, token_id in _optional_json(folder / "added_tokens.json").items():
-        found[int(token_id)] = _token(text, {"special": text in names})
-    for token_id, fields in (settings.get("added_tokens_decoder") or {}).items():
-        known = found.get(int(token_id))
-        if known is not None and known.content != fields["content"]:
-            raise ValueError(
-                f"{folder}: id {token_id} is {known.content!r} in added_tokens.json and {fields['content']!r} in "
-                "tokenizer_config.json, expected the same"
-            )
-        found[int(token_id)] = _token(fields["content"], fields)
-    texts = [token.content for token in found.values()]
-    twice = sorted({text for text in texts if texts.count(text) > 1}) if len(set(texts)) < len(texts) else []
-    if twice:
-        raise ValueError(f"{folder}: added tokens {twice} have several ids, expected one each")
-    return found
-
-
-def _token(text: str, fields: Mapping[str, Any]) -> AddedToken:
-    answers = text.startswith(MASK_TOKEN_PREFIX) or text in ANSWER_TOKENS
-    return AddedToken(
-        text,
-        special=not answers and bool(fields.get("special")),
-        lstrip=bool(fields.get("lstrip")),
-        rstrip=bool(fields.get("rstrip")),
-        single_word=bool(fields.get("single_word")),
-        normalized=False,
-    )
-
-
-def _named_tokens(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    special = _optional_json(folder / "special_tokens_map.json")
-    found = {name: settings.get(name) or special.get(name) for name in NAMED_TOKENS}
-    return {name: _text(token) for name, token in found.items() if token}
-
-
-def _text(token: str | Mapping[str, Any]) -> str:
-    return token if isinstance(token, str) else token["content"]
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """What the tokenizers library says is wrong with a file, as an error that names the file."""
+    try:
+        yield
+    except Exception as error:  # it has no class for this
+        raise ValueError(f"{file}: no text tokenizer ({error})") from error
 
 
 def _vocabulary_with(vocabulary: dict[str, int], added: Mapping[int, AddedToken], source: Path) -> dict[str, int]:
@@ -167,16 +133,46 @@ def _add(tokenizer: Tokenizer, added: Mapping[int, AddedToken], folder: Path) ->
 def _from_qwen2(folder: Path, added: Mapping[int, AddedToken]) -> Tokenizer:
     from transformers import Qwen2Tokenizer
 
-    vocabulary = {text: int(token_id) for text, token_id in read_json(folder / VOCABULARY_FILE).items()}
-    lines = (folder / MERGES_FILE).read_text(encoding="utf-8").splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    file = folder / VOCABULARY_FILE
+    stated = {text: check_id(token_id, file, text) for text, token_id in read_json(file).items()}
+    vocabulary = _vocabulary_with(stated, added, folder)
+    merges = _read_merges(folder / MERGES_FILE, vocabulary)
     # Its model is taken out, since this class would add tokens of its own.
     template = Qwen2Tokenizer().backend_tokenizer
-    tokenizer = Tokenizer(models.BPE(vocab=_vocabulary_with(vocabulary, added, folder), merges=merges))
+    with _reading(file):
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.normalizer = template.normalizer
     tokenizer.pre_tokenizer = template.pre_tokenizer
     tokenizer.decoder = template.decoder
     return tokenizer
+
+
+def _read_merges(file: Path, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: no text ({error})") from error
+    numbered = [(i, line) for i, line in enumerate(lines, 1) if line and not line.startswith("#version")]
+    return [_merge(line.split(" "), vocabulary, f"{file}: line {i}") for i, line in numbered]
+
+
+def _merge(pieces: Any, vocabulary: Mapping[str, int], where: str) -> tuple[str, str]:
+    """Two pieces that become one. Others are refused here, because the library panics on some of them."""
+    texts = isinstance(pieces, list) and all(isinstance(piece, str) for piece in pieces)
+    if not texts or len(pieces) != 2 or any(piece not in vocabulary for piece in (*pieces, "".join(pieces))):
+        raise ValueError(f"{where}: got {pieces!r}, expected two pieces of the vocabulary that make a third")
+    return pieces[0], pieces[1]
+
+
+def _from_fast(file: Path) -> Tokenizer:
+    """Without its added tokens, which the caller adds with the flags that answers need."""
+    content = read_json(file) | {"added_tokens": []}
+    model = content.get("model")
+    if isinstance(model, dict) and isinstance(model.get("vocab"), dict) and isinstance(model.get("merges"), list):
+        for i, pair in enumerate(model["merges"]):
+            _merge(pair.split(" ") if isinstance(pair, str) else pair, model["vocab"], f"{file}: model.merges[{i}]")
+    with _reading(file):
+        return Tokenizer.from_str(json.dumps(content))
 
 
 def _from_sentencepiece(file: Path, added: Mapping[int, AddedToken]) -> tuple[Tokenizer, tuple[str, str, str]]:
@@ -190,31 +186,37 @@ def _from_sentencepiece(file: Path, added: Mapping[int, AddedToken]) -> tuple[To
     except Exception as error:  # of protobuf, whose class depends on its implementation
         raise ValueError(f"{file}: no SentencePiece model ({error})") from error
     pieces, trained = list(proto.pieces), proto.trainer_spec
+    if not 0 <= trained.unk_id < len(pieces):
+        raise ValueError(f"{file}: no SentencePiece model (none of {len(pieces)} pieces stands for the unknown)")
     vocabulary = {piece.piece: i for i, piece in enumerate(pieces)}
     unknown = pieces[trained.unk_id].piece
+    with_added = _vocabulary_with(vocabulary, added, file)
     if trained.model_type == BPE:
         scores = {piece.piece: piece.score for piece in pieces if piece.type == NORMAL}
         rest = vocabulary.keys() - scores.keys()
-        model = models.BPE(
-            vocab=_vocabulary_with(vocabulary, added, file),
-            merges=generate_merges(vocabulary, scores, rest),
-            unk_token=unknown,
-            fuse_unk=True,
-            byte_fallback=trained.byte_fallback,
-        )
+        with _reading(file):
+            model = models.BPE(
+                vocab=with_added,
+                merges=generate_merges(vocabulary, scores, rest),
+                unk_token=unknown,
+                fuse_unk=True,
+                byte_fallback=trained.byte_fallback,
+            )
     elif trained.model_type == UNIGRAM:
         scores = {piece.piece: piece.score for piece in pieces}
-        by_id = {i: text for text, i in _vocabulary_with(vocabulary, added, file).items()}
+        by_id = {i: text for text, i in with_added.items()}
         gaps = sorted(set(range(max(by_id))) - by_id.keys())
         if gaps:
             raise ValueError(f"{file}: no tokens with ids {gaps}, expected no gaps")
         scored = [(by_id[i], scores.get(by_id[i], 0.0)) for i in range(len(by_id))]
-        model = models.Unigram(scored, unk_id=trained.unk_id, byte_fallback=trained.byte_fallback)
+        with _reading(file):
+            model = models.Unigram(scored, unk_id=trained.unk_id, byte_fallback=trained.byte_fallback)
     else:
         raise ValueError(f"{file}: model type {trained.model_type}, expected BPE ({BPE}) or unigram ({UNIGRAM})")
     tokenizer = Tokenizer(model)
     spec = proto.normalizer_spec
-    steps = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    with _reading(file):
+        steps = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix:
@@ -230,6 +232,8 @@ def _from_sentencepiece(file: Path, added: Mapping[int, AddedToken]) -> tuple[To
         if piece.type == USER_DEFINED and i not in added and piece.piece not in taken
     ]
     tokenizer.add_tokens(words)
-    own = tuple(pieces[i].piece if i >= 0 else "" for i in (trained.bos_id, trained.eos_id, trained.unk_id))
+    own = tuple(
+        pieces[i].piece if 0 <= i < len(pieces) else "" for i in (trained.bos_id, trained.eos_id, trained.unk_id)
+    )
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in own if text])
     return tokenizer, own

@@ -5,7 +5,15 @@ import json
 import huggingface_hub
 import pytest
 import torch
-from chat_models import CODES, chat_model, internlm2_files, rows_needed, train_sentencepiece, with_tokenizer
+from chat_models import (
+    CODES,
+    chat_model,
+    internlm2_files,
+    qwen2_files,
+    rows_needed,
+    train_sentencepiece,
+    with_tokenizer,
+)
 
 from himtok_plugin.internvl_chat.prompts import PROMPTS, prompt
 
@@ -163,6 +171,19 @@ def test_a_shard_that_is_not_there(refused, tmp_path):
     refused(source, "names ['model-00001-of-00002.safetensors'], which are not there")
 
 
+@pytest.mark.parametrize("weight_map", [[], {}, None, "model.safetensors", {"mlp1.0.bias": 1}])
+def test_an_index_that_names_no_files(refused, tmp_path, weight_map):
+    source = chat_model().write(tmp_path / "source", shards=2)
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    refused(source, "model.safetensors.index.json: weight_map: expected an object that names a file for each key")
+
+
+def test_a_dtype_that_safetensors_files_do_not_have(refused, tmp_path):
+    chat = chat_model()
+    chat.state["mlp1.0.bias"] = chat.state["mlp1.0.bias"].to(torch.complex64)
+    refused(chat.write(tmp_path / "source", suffix="bin"), "dtypes {'mlp1.0.bias': 'torch.complex64'}, expected some")
+
+
 def test_a_folder_without_weights(refused, tmp_path):
     source = chat_model().write(tmp_path / "source")
     (source / "model.safetensors").unlink()
@@ -199,6 +220,7 @@ def test_tokenizer_files_that_do_not_do(refused, tmp_path, files):
     cases = {
         "none": (without(files, "tokenizer.model"), "no text tokenizer, expected tokenizer.model"),
         "broken": ({**files, "tokenizer.model": b"\x08\xff nonsense"}, "no SentencePiece model"),
+        "empty": ({**files, "tokenizer.model": b""}, "no SentencePiece model (none of 0 pieces"),
         "no masks": (drop(files, "<|mt_3|>"), "text tokenizer lacks 1 of the 14 mask tokens"),
         "no images": (drop(files, "<IMG_CONTEXT>"), "text tokenizer lacks ['<IMG_CONTEXT>']"),
         "twice": ({**files, "added_tokens.json": {**files["added_tokens.json"], "other": rows - 1}}, "contradict"),
@@ -208,6 +230,81 @@ def test_tokenizer_files_that_do_not_do(refused, tmp_path, files):
         if message == "contradict":
             message = f"id {rows - 1} is"
         refused(source, message, options=())
+
+
+TOKENIZER_CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("added_tokens.json", {"<img>": "first"}, "added_tokens.json: <img>: got 'first', expected the id of a token"),
+        ("added_tokens.json", {"<img>": 1.5}, "added_tokens.json: <img>: got 1.5"),
+        ("added_tokens.json", {"<img>": None}, "added_tokens.json: <img>: got None"),
+        (
+            TOKENIZER_CONFIG,
+            {"added_tokens_decoder": {"5": {}}},
+            f"{TOKENIZER_CONFIG}: added_tokens_decoder.5: got {{}}",
+        ),
+        (
+            TOKENIZER_CONFIG,
+            {"added_tokens_decoder": {"5": "a"}},
+            f"{TOKENIZER_CONFIG}: added_tokens_decoder.5: got 'a'",
+        ),
+        (TOKENIZER_CONFIG, {"added_tokens_decoder": {"x": {"content": "a"}}}, "added_tokens_decoder: got 'x'"),
+        (TOKENIZER_CONFIG, {"added_tokens_decoder": ["a"]}, "added_tokens_decoder: got a list, expected an object"),
+        (TOKENIZER_CONFIG, {"eos_token": 2}, f"{TOKENIZER_CONFIG}: eos_token: got 2"),
+        (SPECIAL, {"pad_token": {"text": "a"}}, f"{SPECIAL}: pad_token: got {{'text': 'a'}}"),
+        (SPECIAL, {"additional_special_tokens": "a"}, f"{SPECIAL}: additional_special_tokens: got 'a'"),
+        (SPECIAL, {"additional_special_tokens": [3]}, f"{SPECIAL}: additional_special_tokens: got 3"),
+    ],
+)
+def test_entries_about_tokens_that_are_none(refused, tmp_path, files, file, change, message):
+    changed = {**files, file: {**files[file], **change}}
+    refused(chat_model(texts=changed, vocab_size=rows_needed(files)).write(tmp_path / "source"), message, options=())
+
+
+def test_entries_about_added_tokens_count_without_the_tokenizer_too(refused, tmp_path, files):
+    changed = {**files, "added_tokens.json": {"<img>": -1}}
+    source = chat_model(texts=changed, vocab_size=rows_needed(files)).write(tmp_path / "source")
+    refused(source, "added_tokens.json: <img>: got -1, expected the id of a token")
+
+
+MERGES, FAST = "merges.txt", "tokenizer.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (MERGES, lambda text: text + "a b c\n", "expected two pieces of the vocabulary that make a third"),
+        (MERGES, lambda text: text.replace("#version: 0.2", "a"), f"{MERGES}: line 1: got ['a'], expected two pieces"),
+        (MERGES, lambda text: text + "e §\n", "got ['e', '§'], expected two pieces"),
+        (MERGES, lambda text: text + "Q Z\n", "got ['Q', 'Z'], expected two pieces"),
+        (MERGES, lambda text: text.encode() + b"\xff", f"{MERGES}: no text"),
+        ("vocab.json", lambda ids: ids | {"zz": "last"}, "vocab.json: zz: got 'last', expected the id of a token"),
+        ("vocab.json", lambda ids: ids | {"zz": 2**40}, "vocab.json: no text tokenizer"),
+    ],
+)
+def test_vocabularies_and_merges_that_do_not_fit(refused, tmp_path, file, change, message):
+    files = qwen2_files()
+    changed = {**files, file: change(files[file])}
+    refused(with_tokenizer(changed, llm="Qwen2ForCausalLM").write(tmp_path / "source"), message, options=())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", f"{FAST}: no JSON"),
+        ({"model": {"type": "BPE"}}, f"{FAST}: no text tokenizer"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}}, "model.merges[0]: got"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [3]}}, "model.merges[0]: got 3"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": 1}, "added_tokens: got a int"),
+        ({"model": {}, "added_tokens": [{"id": 1}]}, f"{FAST}: added_tokens: got {{'id': 1}}, expected an object"),
+        ({"model": {}, "added_tokens": [{"content": "a"}]}, f"{FAST}: a: got None, expected the id of a token"),
+    ],
+)
+def test_a_fast_tokenizer_that_is_broken(refused, tmp_path, content, message):
+    refused(chat_model(texts={FAST: content}).write(tmp_path / "source"), message, options=())
 
 
 def drop(files, token):

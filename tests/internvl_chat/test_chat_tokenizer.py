@@ -1,5 +1,6 @@
 """The fast tokenizer gives the ids of the slow one: those of the model of text, and of every added token."""
 
+import json
 import random
 
 import pytest
@@ -140,6 +141,29 @@ def test_qwen2_keeps_its_ids_and_has_no_token_at_the_beginning(himtok, tmp_path)
     for token, token_id in files["added_tokens.json"].items():
         assert tokenizer(f"a{token}b").input_ids[1] == token_id
     assert not tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False).startswith("<|end")
+
+
+def test_a_folder_with_a_fast_tokenizer_alone_keeps_its_ids_and_answers_survive(himtok, tmp_path):
+    files = qwen2_files()
+    slow = chat_model(texts=files, llm="Qwen2ForCausalLM", vocab_size=rows_needed(files))
+    assert himtok("convert", slow.write(tmp_path / "slow"), tmp_path / "one")[0] == 0
+    content = json.loads((tmp_path / "one" / "tokenizer.json").read_text())
+    for token in content["added_tokens"]:  # as transformers writes them where nobody thinks of servers
+        token |= {"special": True, "normalized": False}
+    names = {name: files["tokenizer_config.json"][name] for name in ("eos_token", "pad_token")}
+    fast = chat_model(
+        texts={"tokenizer.json": content, "tokenizer_config.json": names},
+        llm="Qwen2ForCausalLM",
+        vocab_size=rows_needed(files),
+    )
+    status, _, err = himtok("convert", fast.write(tmp_path / "fast"), tmp_path / "other")
+    assert status == 0, err
+    expected, found = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("one", "other"))
+    assert found.get_vocab() == expected.get_vocab() and found.eos_token_id == expected.eos_token_id
+    answer = f"<ref>the dog</ref> at {codes_to_text([3, 11])}, <box>[[1, 2]]</box><|im_end|>"
+    for text in [*TEXTS, *random_texts(50), answer]:
+        assert found(text).input_ids == expected(text).input_ids, repr(text)
+    assert found.decode(found(answer).input_ids, skip_special_tokens=True) == answer.removesuffix("<|im_end|>")
 
 
 def test_a_tokenizer_whose_ids_end_short_of_the_rows_is_fine_and_keeps_rows(himtok, trained, tmp_path):
