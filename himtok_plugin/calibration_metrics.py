@@ -7,7 +7,6 @@ processes merge to what one would have given. Does not know where scores come fr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,40 +24,37 @@ class CalibrationMetrics:
     def __init__(self, bins: int = NUM_BINS) -> None:
         self.bins = bins
         self._masks = 0
-        self._gaps = np.zeros(bins)  # of each bin, the sum of its masks' score - IoU
+        self._gaps = [0.0] * bins  # of each bin, the sum of its masks' score - IoU
         self._squares = 0.0
         self._cells: Counter[tuple[int, int]] = Counter()  # (level of the score, level of the IoU) -> masks
 
     def __len__(self) -> int:
         return self._masks
 
-    def update(self, score: float | Sequence[float] | np.ndarray, iou: float | Sequence[float] | np.ndarray) -> None:
-        """Add one mask, or (n,) masks.
+    def update(self, score: float, iou: float) -> None:
+        """Add one mask.
 
         Args:
-            score, iou: in [0, 1].
+            score: of the mask, in [0, 1].
+            iou: with the true mask that it stands for, in [0, 1].
         Raises:
-            ValueError: a number outside, or not equally many of both.
+            ValueError: a number outside. The accumulator is unchanged then.
         """
-        scores, ious = (np.atleast_1d(np.asarray(values, np.float64)) for values in (score, iou))
-        if scores.shape != ious.shape or scores.ndim != 1:
-            raise ValueError(f"score, iou have shapes {scores.shape}, {ious.shape}: expected equally many numbers")
-        for name, values in (("score", scores), ("iou", ious)):
-            if not ((values >= 0) & (values <= 1)).all():
-                raise ValueError(f"{name} is {values[~((values >= 0) & (values <= 1))][0]}: expected it in [0, 1]")
-        gaps = scores - ious
-        place = np.minimum((scores * self.bins).astype(int), self.bins - 1)
-        self._masks += len(scores)
-        self._gaps += np.bincount(place, gaps, minlength=self.bins)
-        self._squares += float((gaps**2).sum())
-        levels = np.rint(np.stack([scores, ious], axis=1) * RANK_LEVELS).astype(int)
-        self._cells.update(map(tuple, levels.tolist()))
+        for name, value in (("score", score), ("iou", iou)):
+            if not 0 <= value <= 1:  # true for NaN as well
+                raise ValueError(f"{name} is {value!r}: expected a number in [0, 1]")
+        gap = score - iou
+        self._masks += 1
+        self._gaps[min(int(score * self.bins), self.bins - 1)] += gap
+        self._squares += gap**2
+        self._cells[round(score * RANK_LEVELS), round(iou * RANK_LEVELS)] += 1
 
     def merge(self, other: CalibrationMetrics) -> CalibrationMetrics:
         """Add the masks of another accumulator to this one, and return this one."""
         if self.bins != other.bins:
             raise ValueError(f"bins is {other.bins} in the other metrics: expected {self.bins}, as here")
-        for name in ("_masks", "_gaps", "_squares", "_cells"):
+        self._gaps = [a + b for a, b in zip(self._gaps, other._gaps, strict=True)]
+        for name in ("_masks", "_squares", "_cells"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         return self
 
@@ -71,7 +67,7 @@ class CalibrationMetrics:
         `scored_masks`: count.
         """
         return {
-            "ECE": float(np.abs(self._gaps).sum()) / self._masks if self._masks else None,
+            "ECE": sum(map(abs, self._gaps)) / self._masks if self._masks else None,
             "Brier": self._squares / self._masks if self._masks else None,
             "spearman": self._rank_correlation(),
             "scored_masks": self._masks,

@@ -143,7 +143,8 @@ def expected_calibration_error(scores: Sequence[float], ious: Sequence[float], b
 
 def _calibration(scores: Any, ious: Any, bins: int = NUM_BINS) -> dict[str, float | int | None]:
     metrics = CalibrationMetrics(bins)
-    metrics.update(scores, ious)
+    for score, iou in zip(scores, ious, strict=True):
+        metrics.update(float(score), float(iou))
     return metrics.compute()
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from .coco_masks import check_size
-from .mask_rows import row_masks
-from .mask_text import count_placeholders
+from .mask_rows import first_image_size, row_masks
 from .masks import to_rle
 from .processes import Processes
 from .protocols import Protocol, Resize, resize_square
 from .provenance import RunCard
 from .report import ScoreReport
-from .scoring import PLAIN, PREDICTED, TRUE, RowScores, read_rows
+from .row_truths import ASKS_FOR_MASKS, answer_boxes, answer_masks
+from .scoring import PLAIN, PREDICTED, PREDICTED_BOXES, TRUE, TRUE_BOXES, RowScores, asks_for_masks, read_rows
 
 CARRIED = ("messages", "ignore", "category", "expressions")  # of a row that has no result
 
@@ -43,7 +43,8 @@ def evaluate_results(
     Args:
         path, root, boundary, min_score, on_progress: see `scoring.score_rows`.
         protocol: the rules.
-        rows: the dataset that was predicted; those of its rows with masks that have no result are failures.
+        rows: the dataset that was predicted; those of its rows with masks that have no result are failures, unless
+            they ask for neither masks nor a box.
         redecoder: makes the predicted masks anew.
         processes: that share the work; each of them returns the whole report.
     Raises:
@@ -55,9 +56,9 @@ def evaluate_results(
     scores, seen = RowScores(protocol, boundary, min_score, root), []
     for number, row in read_rows(path, on_progress, share):
         name = f"{path}: row {number}"
-        if rows is not None:
-            seen.append(_row_number(row, name))
         try:
+            if rows is not None and (asks_for_masks(row) or row.get("row") is not None):
+                seen.append(_row_number(row))
             row = row if redecoder is None else redecoder(row)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
@@ -73,8 +74,7 @@ def evaluate_results(
     scores, failures = parts[0]
     for other, _ in parts[1:]:
         scores.merge(other)
-    if not len(scores):
-        raise ValueError(f"{path}: holds no rows, expected JSON lines written by `swift infer`")
+    scores.check(path)
     numbers = {**scores.compute(), "failures": len(failures)}
     card = RunCard.load(path)
     if card is not None:
@@ -84,10 +84,10 @@ def evaluate_results(
     return ScoreReport(str(path), numbers, protocol, card, failures, scores.classes.per_class())
 
 
-def _row_number(row: dict[str, Any], name: str) -> int:
+def _row_number(row: dict[str, Any]) -> int:
     number = row.get("row")
     if not isinstance(number, int):
-        raise ValueError(f"{name}: row: got {number!r}, expected its number in the dataset, as `swift infer` writes it")
+        raise ValueError(f"row: got {number!r}, expected its number in the dataset, as `swift infer` writes it")
     return number
 
 
@@ -99,10 +99,17 @@ def _add_failures(scores: RowScores, rows: str | Path, found: set[int]) -> list[
         masks = row_masks(row, f"{rows}: row {line}")
         if number in found or masks is None:
             continue
-        messages = row.get("messages") or []
-        asked = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
-        given = sum(count_placeholders(m["content"]) for m in asked if isinstance(m.get("content"), str))
-        failed = {PREDICTED: [], TRUE: masks[given:], **{key: row[key] for key in CARRIED if row.get(key) is not None}}
+        messages, objects = row.get("messages") or [], row.get("objects") or {}
+        size = first_image_size(row) if objects.get("bbox_type") else None
+        true = {
+            TRUE: answer_masks(masks, messages, row.get(ASKS_FOR_MASKS)),
+            TRUE_BOXES: answer_boxes(objects, messages, size),
+        }
+        true = {key: value for key, value in true.items() if value is not None}
+        if not true:
+            continue
+        carried = {key: row[key] for key in CARRIED if row.get(key) is not None}
+        failed = {PREDICTED: [], PREDICTED_BOXES: [], **true, **carried}
         scores.add(failed, f"{rows}: row {line}")
         failures.append(f"{rows}: row {line}: has no result")
     return failures

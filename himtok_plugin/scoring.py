@@ -90,6 +90,8 @@ class RowScores:
         self.boxes = BoxMetrics()
         self._rows = 0
         self._not_scored = 0
+        self._predicted = 0  # masks, those below `min_score` among them
+        self._with_score = 0
 
     def __len__(self) -> int:
         """Number of rows, those that are not scored among them."""
@@ -117,6 +119,9 @@ class RowScores:
 
     def _add_masks(self, row: dict[str, Any]) -> float:
         self.protocol.check_question(question_of(row), row.get("expressions"))
+        scores = _scores(row)
+        self._predicted += len(scores)
+        self._with_score += sum(score is not None for score in scores)
         row = with_min_score(row, self.min_score)
         if self.metrics.boundary:
             masks = masks_of_row(row, self.root)
@@ -130,23 +135,24 @@ class RowScores:
             self.metrics.update_overlap(overlap, runs.missing)
         if isinstance(row.get(CLASS), str):
             self.classes.update(row[CLASS], overlap)
-        scores = [mask_score(mask, i) for i, mask in enumerate(row[PREDICTED])]
         if any(score is not None for score in scores):
-            pairs = zip(scores, runs.matched_ious(self.protocol), strict=True)
-            known = [(score, iou) for score, iou in pairs if score is not None]
-            self.calibration.update(*map(list, zip(*known, strict=True)))
+            single = len(runs.predicted) == len(runs.true) == 1  # then the row's counts are those of its masks
+            ious = [overlap.iou if overlap.target else 0.0] if single else runs.matched_ious(self.protocol)
+            for score, iou in zip(_scores(row), ious, strict=True):
+                if score is not None:
+                    self.calibration.update(score, iou)
         return overlap.iou
 
     def merge(self, other: RowScores) -> RowScores:
         """Add the rows of another accumulator to this one, and return this one."""
         for name in ("metrics", "classes", "calibration", "boxes"):
             getattr(self, name).merge(getattr(other, name))
-        self._rows += other._rows
-        self._not_scored += other._not_scored
+        for name in ("_rows", "_not_scored", "_predicted", "_with_score"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         return self
 
     def check(self, path: str | Path) -> None:
-        """ValueError for a file of which no row can be scored."""
+        """ValueError for a file of which no row can be scored, or to which `min_score` means nothing."""
         if not self._rows:
             raise ValueError(f"{path}: holds no rows, expected JSON lines written by `swift infer`")
         if self._not_scored == self._rows:
@@ -154,6 +160,8 @@ class RowScores:
                 f"{path}: none of {self._rows} rows has {TRUE!r}, or one of {TRUE_BOXES!r}: expected a result of "
                 "`swift infer --plugin himtok` on rows that ask for masks or a box"
             )
+        if self.min_score and self._predicted and not self._with_score:
+            raise ValueError(f"min_score: got {self.min_score}, expected 0: no mask of {path} has a score")
 
     def compute(self) -> dict[str, float | int | None]:
         """All numbers so far, each only where there are rows of its kind.
@@ -209,9 +217,13 @@ def with_min_score(row: dict[str, Any], min_score: float) -> dict[str, Any]:
     masks = row.get(PREDICTED)
     if not min_score or not isinstance(masks, list):
         return row
-    scores = [mask_score(mask, i) for i, mask in enumerate(masks)]
-    kept = [mask for mask, score in zip(masks, scores, strict=True) if score is None or score >= min_score]
-    return {**row, PREDICTED: kept}
+    pairs = zip(masks, _scores(row), strict=True)
+    return {**row, PREDICTED: [mask for mask, score in pairs if score is None or score >= min_score]}
+
+
+def _scores(row: dict[str, Any]) -> list[float | None]:
+    masks = row.get(PREDICTED)
+    return [mask_score(mask, i) for i, mask in enumerate(masks)] if isinstance(masks, list) else []
 
 
 def question_of(row: dict[str, Any]) -> str:

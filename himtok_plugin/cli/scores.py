@@ -44,14 +44,21 @@ def evaluate(
     mask_tokenizer: Annotated[
         str | None, typer.Option("--mask_tokenizer", help="With --resize: the one that belongs to the checkpoint.")
     ] = None,
-    threshold: Annotated[float, typer.Option("--threshold", help="With --resize: where foreground begins.")] = 0.5,
-    boundary: Annotated[bool, typer.Option("--boundary/--no_boundary", help="Boundary F and IoU, the slowest.")] = True,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="With --resize: where foreground begins. Default: 0.5.")
+    ] = None,
+    boundary: Annotated[
+        bool | None,
+        typer.Option("--boundary/--no_boundary", help="Boundary F and IoU, the slowest. Default: --boundary."),
+    ] = None,
     json_file: JsonOption = None,
     root: RootOption = None,
     min_score: Annotated[
         float, typer.Option("--min_score", help="Masks with a lower score do not count: to choose inference's own.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", help="With --compare: of the intervals' draws.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="With --compare: of the intervals' draws. Default: 0.")
+    ] = None,
 ) -> None:
     """Score predicted masks against true ones; several processes (torchrun) share the work."""
     from ..protocols import find_protocol
@@ -60,13 +67,22 @@ def evaluate(
     expected = 2 if compare else 1
     if len(results) != expected:
         raise ValueError(f"OUT.jsonl: got {len(results)} files, expected {expected}{' with --compare' * compare}")
-    if html is not None and not compare:
-        raise ValueError("--html: got it without --compare, expected both")
+    for name, value, needed, wanted in (
+        ("--html", html, "--compare", compare),
+        ("--seed", seed, "--compare", compare),
+        ("--threshold", threshold, "--resize", resize is not None),
+        ("--mask_tokenizer", mask_tokenizer, "--resize", resize is not None),
+    ):
+        if value is not None and not wanted:
+            raise ValueError(f"{name}: got it without {needed}, expected both")
+    for name, value in (("--report", report), ("--rows", rows), ("--resize", resize), ("--[no_]boundary", boundary)):
+        if value is not None and compare:
+            raise ValueError(f"{name}: got it with --compare, which takes no notice of it, expected one of them")
     if compare:
         from ..run_comparison import compare_results
 
         with reading_progress(*results) as on_progress:
-            compared = compare_results(*results, rules, root, min_score, seed, on_progress=on_progress)
+            compared = compare_results(*results, rules, root, min_score, seed or 0, on_progress=on_progress)
         if html is not None:
             from ..comparison_page import write_comparison_page
 
@@ -86,12 +102,12 @@ def evaluate(
             raise ValueError(f"--resize: got {resize!r}, expected one of {', '.join(RESIZES)}")
         if mask_tokenizer is None:
             raise ValueError("--mask_tokenizer: got none with --resize, expected the one that wrote the codes")
-        redecoder = Redecoder(load_mask_tokenizer(mask_tokenizer), resize, threshold)
+        redecoder = Redecoder(load_mask_tokenizer(mask_tokenizer), resize, 0.5 if threshold is None else threshold)
     with Processes.started() as processes:
         first = processes.rank == 0
         with reading_progress(results[0]) if first else nullcontext() as on_progress:
             scored = evaluate_results(
-                results[0], rules, root, boundary, min_score, rows, redecoder, processes, on_progress
+                results[0], rules, root, boundary is not False, min_score, rows, redecoder, processes, on_progress
             )
     if not first:
         return
