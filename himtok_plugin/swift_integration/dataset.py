@@ -1,8 +1,8 @@
 """Mask columns of a dataset row on their way through ms-swift's preprocessing.
 
-Contract: a row's `masks`, `mask_codes`, what evaluation wants to know of it (`EVALUATION_COLUMNS`) and, for error
-messages, its number travel as one JSON string in the column `masks`, because Arrow cannot hold a column of mixed types
-(paths, RLE, polygons) and ms-swift keeps known columns only.
+Contract: a row's `masks`, `mask_codes`, what evaluation wants to know of it (`EVALUATION_COLUMNS`) and, to tell rows
+apart, its dataset and its number there travel as one JSON string in the column `masks`, because Arrow cannot hold a
+column of mixed types (paths, RLE, polygons) and ms-swift keeps known columns only.
 `pack_mask_column` makes that string before ms-swift's own preprocessing, `MaskColumn.parse` reads it in the template.
 The reference's rows (`mask`, placeholder tokens) and rows that hold masks only are brought into ms-swift's form here.
 Does not know tokens and models.
@@ -17,7 +17,7 @@ from typing import Any
 from ..mask_rows import as_list, row_masks, without_nulls
 from ..mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
 
-ROW_NUMBER = "himtok_row"
+ROW_NUMBER, ROW_DATASET = "himtok_row", "himtok_dataset"
 PACKED = "himtok_masks"  # key that tells a packed column from a path
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
 PLAIN_COLUMNS = ("query", "prompt", "instruction", "input", "question", "response", "answer", "output")
@@ -35,12 +35,14 @@ class MaskColumn:
         codes: codes made offline, one list per mask (None where there are none), or None for the whole row.
         row: number of the row in its file, counted from 1 like lines; None when unknown.
         further: its `EVALUATION_COLUMNS`.
+        dataset: the file or the hub's dataset that it is of, as it was asked for; None when unknown.
     """
 
     masks: list[Any]
     codes: list[list[int] | None] | None
     row: int | None
     further: dict[str, Any] = field(default_factory=dict)
+    dataset: str | None = None
 
     @classmethod
     def parse(cls, value: Any, codes: Any = None) -> MaskColumn:
@@ -51,12 +53,18 @@ class MaskColumn:
             except json.JSONDecodeError:
                 payload = [value]  # a single path
             if isinstance(payload, dict) and PACKED in payload:
-                return cls(payload[PACKED], payload["codes"], payload["row"], payload.get("further") or {})
+                return cls(
+                    payload[PACKED],
+                    payload["codes"],
+                    payload["row"],
+                    payload.get("further") or {},
+                    payload.get("dataset"),
+                )
             value = payload
         return cls(as_list(value, "masks"), None if codes is None else as_list(codes, "mask_codes"), None)
 
     def to_json(self) -> str:
-        payload = {PACKED: self.masks, "codes": self.codes, "row": self.row}
+        payload = {PACKED: self.masks, "codes": self.codes, "row": self.row, "dataset": self.dataset}
         if self.further:
             payload["further"] = self.further
         return json.dumps(payload, ensure_ascii=False)
@@ -64,7 +72,17 @@ class MaskColumn:
     @property
     def name(self) -> str:
         """How error messages call the row."""
-        return "row" if self.row is None else f"row {self.row}"
+        return _name(self.dataset, self.row)
+
+    @property
+    def key(self) -> tuple[str | None, int] | None:
+        """What tells the row apart from all others of a run, None when unknown."""
+        return None if self.row is None else (self.dataset, self.row)
+
+
+def _name(dataset: str | None, row: int | None) -> str:
+    name = "row" if row is None else f"row {row}"
+    return name if dataset is None else f"{dataset}: {name}"
 
 
 def pack_mask_column(row: dict[str, Any]) -> dict[str, Any]:
@@ -73,10 +91,10 @@ def pack_mask_column(row: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: `masks` or `mask_codes` is no list.
     """
-    number = row.pop(ROW_NUMBER, None)
+    number, dataset = row.pop(ROW_NUMBER, None), row.pop(ROW_DATASET, None)
     if isinstance(row.get("masks"), str) and row["masks"].startswith(f'{{"{PACKED}":'):
         return row  # ms-swift preprocesses in several passes
-    name = "row" if number is None else f"row {number}"
+    name = _name(dataset, number)
     masks, codes = row_masks(row, name), row.pop("mask_codes", None)
     row.pop("masks", None)
     row.pop("mask", None)
@@ -94,7 +112,7 @@ def pack_mask_column(row: dict[str, Any]) -> dict[str, Any]:
     further = {key: value for key in EVALUATION_COLUMNS if (value := row.pop(key, None)) is not None}
     if "ignore" in further:
         further["ignore"] = [without_nulls(mask) for mask in as_list(further["ignore"], f"{name}: ignore")]
-    row["masks"] = MaskColumn(masks, codes, number, further).to_json()
+    row["masks"] = MaskColumn(masks, codes, number, further, dataset).to_json()
     return row
 
 

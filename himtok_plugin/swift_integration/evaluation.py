@@ -43,18 +43,18 @@ class MaskEvaluation:
         self._scores: dict[Any, SegmentationMetrics] = {}
         self.pictures: list[np.ndarray] = []
 
-    def add(self, row: dict[str, Any], number: int | None) -> None:
+    def add(self, row: dict[str, Any], key: tuple[str | None, int] | None) -> None:
         """Note a result row.
 
         Args:
             row: with `masks`, `target_masks` and `images`.
-            number: of the row in its file, None when unknown. The last batch of several processes is filled up with
-                rows that others have as well; numbered ones count once.
+            key: `row_key` of the row. The last batch of several processes is filled up with rows that others have as
+                well; those with a key count once.
         """
         prediction, target = prediction_and_target(row, os.environ.get("ROOT_IMAGE_DIR"))
         scores = SegmentationMetrics(boundary=False)
         scores.update(prediction, target)
-        self._scores[(self.process, len(self._scores)) if number is None else number] = scores
+        self._scores[(self.process, len(self._scores)) if key is None else key] = scores
         if self.process == 0 and len(self.pictures) < MAX_PICTURES and row.get("images"):
             self.pictures.append(self._picture(row, prediction, target))
 
@@ -97,7 +97,7 @@ class MaskMetrics(EvalMetrics):
                 writer.add_image(f"eval/mask_{i}", picture, self.trainer.state.global_step, dataformats="HWC")
 
 
-def row_number(row: dict[str, Any]) -> int | None:
-    """Number of a dataset row in its file, None when unknown; read before its masks are replaced by predicted ones."""
+def row_key(row: dict[str, Any]) -> tuple[str | None, int] | None:
+    """`MaskColumn.key` of a dataset row, None when unknown; read before its masks are replaced by predicted ones."""
     masks = row.get("masks")
-    return None if masks is None else MaskColumn.parse(masks).row
+    return None if masks is None else MaskColumn.parse(masks).key

@@ -91,7 +91,7 @@ def _codes(runtime: MaskRuntime, text: str) -> list[int]:
 def write_masks(row: dict[str, Any], masks: list[PredictedMask]) -> None:
     """Put predicted masks into a result row; the row's own masks of the answer, the truth, move to `target_masks`.
 
-    The row has its `EVALUATION_COLUMNS` again, and its number in the dataset as `row`.
+    The row has its `EVALUATION_COLUMNS` again, its `dataset`, and its number in that as `row`.
     """
     truth = row.pop("masks", None)
     if truth is not None:
@@ -101,37 +101,42 @@ def write_masks(row: dict[str, Any], masks: list[PredictedMask]) -> None:
         given = sum(count_placeholders(m["content"]) for m in asked if isinstance(m.get("content"), str))
         column = MaskColumn.parse(truth)
         row["target_masks"] = column.masks[given:]
-        row.update(column.further, **({} if column.row is None else {"row": column.row}))
+        known = {"row": column.row, "dataset": column.dataset}
+        row.update(column.further, **{name: value for name, value in known.items() if value is not None})
     row["masks"] = [mask.to_dict() for mask in masks]
 
 
 def without_results(rows: Any, result_path: str | None) -> Any:
-    """The rows of a dataset that have no result yet, by their numbers.
+    """The rows of a dataset that have no result yet, by their datasets' names and their numbers.
 
     Args:
-        rows: ms-swift's preprocessed dataset.
+        rows: ms-swift's preprocessed dataset, perhaps of several files.
         result_path: the result file, which may not be there yet.
     Raises:
-        ValueError: a result or a row without a number, as rows without masks are.
+        ValueError: a result or a row without a number, as rows without masks are, or a result of another dataset.
     """
     if not result_path or not os.path.isfile(result_path):
         return rows
-    done = set()
-    for line, row in read_rows(result_path):
-        if not isinstance(row.get("row"), int):
-            raise ValueError(
-                f"--resume_result: {result_path}: row {line} has no number, expected results of rows with masks"
-            )
-        done.add(row["row"])
-    kept = []
+    keys = []
     for i in range(len(rows)):
         masks = rows[i].get("masks")
-        number = None if masks is None else MaskColumn.parse(masks).row
-        if number is None:
+        key = None if masks is None else MaskColumn.parse(masks).key
+        if key is None:
             raise ValueError(f"--resume_result: row {i + 1} of the dataset: got no masks, expected rows with masks")
-        if number not in done:
-            kept.append(i)
-    return rows.select(kept)
+        keys.append(key)
+    asked, done = {dataset for dataset, _ in keys}, set()
+    for line, row in read_rows(result_path):
+        name = f"--resume_result: {result_path}: row {line}"
+        if not isinstance(row.get("row"), int):
+            raise ValueError(f"{name} has no number, expected results of rows with masks")
+        dataset = row.get("dataset")
+        if dataset is None and len(asked) == 1:  # an older result, or one of a server
+            (dataset,) = asked
+        if dataset not in asked:
+            # A file of another name may be the same one, whose rows would all be answered twice.
+            raise ValueError(f"{name}: dataset: got {dataset!r}, expected one of {sorted(map(str, asked))}")
+        done.add((dataset, row["row"]))
+    return rows.select([i for i, key in enumerate(keys) if key not in done])
 
 
 class MaskPictures:

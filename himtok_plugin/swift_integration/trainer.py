@@ -23,7 +23,7 @@ from ..mask_tokenizer.conversion import SIDECAR_FOLDER
 from ..mask_tokenizer.reconstruction_loss import draw_levels
 from .adapters import ROWS_KEY, embeddings_of
 from .device_means import DeviceMeans
-from .evaluation import MaskEvaluation, row_number
+from .evaluation import MaskEvaluation, row_key
 from .inference import RESPONSE_ATTRIBUTE, write_masks
 from .learning_rates import move_to_own_groups, scale_row_updates
 from .mask_batch import IGNORE_INDEX, PREFIX, MaskBatch
@@ -105,9 +105,9 @@ class MaskTrainer(Seq2SeqTrainer):
         def infer_and_note(rows, *args, **kwargs):
             responses = infer(rows, *args, **kwargs)
             for row, response in zip(rows, responses, strict=True):
-                number = row_number(row)
+                key = row_key(row)
                 write_masks(row, getattr(response.choices[0].message, RESPONSE_ATTRIBUTE, []))
-                self.mask_evaluation.add(row, number)
+                self.mask_evaluation.add(row, key)
             return responses
 
         return infer_and_note

@@ -102,14 +102,24 @@ def one_line(error: BaseException) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_row_stops_a_strict_run_with_its_number(train, world, bad_rows, case):
+def test_bad_row_stops_a_strict_run_with_its_file_and_number(train, world, bad_rows, case):
     row, pattern = bad_rows[case]
     good = world.segment(world.right)
     if "mask_codes" in row:
         good["mask_codes"] = [[1, 2, 3, 4]]
     with pytest.raises(ValueError) as error:
         train([good, good, row], per_device_train_batch_size=3, **STAGE_TWO)
-    assert re.search(f"^row 3: {pattern}", one_line(error.value)), error.value
+    assert re.search(rf"^\S+/rows\.jsonl: row 3: {pattern}", one_line(error.value)), error.value
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bad_row_of_the_second_file_is_named_with_it(train, world, tmp_path, streaming):
+    good, bad = world.segment(world.left), world.segment("/nowhere/m.png")
+    files = [
+        write_rows(tmp_path / name, rows) for name, rows in (("a.jsonl", [good] * 2), ("b.jsonl", [good, bad, good]))
+    ]
+    with pytest.raises(ValueError, match=r"/b\.jsonl: row 2: masks\[0\]: mask '/nowhere"):
+        train(dataset=files, streaming=streaming, max_steps=2)
 
 
 @pytest.mark.parametrize("case", ["missing image", "text as mask", "other size", "too few masks", "number as mask"])
@@ -119,12 +129,12 @@ def test_bad_row_is_skipped_with_its_message_by_a_run_that_is_not_strict(train, 
     good = world.segment(world.right)
     result = train([good, good, row, good], strict=False, lazy_tokenize=lazy, **STAGE_TWO)
     assert logged(result, "loss_mask_bce")
-    assert re.search(f"row 3: {pattern}", log.read_text())
+    assert re.search(rf"rows\.jsonl: row 3: {pattern}", log.read_text())
 
 
 def test_mask_column_that_is_no_list_is_refused(train, world):
     rows = [{**world.segment(world.left), "masks": 3}]
-    with pytest.raises(ValueError, match="^row 1: masks: got 3, expected a list"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl: row 1: masks: got 3, expected a list"):
         train(rows)
 
 
@@ -158,7 +168,7 @@ def test_bad_mask_in_a_question_stops_inference_with_its_row(stage_two, world, b
     rows = write_rows(tmp_path / "questions.jsonl", [world.row("<image>Hi.", "Hello."), question])
     with pytest.raises(ValueError) as error:
         infer(rows, tmp_path / "out.jsonl", model=stage_two[1])
-    assert re.search(f"^row 2: {pattern}", one_line(error.value)), error.value
+    assert re.search(rf"questions\.jsonl: row 2: {pattern}", one_line(error.value)), error.value
 
 
 @pytest.mark.parametrize("case", ["missing mask", "wrong RLE", "polygon outside"])
@@ -167,7 +177,7 @@ def test_bad_row_of_stage_one_is_named(world, bad_rows, tmp_path, case):
     rows = write_rows(tmp_path / "masks.jsonl", [{"masks": [to_rle(world.left)]}, {"masks": row["masks"]}])
     with pytest.raises(ValueError) as error:
         sft(model=world.mask_tokenizer, dataset=rows, output_dir=tmp_path / "out", max_steps=1)
-    assert re.search(f"^row 2: {pattern}", one_line(error.value)), error.value
+    assert re.search(rf"masks\.jsonl: row 2: {pattern}", one_line(error.value)), error.value
 
 
 def test_mask_tokenizer_of_another_code_count_than_the_vocabulary_is_refused(train, stage_two, world, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import STAGE_TWO, logged, read_rows
+from runs import STAGE_TWO, logged, read_rows, write_rows
 from transformers import AutoModelForImageTextToText
 
 from himtok_plugin import MaskTokenizer
@@ -37,6 +37,13 @@ def test_generated_masks_are_scored_logged_and_kept(evaluated, world, tmp_path):
     assert logged(result, "eval_samples") == [len(read_rows(world.scenes))]
     predicted = tmp_path / "out" / "checkpoint-1" / "predict.jsonl"
     assert score_rows(predicted)["cIoU"] == pytest.approx(logged(result, "eval_cIoU")[0], abs=1e-6)
+
+
+def test_rows_of_two_validation_sets_all_count(evaluated, world, tmp_path):
+    """Their numbers begin at 1 in both."""
+    rows = read_rows(world.scenes)
+    files = [write_rows(tmp_path / f"val{i}.jsonl", rows[3 * i : 3 * i + 3]) for i in range(2)]
+    assert logged(evaluated(val_dataset=files), "eval_samples") == [6]
 
 
 def test_best_checkpoint_is_chosen_by_ciou_and_training_stops_early(evaluated, monkeypatch):

@@ -55,6 +55,31 @@ def test_a_run_goes_on_where_it_was(stage_two, rows, tmp_path):
     assert evaluate_results(part, rows=rows, boundary=False).failures == []
 
 
+def test_a_run_over_two_files_goes_on_in_both(stage_two, rows, tmp_path):
+    """Their numbers begin at 1 in both."""
+    files = [write_rows(tmp_path / f"{name}.jsonl", read_rows(rows)[:2]) for name in "ab"]
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    options = {"model": stage_two[1], "max_new_tokens": 24}
+    answered = infer(files, whole, **options)
+    keys = [(row["dataset"], row["row"]) for row in answered]
+    assert keys == [(str(file), number) for file in files for number in (1, 2)]
+    write_rows(part, [answered[1], answered[2]])
+    infer(files, part, resume_result=True, **options)
+    assert sorted((row["dataset"], row["row"]) for row in read_rows(part)) == keys
+
+
+def test_results_that_name_no_dataset_are_gone_on_with_where_there_is_but_one(stage_two, rows, tmp_path):
+    part = write_rows(tmp_path / "part.jsonl", [{"row": number, "response": "?"} for number in (1, 2, 4)])
+    infer(rows, part, model=stage_two[1], max_new_tokens=24, resume_result=True)
+    assert [row["row"] for row in read_rows(part)] == [1, 2, 4, 3]
+
+
+def test_results_of_another_dataset_are_not_gone_on_with(stage_two, rows, tmp_path):
+    part = write_rows(tmp_path / "part.jsonl", [{"row": 1, "dataset": "other.jsonl", "response": "?"}])
+    with pytest.raises(ValueError, match=r"--resume_result: .*row 1: dataset: got 'other\.jsonl', expected one of \["):
+        infer(rows, part, model=stage_two[1], resume_result=True)
+
+
 def test_results_without_numbers_are_not_gone_on_with(stage_two, rows, tmp_path):
     part = tmp_path / "part.jsonl"
     part.write_text(json.dumps({"response": "?"}) + "\n")

@@ -5,7 +5,9 @@ only half imported, is the one other place that changes it.
 
 File        Replaced                                           so that
 ----------  -------------------------------------------------  -------
-rows        RowPreprocessor.prepare_dataset                    rows have numbers, and lists of masks survive reading
+rows        DatasetLoader._load_dataset_path                   rows know their file
+            DatasetLoader._load_repo_dataset                   or the hub's dataset that they are of
+            RowPreprocessor.prepare_dataset                    rows have numbers, and lists of masks survive reading
             RowPreprocessor.batched_preprocess                 `masks` of every row come through, checked
             AutoPreprocessor._get_preprocessor                 rows that hold masks only are understood
 loading     register.get_template_meta                         every multimodal base's template knows masks

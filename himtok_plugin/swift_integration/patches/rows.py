@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from swift.utils import get_logger
 
-from ..dataset import ROW_NUMBER, pack_mask_column
+from ..dataset import ROW_DATASET, ROW_NUMBER, pack_mask_column
 from .replacing import around
 
 logger = get_logger()
@@ -17,14 +20,39 @@ def keep_mask_columns() -> None:
     """
     from datasets import Features, IterableDataset, Value
     from swift.dataset import AutoPreprocessor, MessagesPreprocessor, RowPreprocessor
+    from swift.dataset.loader import DatasetLoader
 
     if "masks" not in RowPreprocessor.standard_keys:
         RowPreprocessor.standard_keys.append("masks")
     # ms-swift's caches are named after the input alone: rows cached without masks must not be taken for ours.
-    RowPreprocessor.cache_format_version += "_himtok1"
+    RowPreprocessor.cache_format_version += "_himtok2"
 
     def has_masks(features) -> bool:
         return any(name in features for name in ("masks", "mask", "mask_codes"))
+
+    loading: list[str] = []  # the dataset that is being loaded: preprocessors are not told
+
+    @contextmanager
+    def naming(name: str) -> Iterator[None]:
+        loading.append(name)
+        try:
+            yield
+        finally:
+            loading.pop()
+
+    @around(DatasetLoader, "_load_dataset_path")
+    def load_dataset_path(original, self, dataset_path, *args, **kwargs):
+        with naming(str(dataset_path)):
+            return original(self, dataset_path, *args, **kwargs)
+
+    @around(DatasetLoader, "_load_repo_dataset")
+    def load_repo_dataset(original, self, dataset_id, subset, *args, **kwargs):
+        with naming(f"{dataset_id}:{subset.subset}"):  # whose splits, `prepare_dataset` can tell apart
+            return original(self, dataset_id, subset, *args, **kwargs)
+
+    def dataset_name(dataset) -> str | None:
+        name, split = loading[-1] if loading else None, getattr(dataset, "split", None)
+        return name if name is None or split is None or str(split) == "train" else f"{name}:{split}"
 
     @around(RowPreprocessor, "prepare_dataset")
     def prepare_dataset(original, self, dataset):
@@ -32,11 +60,18 @@ def keep_mask_columns() -> None:
         features = self.get_features_dataset(dataset).features
         if not has_masks(features) or ROW_NUMBER in features:
             return dataset
+        name = dataset_name(dataset)
         if isinstance(dataset, IterableDataset):
-            # Streaming renames the known columns afterwards, so the number has to look like one of the dataset's own.
-            numbered = Features({**features, ROW_NUMBER: Value("int64")})
-            return dataset.map(lambda row, index: {**row, ROW_NUMBER: index + 1}, with_indices=True, features=numbered)
+            # Streaming renames the known columns afterwards, so these have to look like the dataset's own.
+            numbered = Features({**features, ROW_NUMBER: Value("int64"), ROW_DATASET: Value("string")})
+
+            def number(row, index):
+                return {**row, ROW_NUMBER: index + 1, ROW_DATASET: name}
+
+            return dataset.map(number, with_indices=True, features=numbered)
         dataset = dataset.add_column(ROW_NUMBER, list(range(1, len(dataset) + 1)))
+        if name is not None:
+            dataset = dataset.add_column(ROW_DATASET, [name] * len(dataset))
         # A column of mixed kinds is one of JSON, as which `datasets` would read our string of the same name. The prefix
         # is ms-swift's own, for the same purpose.
         return dataset.rename_column("masks", "__@masks") if "masks" in features else dataset
