@@ -40,6 +40,8 @@ CODEBOOK_SIZE = 1024  # the released one's; `tiny` has fewer codes of its own
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 MIB, GIB = 2**20, 2**30
 IMPLEMENTATIONS = ("himtok", "plain")
+# Dense bfloat16, by the data sheets; the first name that is part of the device's own counts.
+PEAK_TFLOPS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "H800": 989, "B200": 2250, "A100": 312, "A800": 312}
 
 
 @dataclass(frozen=True)
@@ -87,18 +89,32 @@ class LossBenchmark:
         Raises:
             ValueError: there is none of that name here.
         """
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-            raise ValueError(f"device: got {name!r}, which cannot be used: {str(error).splitlines()[0]}") from error
+        return usable_device(self.device)
 
     def bytes_needed(self) -> int:
         """About what the plain implementation has at its peak: logits and gradient buffer, and in its backward pass
         float32 gradients of every sample and of all of them, stacked."""
         return self.batch * self.length * self.vocabulary * (2 * DTYPES[self.dtype].itemsize + 2 * 4)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the GPU where there is one.
+
+    Raises:
+        ValueError: there is none of that name here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        raise ValueError(f"device: got {name!r}, which cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def known_peak(device: torch.device, dtype: str) -> float | None:
+    """TFLOPS by the device's data sheet, where that is known here."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" and dtype == "bfloat16" else ""
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
 
 
 class StandInLMM(nn.Module):
@@ -154,37 +170,51 @@ class _NextToken(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class LossProblem:
-    """One training step's masks, ready for either implementation.
+class SupervisedMasks:
+    """The masks of one training step.
 
     Attributes:
         rows: (b * k,) int64 rows of the flattened logits that predict the codes.
-        predicts: (b, n) bool, the same as a mask.
         code_ids: columns of the codes.
         targets: (b, s, s) float32 squares.
         levels: (l,) int64 prefix lengths, on the CPU.
     """
 
-    lmm: StandInLMM
     mask_tokenizer: MaskTokenizer
     rows: Tensor
-    predicts: Tensor
     code_ids: slice
     targets: Tensor
     levels: Tensor
+
+
+@dataclass(frozen=True)
+class LossProblem(SupervisedMasks):
+    """Those masks and logits, ready for either implementation.
+
+    Attributes:
+        predicts: (b, n) bool, `rows` as a mask.
+    """
+
+    lmm: StandInLMM
+    predicts: Tensor
+
+
+def mask_tokenizer_in_training(size: str, tokens: int, device: torch.device) -> MaskTokenizer:
+    """A fresh mask tokenizer as in stage 2: the de-tokenizer learns, what makes codes does not."""
+    mask_tokenizer = build_mask_tokenizer(size, num_mask_tokens=tokens, codebook_size=CODEBOOK_SIZE).to(device)
+    mask_tokenizer.requires_grad_(False)
+    for part in (mask_tokenizer.decoder, mask_tokenizer.pixel_decoder):
+        part.requires_grad_(True)
+    return mask_tokenizer
 
 
 def build_problem(settings: LossBenchmark) -> LossProblem:
     """Random logits, mask positions, targets and levels, and a fresh mask tokenizer; the same for the same seed."""
     device = settings.resolved_device()
     torch.manual_seed(settings.seed)
-    fields = {"num_mask_tokens": settings.tokens, "codebook_size": CODEBOOK_SIZE}
-    mask_tokenizer = build_mask_tokenizer(settings.size, **fields).to(device)
-    # As in stage 2: the de-tokenizer learns, what makes codes does not.
-    mask_tokenizer.requires_grad_(False)
-    for part in (mask_tokenizer.decoder, mask_tokenizer.pixel_decoder):
-        part.requires_grad_(True)
-        for parameter in part.parameters():
+    mask_tokenizer = mask_tokenizer_in_training(settings.size, settings.tokens, device)
+    for parameter in mask_tokenizer.parameters():
+        if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     b, n, k = settings.batch, settings.length, settings.tokens
     # One sample's logits, repeated: drawing them all takes longer than the rest, and masks stand elsewhere in each.
@@ -196,13 +226,13 @@ def build_problem(settings: LossBenchmark) -> LossProblem:
     predicts = torch.zeros(b, n, dtype=torch.bool).scatter_(1, columns, True)
     rows = (columns + torch.arange(b)[:, None] * n).flatten()
     return LossProblem(
-        StandInLMM(logits),
-        mask_tokenizer,
-        rows.to(device),
-        predicts.to(device),
-        slice(settings.vocabulary - CODEBOOK_SIZE, settings.vocabulary),
-        random_squares(b, mask_tokenizer.config.image_size).to(device),
-        draw_levels(NUM_LEVELS, k),
+        mask_tokenizer=mask_tokenizer,
+        rows=rows.to(device),
+        code_ids=slice(settings.vocabulary - CODEBOOK_SIZE, settings.vocabulary),
+        targets=random_squares(b, mask_tokenizer.config.image_size).to(device),
+        levels=draw_levels(NUM_LEVELS, k),
+        lmm=StandInLMM(logits),
+        predicts=predicts.to(device),
     )
 
 
@@ -214,16 +244,16 @@ def random_squares(count: int, side: int) -> Tensor:
     return (y[:, :, None] + x[:, None, :] <= 1).float()
 
 
-def himtok_loss(problem: LossProblem, tap: LogitTap, logits: Tensor) -> Tensor:
+def himtok_loss(masks: SupervisedMasks, tap: LogitTap, logits: Tensor) -> Tensor:
     """() the mask loss of stage 2 as the trainer computes it, both weights 1."""
-    gathered = mask_logits(tap.logits_behind(logits), problem.code_ids, problem.rows)
-    count = len(problem.targets)
+    gathered = mask_logits(tap.logits_behind(logits), masks.code_ids, masks.rows)
+    count = len(masks.targets)
     losses = HierarchicalMaskLoss(NUM_LEVELS, DICE_WEIGHT)(
-        problem.mask_tokenizer,
+        masks.mask_tokenizer,
         code_probabilities(gathered).unflatten(0, (count, -1)),
-        problem.targets,
+        masks.targets,
         weights=torch.full((count,), 1 / count, device=logits.device),
-        levels=problem.levels,
+        levels=masks.levels,
     )
     return losses.bce + DICE_WEIGHT * losses.dice + losses.hierarchical
 
@@ -310,7 +340,8 @@ def bench_loss(settings: LossBenchmark, on_progress: Callable[[int, int], None] 
         ValueError: settings that cannot be run here.
     """
     device = settings.resolved_device()
-    _check_memory(settings, device)
+    shape = f"batch={settings.batch}, length={settings.length}, vocabulary={settings.vocabulary}"
+    check_memory(settings.bytes_needed(), device, f"{shape}: the plain implementation")
     problem = build_problem(settings)
     steps = LossSteps(problem)
     total = len(IMPLEMENTATIONS) * (1 + settings.repeats)
@@ -322,7 +353,7 @@ def bench_loss(settings: LossBenchmark, on_progress: Callable[[int, int], None] 
     for repeat in range(settings.repeats):
         for i, name in enumerate(IMPLEMENTATIONS):
             steps.reset()
-            seconds[name].append(_timed(lambda name=name: steps.run(name), device))
+            seconds[name].append(seconds_of(lambda name=name: steps.run(name), device))
             on_progress(len(IMPLEMENTATIONS) * (1 + repeat) + i + 1, total)
     result = {
         name: {
@@ -341,19 +372,24 @@ def bench_loss(settings: LossBenchmark, on_progress: Callable[[int, int], None] 
     }
 
 
-def _check_memory(settings: LossBenchmark, device: torch.device) -> None:
+def check_memory(needed: int, device: torch.device, what: str) -> None:
+    """Refuse what will not fit, before it takes the machine down.
+
+    Args:
+        needed: bytes.
+        what: needs them, for the error.
+
+    Raises:
+        ValueError: there are fewer.
+    """
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
         import psutil  # comes with accelerate
 
         free = psutil.virtual_memory().available
-    needed = settings.bytes_needed()
     if needed > free:
-        raise ValueError(
-            f"batch={settings.batch}, length={settings.length}, vocabulary={settings.vocabulary}: the plain "
-            f"implementation needs about {needed / GIB:.1f} GiB on {device}, {free / GIB:.1f} GiB are free"
-        )
+        raise ValueError(f"{what} needs about {needed / GIB:.1f} GiB on {device}, {free / GIB:.1f} GiB are free")
 
 
 def peak_allocated(step: Callable[[], object], device: torch.device) -> int:
@@ -378,7 +414,9 @@ def peak_allocated(step: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def _timed(step: Callable[[], object], device: torch.device) -> float:
+def seconds_of(step: Callable[[], object], device: torch.device) -> float:
+    """How long `step` takes, until the device is done with it."""
+
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""`himtok bench loss|infer`: time and memory, measured here and now."""
+"""`himtok bench loss|step|infer`: time and memory, measured here and now."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ def bench_loss(
     json_file: JsonOption = None,
 ) -> None:
     """Time and peak memory of stage 2's mask loss, forward and backward, beside a plain implementation of it."""
-    # Remarks of the profiler, which reads the memory on a CPU; to be set before torch is imported.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    _silence_profiler()
     from ..benchmark import LossBenchmark, bench_loss
 
     settings = LossBenchmark(batch, length, vocabulary, tokens, size, device, dtype, repeats)
@@ -43,6 +41,37 @@ def bench_loss(
     if wrote_json(result, json_file):
         return
     _print_loss_bench(result)
+
+
+@bench_app.command("step")
+def bench_step(
+    lmm: Annotated[str, typer.Option("--lmm", help="LMM with random weights: tiny, 1b or 2b.")] = "2b",
+    size: Annotated[str, typer.Option("--size", help="Mask tokenizer: tiny, small, base or large.")] = "large",
+    batch: Annotated[int, typer.Option("--batch", help="Samples, each with an image and a mask.")] = 8,
+    length: Annotated[int, typer.Option("--length", help="Tokens of the longest sample.")] = 1024,
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens of a mask.")] = 32,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the LMM's weights: bfloat16 or float32.")] = "bfloat16",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient_checkpointing/--no_gradient_checkpointing", help="As in the shipped configs.")
+    ] = True,
+    peak_tflops: Annotated[
+        float | None, typer.Option("--peak_tflops", help="Of the device. By default its data sheet's, if known.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed steps of each kind; the median counts.")] = 5,
+    json_file: JsonOption = None,
+) -> None:
+    """Tokens per second, peak memory, share of the mask loss and FLOPs utilisation of a whole training step."""
+    _silence_profiler()
+    from ..benchmark_step import StepBenchmark, bench_step
+
+    settings = StepBenchmark(
+        lmm, size, batch, length, tokens, device, dtype, gradient_checkpointing, peak_tflops, repeats
+    )
+    with progress("step") as report, libraries_on_stderr():
+        result = bench_step(settings, report)
+    if not wrote_json(result, json_file):
+        _print_step_bench(result)
 
 
 @bench_app.command("infer")
@@ -92,6 +121,38 @@ def bench_infer(
         numbers = (f"{timing.masks_per_second:.1f}", f"{1e3 * timing.seconds:.2f}", f"{1e3 * timing.slowest:.2f}")
         table.add_row(timing.part, name, timing.device, str(timing.batch), *numbers)
     Console().print(table)
+
+
+def _silence_profiler() -> None:
+    """It reads the memory on a CPU; to be called before torch is imported."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def _print_step_bench(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(", ".join(f"{name} {value}" for name, value in result["settings"].items()), highlight=False)
+    parts = ", ".join(f"{count / 1e6:,.0f} M {name}" for name, count in result["parameters"].items())
+    console.print(f"{parts}; {result['tokens']} tokens and {result['tflops']:.3g} TFLOP a step", highlight=False)
+    table = Table("training step")
+    for title in ("seconds", "without mask loss", "mask loss %", "tokens/s", "peak GiB", "MFU %"):
+        table.add_column(title, justify="right")
+    for name in ("padded", "packed"):
+        row = result[name]
+        used = row["model_flops_utilisation"]
+        table.add_row(
+            name,
+            f"{row['seconds']:.3f}",
+            f"{row['seconds_without_mask_loss']:.3f}",
+            f"{100 * row['mask_loss_share']:.1f}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['peak_gib']:.2f}",
+            "-" if used is None else f"{100 * used:.1f}",
+        )
+    console.print(table)
 
 
 def _print_loss_bench(result: dict[str, Any]) -> None:
