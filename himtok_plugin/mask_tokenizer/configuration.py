@@ -6,6 +6,8 @@ weights (`large`), except `latent_layout`, where tokenizers made here use the ca
 
 from __future__ import annotations
 
+import inspect
+
 from transformers import PretrainedConfig
 
 LATENT_LAYOUTS = ("transpose", "legacy_reshape")
@@ -98,7 +100,7 @@ class MaskTokenizerConfig(PretrainedConfig):
         self.output_scale = output_scale
         self.codebook_ready = codebook_ready
         self.initializer_range = initializer_range
-        self._check()
+        self.check()
         super().__init__(**kwargs)
 
     @property
@@ -106,7 +108,13 @@ class MaskTokenizerConfig(PretrainedConfig):
         """Patches along one side of the square."""
         return self.image_size // self.patch_size
 
-    def _check(self) -> None:
+    @classmethod
+    def field_names(cls) -> set[str]:
+        """Names of the fields above, without those of every `PretrainedConfig`."""
+        return set(inspect.signature(cls).parameters) - {"kwargs"}
+
+    def check(self) -> None:
+        """Raise the class's ValueError if the fields, perhaps set one by one, are out of range."""
         positive = (
             "image_size patch_size encoder_width encoder_layers encoder_heads decoder_width decoder_layers "
             "decoder_heads mlp_ratio num_mask_tokens codebook_size code_width pixel_hidden_width "

@@ -13,6 +13,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,32 +27,84 @@ HEAD_WIDTH = 64  # of the released transformers
 IGNORED_PREFIXES = ("sam.",)  # the authors' optional refiner rides along in some files
 IGNORED_KEYS = ("encoder.attn_mask",)  # a stored constant, derived here
 CHAT_PREFIX = "mask_decoder."  # before the same keys in a whole chat checkpoint
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")  # of `from_pretrained`
+WHOLE_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # transformers' words; one device has room
 
 
-def load_released(path: str | os.PathLike) -> MaskTokenizer:
+def load_released(path: str | os.PathLike, fields: Mapping[str, Any] | None = None) -> MaskTokenizer:
     """Read a released weights file into a float32 `MaskTokenizer` in evaluation mode.
+
+    Args:
+        path: the file.
+        fields: of the configuration, instead of those that are read off the shapes.
 
     Raises:
         ValueError: not a file of tensors, or keys or shapes that are not a mask tokenizer's, all named.
     """
     state = strip_wrappers(_read_weights(Path(path)), path)
-    config = check_released({key: tuple(value.shape) for key, value in state.items()}, path)
+    config = check_released({key: tuple(value.shape) for key, value in state.items()}, path, fields)
     with torch.device("meta"):
         model = MaskTokenizer(config)
     model.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
     return model.eval()
 
 
-def check_released(shapes: Mapping[str, tuple[int, ...]], source: object) -> MaskTokenizerConfig:
+def load_released_as_asked(path: Path, options: Mapping[str, Any]) -> MaskTokenizer:
+    """`load_released` with keywords of `from_pretrained`: fields of the configuration, `dtype`, and a `device_map` that
+    keeps the model in one piece; those that concern the hub have done their work.
+
+    Raises:
+        ValueError: as `load_released`, or a keyword or value that means nothing here.
+    """
+    known = MaskTokenizerConfig.field_names()
+    unknown = sorted(options.keys() - known - {"dtype", "torch_dtype", "device_map", *HUB_OPTIONS})
+    if unknown:
+        raise ValueError(
+            f"{path}: keywords {unknown}: expected dtype, device_map, {', '.join(HUB_OPTIONS)}, or fields of "
+            f"{MaskTokenizerConfig.__name__}"
+        )
+    dtype = _as_dtype(options.get("dtype", options.get("torch_dtype")))
+    device = _as_device(options.get("device_map"))
+    return load_released(path, {name: options[name] for name in known & options.keys()}).to(device, dtype)
+
+
+def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    if dtype in (None, "auto"):
+        return torch.float32
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype={dtype!r}: expected a floating dtype of torch or its name")
+    return found
+
+
+def _as_device(device_map: Any) -> torch.device:
+    if device_map is None:
+        return torch.device("cpu")
+    if device_map in WHOLE_DEVICE_MAPS:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = device_map.get("") if isinstance(device_map, Mapping) and len(device_map) == 1 else device_map
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device_map={device_map!r}: expected a device for the whole model, or 'auto'") from error
+
+
+def check_released(
+    shapes: Mapping[str, tuple[int, ...]], source: object, fields: Mapping[str, Any] | None = None
+) -> MaskTokenizerConfig:
     """The configuration that a released state dict, stripped of wrappers, belongs to.
 
     Args:
         shapes: of its tensors, by key.
         source: what errors begin with.
+        fields: see `load_released`.
     Raises:
         ValueError: keys or shapes that are not a mask tokenizer's, all named.
     """
     config = config_from_shapes(shapes, source)
+    if fields:
+        read = {name: getattr(config, name) for name in MaskTokenizerConfig.field_names()}
+        config = MaskTokenizerConfig(**{**read, **fields})
     with torch.device("meta"):
         expected = {key: tuple(value.shape) for key, value in MaskTokenizer(config).state_dict().items()}
     check_keys(shapes, expected, source)
@@ -199,21 +252,25 @@ def find_mask_tokenizer(name: str | os.PathLike, hub_options: Mapping | None = N
     A folder may be a mask tokenizer itself, hold one in `mask_tokenizer/`, or hold a `himtok.pth`. Anything else is
     taken as a hub id and downloaded.
 
+    Args:
+        name: folder, file, hub id or "default".
+        hub_options: keywords of `from_pretrained`; of them `subfolder` also says where to look in a local folder.
+
     Raises:
         ValueError: nothing found, with everything that was looked for.
     """
+    options = hub_options or {}
+    subfolder = str(options.get("subfolder") or "").strip("/")
     path = Path(name)
-    if path.is_file():
+    if path.is_file() and not subfolder:
         return path
     if str(name) == "default":
         from ..resources import default_mask_tokenizer
 
-        return default_mask_tokenizer()
-    if not path.exists():
-        path = _download(str(name), hub_options or {})
+        path = default_mask_tokenizer()
+    path = path / subfolder if path.exists() else _download(str(name), subfolder, options)
     for folder in (path, path / SIDECAR_FOLDER):
-        config = folder / "config.json"
-        if config.is_file() and f'"{MaskTokenizerConfig.model_type}"' in config.read_text(encoding="utf-8"):
+        if _is_mask_tokenizer(folder):
             return folder
         if (folder / RELEASED_FILE).is_file():
             return folder / RELEASED_FILE
@@ -223,31 +280,40 @@ def find_mask_tokenizer(name: str | os.PathLike, hub_options: Mapping | None = N
     )
 
 
-def _download(hub_id: str, options: Mapping) -> Path:
-    files = ["config.json", "*.safetensors", RELEASED_FILE, f"{SIDECAR_FOLDER}/*"]
-    # A whole checkpoint may sit beside the tokenizer: its shards are not wanted.
-    return download(hub_id, "mask tokenizer", files, options, ignore=["model-0*"])
+def _is_mask_tokenizer(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and f'"{MaskTokenizerConfig.model_type}"' in config.read_text(encoding="utf-8")
 
 
-def download(
-    hub_id: str, what: str, files: Iterable[str], options: Mapping | None = None, ignore: Iterable[str] = ()
-) -> Path:
+def _download(hub_id: str, subfolder: str, options: Mapping) -> Path:
+    """The repository's folder, with what belongs to the mask tokenizer; the weights of an LMM beside it stay there."""
+
+    def fetch(*patterns: str) -> Path:
+        inside = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
+        return download(hub_id, "mask tokenizer", inside, options) / subfolder
+
+    folder = fetch("config.json", RELEASED_FILE, f"{SIDECAR_FOLDER}/*")
+    if _is_mask_tokenizer(folder):
+        fetch("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+    return folder
+
+
+def download(hub_id: str, what: str, files: Iterable[str], options: Mapping | None = None) -> Path:
     """Files of a hub repository, in a local folder.
 
     Args:
         hub_id: the repository.
         what: it is expected to be, for the error.
-        files, ignore: patterns of names.
+        files: patterns of names.
         options: of `from_pretrained`; those that concern the hub are used.
     Raises:
         ValueError: the hub does not have it or cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
-    names = ("revision", "cache_dir", "token", "local_files_only")
-    allowed = {key: value for key, value in (options or {}).items() if key in names}
+    allowed = {key: value for key, value in (options or {}).items() if key in HUB_OPTIONS}
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[*files], ignore_patterns=[*ignore], **allowed))
+        return Path(snapshot_download(hub_id, allow_patterns=[*files], **allowed))
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(

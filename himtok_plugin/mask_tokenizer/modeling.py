@@ -8,7 +8,6 @@ Shapes throughout: b batch, k mask tokens, n <= k given tokens, d code width, v 
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +23,8 @@ from .encoder import MaskEncoder
 from .pixel_decoder import PixelDecoder
 from .quantizer import Quantizer
 from .transformer import SelfAttention
+
+RANGE_TOLERANCE = 1e-3  # by which rounding, of half precision too, may leave [0, 1]
 
 
 class MaskTokenizer(PreTrainedModel):
@@ -83,15 +84,19 @@ class MaskTokenizer(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: `save_pretrained` folder or hub id; a folder, file or hub id that holds
                 only released weights (`himtok.pth`), which are converted on the fly; or "default".
+            kwargs: as of any transformers model, fields of the configuration among them; released weights know
+                those, `dtype`, `device_map` and what concerns the hub.
 
         Raises:
-            ValueError: nothing there that could be a mask tokenizer, or weights that do not fit.
+            ValueError: nothing there that could be a mask tokenizer, weights or fields that do not fit, or a keyword
+                that means nothing to released weights.
         """
-        from .conversion import find_mask_tokenizer, load_released
+        from .conversion import find_mask_tokenizer, load_released_as_asked
 
         found = find_mask_tokenizer(pretrained_model_name_or_path, kwargs)
+        kwargs.pop("subfolder", None)  # what was found lies in it
         if found.is_file():
-            return _cast(load_released(found), kwargs.get("dtype", kwargs.get("torch_dtype")))
+            return load_released_as_asked(found, kwargs)
         # Of the report, keys of another shape are named; without it transformers raises before they can be.
         options = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
@@ -102,6 +107,7 @@ class MaskTokenizer(PreTrainedModel):
         wrong = {name: sorted(keys, key=str) for name, keys in report.items() if keys}
         if wrong:
             raise ValueError(f"mask tokenizer {os.fspath(found)!r} does not fit: {wrong}")
+        loaded.config.check()  # transformers sets fields that are keywords here without asking
         return loaded
 
     def enable_input_require_grads(self) -> None:
@@ -118,18 +124,21 @@ class MaskTokenizer(PreTrainedModel):
             (b, k) int64 in [0, v).
 
         Raises:
-            ValueError: wrong shape or dtype.
+            ValueError: no tensor, wrong shape or dtype; on a CPU, values beyond [0, 1] as well. Elsewhere reading them
+                would let a training step wait for the device.
         """
         with torch.no_grad():
             return self.quantize.nearest_codes(self.encode_latents(squares))
 
     def encode_latents(self, squares: Tensor) -> Tensor:
         """(b, s, s) squares -> (b, k, d) latents before quantization, in the model's dtype, with gradient."""
+        _check_tensor("squares", squares)
         side = self.config.image_size
         if squares.ndim != 3 or squares.shape[1:] != (side, side):
             raise ValueError(f"squares of shape {tuple(squares.shape)}: expected (b, {side}, {side})")
         if not squares.is_floating_point():
             raise ValueError(f"squares of dtype {squares.dtype}: expected a float dtype with values in [0, 1]")
+        _check_range("squares", squares)
         return self.encoder(squares.to(self.latent_tokens.dtype), self.latent_tokens)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -142,7 +151,7 @@ class MaskTokenizer(PreTrainedModel):
             (b, s, s) float32 in [0, 1].
 
         Raises:
-            ValueError: wrong shape, dtype or a code out of range.
+            ValueError: no tensor, wrong shape, dtype or a code out of range.
         """
         self._check_length("codes", codes, ndim=2)
         if codes.dtype not in (torch.int64, torch.int32):
@@ -165,11 +174,12 @@ class MaskTokenizer(PreTrainedModel):
             (b, s, s) float32 in [0, 1], differentiable.
 
         Raises:
-            ValueError: wrong shape.
+            ValueError: no tensor, or of a wrong shape; on a CPU, as for `encode`, values beyond [0, 1].
         """
         self._check_length("probabilities", probabilities, ndim=3)
         if probabilities.shape[2] != self.config.codebook_size:
             raise ValueError(f"probabilities over {probabilities.shape[2]} codes: expected {self.config.codebook_size}")
+        _check_range("probabilities", probabilities)
         return self.decode_rows(self.quantize.expected_rows(probabilities))
 
     def decode_rows(self, rows: Tensor) -> Tensor:
@@ -188,17 +198,22 @@ class MaskTokenizer(PreTrainedModel):
         return self.decode_rows(self.quantize.rows(self.encode(squares)))
 
     def _check_length(self, name: str, value: Tensor, ndim: int) -> None:
+        _check_tensor(name, value)
         limit = self.config.num_mask_tokens
         if value.ndim != ndim or not 1 <= value.shape[1] <= limit:
             shape = tuple(value.shape)
             raise ValueError(f"{name} of shape {shape}: expected {ndim} dimensions with 1 to {limit} tokens")
 
 
-def _cast(model: MaskTokenizer, dtype: torch.dtype | str | None) -> MaskTokenizer:
-    """To a dtype as `from_pretrained` takes it, the quantizer excepted, which stays float32."""
-    if dtype in (None, "auto"):
-        return model
-    quantize = copy.deepcopy(model.quantize)
-    model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
-    model.quantize = quantize
-    return model
+def _check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} is of type {type(value).__name__}: expected a tensor, of an array torch.from_numpy")
+
+
+def _check_range(name: str, value: Tensor) -> None:
+    """Refuse what is not within [0, 1]; a look at values costs nothing on a CPU alone, see `MaskTokenizer.encode`."""
+    if torch.compiler.is_compiling() or value.device.type != "cpu" or not value.numel():
+        return
+    low, high = (float(bound) for bound in value.detach().aminmax())
+    if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):  # false for NaN as well
+        raise ValueError(f"{name} from {low:g} to {high:g}: expected values within [0, 1]")

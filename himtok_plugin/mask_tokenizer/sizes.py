@@ -7,8 +7,6 @@ the package, in hours.
 
 from __future__ import annotations
 
-import inspect
-
 from .configuration import MaskTokenizerConfig
 from .modeling import MaskTokenizer
 
@@ -44,7 +42,7 @@ SIZES: dict[str, dict] = {
         "decoder_width": 128,
         "decoder_layers": 4,
         "decoder_heads": 2,
-        "image_size": 96,
+        "image_size": 64,
         "patch_size": 16,
         "num_mask_tokens": 16,
         "codebook_size": 512,
@@ -52,7 +50,7 @@ SIZES: dict[str, dict] = {
         "pixel_hidden_width": 128,
         "pixel_input_channels": 64,
         "pixel_channels": 8,
-        "pixel_channel_multipliers": [1, 1, 2, 4, 4],
+        "pixel_channel_multipliers": [1, 1, 2, 4, 8],
         "pixel_res_blocks": 1,
         "pixel_groups": 1,
     },
@@ -70,8 +68,7 @@ def build_mask_tokenizer(size: str, **overrides) -> MaskTokenizer:
     """
     if size not in SIZES:
         raise ValueError(f"size={size!r}: expected one of {sorted(SIZES)}")
-    known = inspect.signature(MaskTokenizerConfig).parameters.keys() - {"kwargs"}
     for name in overrides:
-        if name not in known:
+        if name not in MaskTokenizerConfig.field_names():
             raise ValueError(f"{name}={overrides[name]!r}: no field of MaskTokenizerConfig")
     return MaskTokenizer(MaskTokenizerConfig(**{**SIZES[size], **overrides}))

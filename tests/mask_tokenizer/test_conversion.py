@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from fnmatch import fnmatch
 
 import huggingface_hub
 import pytest
@@ -77,6 +78,81 @@ def test_a_hub_id_that_holds_only_released_weights_is_converted(released, monkey
     save(released_state(released), tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path))
     assert torch.equal(MaskTokenizer.from_pretrained("someone/it")(random_squares(2)), released(random_squares(2)))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub whose one repository is the folder `repository`; returns what has been fetched of it."""
+    fetched = tmp_path / "fetched"
+
+    def download(hub_id, allow_patterns, **options):
+        assert hub_id == "someone/it" and options == {"revision": "v2"}
+        for file in (tmp_path / "repository").rglob("*"):
+            name = str(file.relative_to(tmp_path / "repository"))
+            if file.is_file() and any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (fetched / name).parent.mkdir(parents=True, exist_ok=True)
+                (fetched / name).write_bytes(file.read_bytes())
+        return str(fetched)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return fetched
+
+
+@pytest.mark.parametrize("place", ["", "mask_tokenizer", "parts/masks"])
+def test_of_a_hub_the_tokenizers_own_files_are_fetched_and_no_lmm_beside_it(released, hub, tmp_path, place):
+    repository = tmp_path / "repository"
+    released.save_pretrained(repository / place, max_shard_size="100KB")
+    shards = {path.name for path in (repository / place).glob("model-0*.safetensors")}
+    assert len(shards) > 1
+    if place:
+        (repository / "config.json").write_text('{"model_type": "internvl"}')
+        for name in ("model-00001-of-00009.safetensors", "model.safetensors", "model.safetensors.index.json"):
+            (repository / name).write_text("not wanted")
+    loaded = MaskTokenizer.from_pretrained("someone/it", revision="v2", subfolder=place)
+    assert torch.equal(loaded(random_squares(2)), released(random_squares(2)))
+    fetched = {str(path.relative_to(hub)) for path in hub.rglob("*") if path.is_file()}
+    own = {"config.json", "model.safetensors.index.json", *shards}
+    inside = {f"{place}/{name}" for name in own} if place else own
+    assert inside <= fetched <= inside | {"config.json"}
+
+
+def test_beside_an_lmm_on_a_hub_the_tokenizer_is_found_without_being_named(released, hub, tmp_path):
+    released.save_pretrained(tmp_path / "repository" / "mask_tokenizer")
+    (tmp_path / "repository" / "config.json").write_text('{"model_type": "internvl"}')
+    (tmp_path / "repository" / "model.safetensors").write_text("not wanted")
+    loaded = MaskTokenizer.from_pretrained("someone/it", revision="v2")
+    assert torch.equal(loaded(random_squares(2)), released(random_squares(2)))
+    assert not (hub / "model.safetensors").exists()
+
+
+def test_fields_dtype_and_device_are_heard_where_released_weights_are_loaded(released, tmp_path):
+    path = save(released_state(released), tmp_path)
+    loaded = MaskTokenizer.from_pretrained(
+        path, normalize_codebook=True, decoder_heads=2, dtype="float16", device_map="auto", token=None
+    )
+    assert loaded.config.normalize_codebook and loaded.quantize.normalize_codebook
+    assert loaded.decoder.transformer[0].attn.heads == 2 and loaded.config.codebook_ready
+    assert loaded.dtype == torch.float16 and loaded.quantize.embedding.weight.dtype == torch.float32
+    for device in ("meta", {"": "meta"}, torch.device("meta")):
+        assert MaskTokenizer.from_pretrained(path, device_map=device).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"colour": 3, "attn_implementation": "sdpa"}, r"keywords \['attn_implementation', 'colour'\]: expected dtype"),
+        ({"normalize_codebook": "yes"}, "normalize_codebook='yes': expected true or false"),
+        ({"num_mask_tokens": 5}, r"wrong shapes .*latent_tokens \(4, 128\) instead of \(5, 128\)"),
+        ({"encoder_layers": 2}, r"missing keys \['encoder.transformer.1"),
+        ({"dtype": "float17"}, "dtype='float17': expected a floating dtype"),
+        ({"dtype": torch.int64}, "dtype=torch.int64: expected a floating dtype"),
+        ({"device_map": "warp"}, "device_map='warp': expected a device for the whole model"),
+        ({"device_map": {"encoder": "cpu", "decoder": "cpu"}}, "device_map={'encoder'.*: expected a device"),
+    ],
+)
+def test_keywords_that_mean_nothing_to_released_weights_are_refused(released, tmp_path, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        MaskTokenizer.from_pretrained(save(released_state(released), tmp_path), **keywords)
 
 
 def test_weights_stored_in_half_precision_load_as_float32(released, tmp_path):

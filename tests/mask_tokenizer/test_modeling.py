@@ -66,11 +66,35 @@ def test_zero_probabilities_are_not_a_missing_tail(model):
         (lambda m: m.decode_probabilities(torch.zeros(1, 12)), r"probabilities of shape \(1, 12\)"),
         (lambda m: m.decode_probabilities(torch.zeros(1, 5, 12)), r"probabilities of shape \(1, 5, 12\)"),
         (lambda m: m.decode_probabilities(torch.zeros(1, 4, 11)), "probabilities over 11 codes: expected 12"),
+        (lambda m: m.encode(255 * random_squares(1)), r"squares from 0 to 255: expected values within \[0, 1\]"),
+        (lambda m: m.encode(random_squares(1) * torch.nan), "squares from nan to nan"),
+        (lambda m: m.encode_latents(random_squares(1).half() - 1), "squares from -1 to 0"),
+        (lambda m: m.decode_probabilities(torch.full((1, 4, 12), 3.0)), "probabilities from 3 to 3: expected values"),
+        (lambda m: m.decode_probabilities(torch.full((1, 4, 12), torch.nan)), "probabilities from nan to nan"),
+        (lambda m: m.encode(random_squares(1).numpy()), "squares is of type ndarray: expected a tensor"),
+        (lambda m: m.decode([[1, 2]]), "codes is of type list: expected a tensor"),
+        (lambda m: m.decode_probabilities([[[0.5]]]), "probabilities is of type list: expected a tensor"),
     ],
 )
 def test_what_does_not_fit_is_refused(model, call, message):
     with pytest.raises(ValueError, match=message):
         call(model)
+
+
+def test_rounding_of_half_precision_is_within_the_range(model):
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        squares = random_squares(2).to(dtype)
+        assert torch.equal(model.encode(squares), model.encode(random_squares(2)))
+        assert model.decode_probabilities(torch.randn(1, 4, 12).to(dtype).softmax(-1)).shape == (1, 16, 16)
+    assert model.encode(random_squares(2) * (1 + 1e-6)).shape == (2, 4)
+
+
+def test_no_value_is_read_off_another_device_than_the_cpu(monkeypatch):
+    """There it would make every training step wait; on `meta` there is none to be read."""
+    model = tiny_model().to("meta")
+    monkeypatch.setattr(model.quantize, "expected_rows", lambda probabilities: probabilities[..., :3])
+    assert model.encode_latents(torch.zeros(2, 16, 16, device="meta")).shape == (2, 4, 3)
+    assert model.decode_probabilities(torch.zeros(2, 4, 12, device="meta")).shape == (2, 16, 16)
 
 
 def test_soft_decoding_passes_gradient_to_probabilities_and_de_tokenizer(model):
@@ -88,6 +112,16 @@ def test_bfloat16_keeps_the_quantizer_in_float32_and_answers_in_float32(model, t
     assert half.encode(random_squares(2)).dtype == torch.int64
     probabilities = half.decode(CODES)
     assert probabilities.dtype == torch.float32 and torch.allclose(probabilities, model.decode(CODES), atol=0.1)
+
+
+@pytest.mark.parametrize("cast", ["to", "bfloat16", "half"])
+def test_a_cast_model_keeps_the_quantizer_in_float32(cast):
+    model, before = tiny_model(), tiny_model()
+    model = model.to(torch.bfloat16) if cast == "to" else getattr(model, cast)()
+    assert model.dtype in (torch.bfloat16, torch.float16)
+    assert torch.equal(model.quantize.codebook(), before.quantize.codebook())
+    assert {p.dtype for p in model.quantize.parameters()} == {torch.float32}
+    assert torch.allclose(model.decode(CODES), before.decode(CODES), atol=0.1)
 
 
 def test_autocast_answers_in_float32_close_to_full_precision(model):
@@ -120,6 +154,15 @@ def test_decode_compiles_without_graph_breaks(model):
             assert torch.allclose(compiled(codes), model.decode(codes), atol=1e-6)
 
 
+def test_encoding_and_soft_decoding_compile_without_graph_breaks(model):
+    one_hot = torch.nn.functional.one_hot(CODES, 12).float()
+    with torch.no_grad():
+        encode = torch.compile(model.encode, fullgraph=True, backend="eager")
+        assert torch.equal(encode(random_squares(2)), model.encode(random_squares(2)))
+        decode = torch.compile(model.decode_probabilities, fullgraph=True, backend="eager")
+        assert torch.allclose(decode(one_hot), model.decode(CODES), atol=1e-6)
+
+
 def test_saving_and_loading_gives_the_same_model(tmp_path):
     model = tiny_model(latent_layout="legacy_reshape", codebook_ready=True)
     model.save_pretrained(tmp_path)
@@ -134,6 +177,33 @@ def test_a_checkpoint_folder_with_the_tokenizer_beside_an_lmm_loads(model, tmp_p
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
     model.save_pretrained(tmp_path / "mask_tokenizer")
     assert torch.equal(MaskTokenizer.from_pretrained(tmp_path).decode(CODES), model.decode(CODES))
+
+
+def test_a_subfolder_is_where_the_tokenizer_is_looked_for(model, tmp_path):
+    model.save_pretrained(tmp_path / "mask_tokenizer")
+    model.save_pretrained(tmp_path / "parts" / "masks")
+    for subfolder in ("mask_tokenizer", "mask_tokenizer/", "parts/masks", None, ""):
+        loaded = MaskTokenizer.from_pretrained(tmp_path, subfolder=subfolder)
+        assert torch.equal(loaded.decode(CODES), model.decode(CODES))
+    with pytest.raises(ValueError, match="other holds neither a mask tokenizer's config.json"):
+        MaskTokenizer.from_pretrained(tmp_path, subfolder="other")
+
+
+def test_a_tokenizer_in_several_files_loads(model, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    assert torch.equal(MaskTokenizer.from_pretrained(tmp_path).decode(CODES), model.decode(CODES))
+
+
+def test_fields_of_the_configuration_may_be_given_and_are_checked(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    unit = MaskTokenizer.from_pretrained(tmp_path, normalize_codebook=True)
+    assert unit.config.normalize_codebook and torch.equal(
+        unit.encode(random_squares(2)), model.encode(random_squares(2))
+    )
+    assert torch.allclose(unit.quantize.rows(CODES).norm(dim=-1), torch.ones(2, 4))
+    with pytest.raises(ValueError, match="latent_layout='diagonal': expected one of"):
+        MaskTokenizer.from_pretrained(tmp_path, latent_layout="diagonal")
 
 
 def change_weights(folder, change):
