@@ -71,19 +71,25 @@ def write_codes(
     Args:
         source: JSON lines.
         out: JSON lines; see `resumable_output.py` for what lies beside it.
-        mask_tokenizer: in evaluation mode, on the device that is to encode.
+        mask_tokenizer: trained, in evaluation mode, on the device that is to encode.
         batch_size: squares encoded at once.
         num_workers: processes that read masks, 0: this one does.
         strict: stop at the first bad row, instead of setting it aside in `out`.rejects.jsonl.
         overwrite: begin again, whatever is there.
         on_progress: called now and then, about this process's rows.
     Raises:
-        ValueError: an argument out of range, a bad row of a strict run, or an `out` that was begun from something else.
+        ValueError: an argument out of range, an untrained mask tokenizer, a bad row of a strict run, or an `out` that
+            was begun from something else.
         OSError: files that cannot be read or written, or a reading process that died.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value < least:
             raise ValueError(f"{name} is {value}: expected at least {least}")
+    if not mask_tokenizer.config.codebook_ready:
+        raise ValueError(
+            f"mask tokenizer {mask_tokenizer.name_or_path!r}: codebook_ready is false, so its codes mean nothing: "
+            "expected one that stage 1 has trained"
+        )
     with Processes.started() as processes:
         output = ResumableOutput(source, out, {"mask_tokenizer": encoder_fingerprint(mask_tokenizer)}, processes)
         if (complete := output.begin(overwrite)) is not None:

@@ -1,13 +1,16 @@
 """Rows of a dataset with their masks as squares, read ahead by processes of their own.
 
 Contract: order is kept, and so much is read ahead as keeps the processes busy, not more. A row that cannot be read
-becomes a rejected line instead of an error, so that whoever asked decides what that means.
+becomes a rejected line instead of an error, so that whoever asked decides what that means. Rejected is what training
+would refuse: masks that cannot be read or have another size than the image, an image that is not there, placeholders
+that are not as many as masks.
 This module does not know models, torch and ms-swift: its processes import little, start quickly and stay small.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +21,20 @@ from typing import Any
 import numpy as np
 
 from .coco_masks import short
-from .mask_rows import first_image_size, load_squares, row_masks
+from .mask_rows import find_file, first_image_size, load_squares, row_masks
+from .mask_text import MASK_PLACEHOLDER, count_placeholders, reference_placeholder_to_mask
 from .resumable_output import REJECTED
 from .worker_pool import map_ordered
 
 CODES = "mask_codes"
 ROWS_PER_TASK = 8  # read at a time by a process; a row may hold a hundred masks, 64 kB each
 TASKS_AHEAD = 2  # per process: what it is reading, and what it goes on with
+# Where ms-swift finds a row's text: the first of these columns that is there, else all of the others.
+MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
+PLAIN_COLUMNS = ("history", "query", "prompt", "instruction", "input", "question")
+ANSWER_COLUMNS = ("response", "answer", "output")
+ANSWERING_ROLES = ("assistant", "gpt")
+LONGEST_PATH = 2000  # ms-swift takes a longer text for an image in base64
 
 
 @dataclass(frozen=True)
@@ -66,9 +76,10 @@ def _read_row(number: int, line: bytes, side: int, squares: dict[bytes, np.ndarr
             return ReadRow(line)
         row = _parse(line, name)
         masks = row_masks(row, name)
+        _check_placeholders(row, len(masks or ()), name)
         if masks is None:
             return ReadRow(line)
-        size = first_image_size(row) if masks else None
+        size = _image_size(row, name) if masks else None
         loaded = load_squares(dict(enumerate(masks)), side, size, name)
     except ValueError as error:
         text = line.decode("utf-8", "backslashreplace")
@@ -90,3 +101,63 @@ def _parse(line: bytes, name: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"{name}: is {short(row)}, expected a JSON object")
     return row
+
+
+def _check_placeholders(row: dict[str, Any], masks: int, name: str) -> None:
+    """Refuse a row whose text speaks of masks, but not of as many as it has.
+
+    Text without any placeholder is none of stage 1's business. A row without an answer may have more masks than
+    placeholders: those that reinforcement learning expects the answer to have.
+    """
+    messages = next((row[column] for column in MESSAGE_COLUMNS if row.get(column)), None)
+    if messages is None:
+        texts = [row.get(column) for column in (*PLAIN_COLUMNS, *ANSWER_COLUMNS)]
+        answered = any(row.get(column) for column in ANSWER_COLUMNS)
+    else:
+        texts, last = messages, messages[-1] if isinstance(messages, list) else None
+        answered = isinstance(last, dict) and last.get("role", last.get("from")) in ANSWERING_ROLES
+    placeholders = sum(map(_count_placeholders, _texts(texts)))
+    if placeholders > masks or (0 < placeholders < masks and answered):
+        raise ValueError(
+            f"{name}: messages hold {placeholders} {MASK_PLACEHOLDER}, masks holds {masks}: expected one mask for each"
+        )
+
+
+def _count_placeholders(text: str) -> int:
+    return count_placeholders(reference_placeholder_to_mask(text))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All text of messages: strings, lists of them, and what dictionaries have as their content."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, dict):
+        for key in ("content", "value", "text"):
+            yield from _texts(value.get(key))
+
+
+def _image_size(row: dict[str, Any], name: str) -> tuple[int, int] | None:
+    """(h, w) of the row's first image; None where there is none, or it is no file: a URL, or the image itself.
+
+    Raises:
+        ValueError: a file that cannot be read, so that nothing tells which size the masks should have.
+    """
+    size = first_image_size(row)
+    path = _image_path(row) if size is None else None
+    if path is not None:
+        reason = "no image that can be read" if os.path.exists(find_file(path)) else "no such file"
+        raise ValueError(f"{name}: images[0] {path!r:.200}: {reason}, expected the image that the masks are of")
+    return size
+
+
+def _image_path(row: dict[str, Any]) -> str | None:
+    """The first image's name if it is one of a file that can be looked for here, as ms-swift will."""
+    images = row.get("images") or row.get("image")
+    first = images[0] if isinstance(images, list) else images
+    if isinstance(first, dict):
+        first = None if first.get("bytes") else first.get("path")
+    is_path = isinstance(first, str) and len(first) <= LONGEST_PATH and "://" not in first[:20]
+    return first if is_path and not first.startswith(("data:", "~")) else None

@@ -20,9 +20,9 @@ from himtok_plugin.masks import load_mask, to_rle, to_square
 
 @pytest.fixture
 def tokenizer(tmp_path):
-    """Folder of a tiny tokenizer: 4 tokens of 12 codes."""
+    """Folder of a tiny tokenizer, said to be trained: 4 tokens of 12 codes."""
     folder = tmp_path / "tokenizer"
-    tiny_model().save_pretrained(folder)
+    tiny_model(codebook_ready=True).save_pretrained(folder)
     return folder
 
 
@@ -112,10 +112,11 @@ def test_convert_writes_what_loads_as_the_released_file_does(himtok, tmp_path):
     released = tmp_path / "himtok.pth"
     heads = {"encoder_heads": 1, "decoder_heads": 1, "pixel_channels": 32, "pixel_groups": 32}
     torch.save({"model": released_state(tiny_model(**heads))}, released)
-    status, printed, _ = himtok("convert", released, tmp_path / "out")
-    assert status == 0 and printed.strip() == str(tmp_path / "out")
-    converted, on_the_fly = map(MaskTokenizer.from_pretrained, (tmp_path / "out", released))
-    assert torch.equal(converted(random_squares(2)), on_the_fly(random_squares(2)))
+    on_the_fly = MaskTokenizer.from_pretrained(released)
+    for source, out in ((released, tmp_path / "out"), (tmp_path, tmp_path / "of_folder")):
+        status, printed, _ = himtok("convert", source, out)
+        assert status == 0 and printed.strip() == str(out)
+        assert torch.equal(MaskTokenizer.from_pretrained(out)(random_squares(2)), on_the_fly(random_squares(2)))
 
 
 def test_convert_refuses_what_is_no_weights_file(himtok, tmp_path):
@@ -152,13 +153,24 @@ def test_encode_refuses_a_missing_mask_and_a_missing_tokenizer(himtok, tokenizer
     assert_refused(himtok("encode", path, "--mask_tokenizer", tmp_path), "holds neither a mask tokenizer")
 
 
+def test_encode_and_decode_warn_of_an_untrained_tokenizer(himtok, decode, tokenizer, tmp_path):
+    path, text = save_masks(tmp_path, 1)[0], codes_to_text([1, 2, 3, 4])
+    arguments = ("encode", path, "--mask_tokenizer", tokenizer)
+    assert not himtok(*arguments)[2] and not decode(text)[2]
+    tiny_model().save_pretrained(tokenizer)
+    for status, out, err in (himtok(*arguments), decode(text)):
+        assert status == 0 and out and err.count("\n") == 1
+        assert err.startswith(f"warning: mask tokenizer {str(tokenizer)!r}: codebook_ready is false")
+
+
 def test_without_a_shipped_tokenizer_default_is_refused(himtok, tmp_path, monkeypatch):
-    monkeypatch.setattr(resources, "_DEFAULT_MASK_TOKENIZER", tmp_path / "none")
+    monkeypatch.setattr(resources, "_DEFAULT_CHECKPOINT", tmp_path / "none")
     assert_refused(himtok("encode", save_masks(tmp_path, 1)[0]), "ships no default mask tokenizer")
 
 
 def test_default_is_the_shipped_tokenizer(himtok, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(resources, "_DEFAULT_MASK_TOKENIZER", tokenizer)
+    tokenizer.rename(tmp_path / "mask_tokenizer")  # its name within a checkpoint
+    monkeypatch.setattr(resources, "_DEFAULT_CHECKPOINT", tmp_path)
     status, out, _ = himtok("encode", save_masks(tmp_path, 1)[0])
     assert status == 0 and text_to_codes(out)[0].complete
 

@@ -16,12 +16,18 @@ from tiny_models import random_squares, tiny_model
 
 from himtok_plugin import offline_codes
 from himtok_plugin.mask_rows import first_image_size, load_squares
+from himtok_plugin.mask_text import codes_to_text
 from himtok_plugin.masks import to_rle
 from himtok_plugin.offline_codes import encoder_fingerprint, write_codes
 from himtok_plugin.resumable_output import BLOCK, REJECTED
 
 SIDE = 16  # of the tiny tokenizer's squares
 SIZE = (24, 20)
+
+
+def trained(**fields):
+    """A tiny tokenizer that is said to be trained: 4 tokens of 12 codes."""
+    return tiny_model(codebook_ready=True, **fields)
 
 
 @pytest.fixture(autouse=True)
@@ -32,15 +38,15 @@ def no_root(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Folder of a tiny tokenizer: 4 tokens of 12 codes."""
-    tiny_model().save_pretrained(tmp_path / "tokenizer")
+    """Folder of a tiny tokenizer."""
+    trained().save_pretrained(tmp_path / "tokenizer")
     return tmp_path / "tokenizer"
 
 
 @pytest.fixture
 def tokenizer():
     """The same; `encoded` holds the number of squares of each call of `encode`."""
-    return observed(tiny_model())
+    return observed(trained())
 
 
 def observed(model):
@@ -87,6 +93,11 @@ def save_mask(path, mask):
     return str(path)
 
 
+def save_image(path, size=SIZE):
+    Image.new("RGB", size[::-1]).save(path)
+    return str(path)
+
+
 def codes_in_training(model, *sources):
     """What a training step computes: the batch of 8-bit squares, made float on the device."""
     squares = torch.from_numpy(load_squares(dict(enumerate(sources)), SIDE, None, "row"))
@@ -122,7 +133,8 @@ def test_masks_of_every_form_get_the_codes_of_the_training_step(tokenizer, tmp_p
     path, polygons = save_mask(tmp_path / "mask.png", first), {"polygons": [[2, 2, 9, 2, 9, 17.5]], "size": list(SIZE)}
     rle = to_rle(second)
     forms = [[path], [rle, polygons], [to_rle(third), path, rle]]
-    reference = [{"image": "a.png", "mask": path}, {"image": "a.png", "mask": [path, rle]}, {"mask": polygons}]
+    image = save_image(tmp_path / "a.png")
+    reference = [{"image": image, "mask": path}, {"image": image, "mask": [path, rle]}, {"mask": polygons}]
     rows = [row_of(*form) for form in forms] + reference + [{"masks": rle}]
     summary = write_codes(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", tokenizer)
     expected = [*forms, [path], [path, rle], [polygons], [rle]]
@@ -177,7 +189,7 @@ def test_codes_that_a_row_brings_along_are_made_anew(tokenizer, tmp_path):
 
 def test_paths_follow_root_image_dir(tokenizer, tmp_path, monkeypatch):
     save_mask(tmp_path / "mask.png", random_masks(1)[0])
-    Image.new("RGB", SIZE[::-1]).save(tmp_path / "image.png")
+    save_image(tmp_path / "image.png")
     monkeypatch.setenv("ROOT_IMAGE_DIR", str(tmp_path))
     source = write_rows(tmp_path / "in.jsonl", [row_of("mask.png", images=["image.png"])])
     assert write_codes(source, tmp_path / "out.jsonl", tokenizer, strict=True).encoded == 1
@@ -273,7 +285,7 @@ class Stop(Exception):
 def interrupted(tmp_path):
     """A run over 100 rows that stopped on its way: (input, output, the part of it that is done)."""
     source, out = write_rows(tmp_path / "in.jsonl", many_rows()), tmp_path / "out.jsonl"
-    interrupt(source, out, tiny_model())
+    interrupt(source, out, trained())
     return source, out, tmp_path / "out.jsonl.rank0-of-1.part"
 
 
@@ -359,7 +371,7 @@ def test_another_mask_tokenizer_or_input_is_refused(interrupted, tokenizer, fini
     with pytest.raises(
         ValueError, match="out.jsonl: was begun with mask_tokenizer [0-9a-f]{32}, this is .*--overwrite"
     ):
-        write_codes(source, out, tiny_model(seed=1))
+        write_codes(source, out, trained(seed=1))
     rows = many_rows()
     write_rows(source, rows[1:] + rows[:1])  # of the same size
     with pytest.raises(ValueError, match="out.jsonl: was begun with input [0-9a-f]{32}, this is"):
@@ -399,9 +411,10 @@ def test_a_file_that_is_no_output_of_ours_is_kept(himtok, folder, tmp_path):
 def bad_rows(tmp_path):
     """(row, its error) of everything that can be wrong."""
     mask = random_masks(1)[0]
-    image = tmp_path / "image.png"
-    Image.new("RGB", (9, 9)).save(image)
-    good = to_rle(mask)
+    image, good = save_image(tmp_path / "image.png", (9, 9)), to_rle(mask)
+    (tmp_path / "text.png").write_text("no image")
+    nowhere, text = str(tmp_path / "nope.png"), str(tmp_path / "text.png")
+    question = {"role": "user", "content": "<mask> and <mask>?"}
     return [
         ("{broken", "row {}: is not JSON ("),
         ("[1, 2]", "row {}: is [1, 2], expected a JSON object"),
@@ -409,9 +422,26 @@ def bad_rows(tmp_path):
         (row_of({"size": [24, 20]}), "row {}: masks[0]: mask has the keys ['size']"),
         (row_of(7), "row {}: masks[0]: mask is 7: expected a path"),
         ({"masks": 7}, "row {}: masks: got 7, expected a list"),
-        (row_of(good, images=[str(image)]), "row {}: masks[0]: mask has size (h, w) = (24, 20): expected (9, 9)"),
-        ({"image": str(image), "mask": good}, "row {}: masks[0]: mask has size (h, w) = (24, 20): expected (9, 9)"),
+        (row_of(good, images=[image]), "row {}: masks[0]: mask has size (h, w) = (24, 20): expected (9, 9)"),
+        ({"image": image, "mask": good}, "row {}: masks[0]: mask has size (h, w) = (24, 20): expected (9, 9)"),
+        (row_of(good, images=[nowhere]), f"row {{}}: images[0] {nowhere!r}: no such file"),
+        ({"image": {"path": text}, "mask": good}, f"row {{}}: images[0] {text!r}: no image that can be read"),
+        ({**row_of(good, good), "masks": [good]}, "row {}: messages hold 2 <mask>, masks holds 1: expected one mask"),
+        ({**row_of(good), "masks": [good, good]}, "row {}: messages hold 1 <mask>, masks holds 2"),
+        ({"messages": row_of(good)["messages"]}, "row {}: messages hold 1 <mask>, masks holds 0"),
+        ({"messages": [question], "masks": [good]}, "row {}: messages hold 2 <mask>, masks holds 1"),
+        (
+            {"query": "Where?", "response": "<mask><mask>", "masks": good},
+            "row {}: messages hold 2 <mask>, masks holds 1",
+        ),
+        ({**reference_row(2), "mask": good}, "row {}: messages hold 2 <mask>, masks holds 1"),
     ]
+
+
+def reference_row(placeholders):
+    """Text as in the authors' rows: 32 zeros where a mask belongs."""
+    answer = codes_to_text([0] * 32) * placeholders
+    return {"conversations": [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": answer}]}
 
 
 def test_bad_rows_are_set_aside_with_number_error_and_text(himtok, folder, bad_rows, tmp_path):
@@ -422,14 +452,46 @@ def test_bad_rows_are_set_aside_with_number_error_and_text(himtok, folder, bad_r
     for _ in range(2):  # a finished run with bad rows goes on saying so
         status, printed, err = himtok(*arguments)
         assert status == 1 and "rejected" in printed
-        assert f"rejected rows: 8, with errors in {out}.rejects.jsonl" in err
+        assert f"rejected rows: {len(bad_rows)}, with errors in {out}.rejects.jsonl" in err
     assert [row["masks"] for row in read_rows(out)] == [good["masks"]] * 2
     rejects = read_rows(tmp_path / "out.jsonl.rejects.jsonl")
-    assert [reject["row"] for reject in rejects] == list(range(2, 10))
+    assert [reject["row"] for reject in rejects] == list(range(2, 2 + len(bad_rows)))
     lines = source.read_text(encoding="utf-8").splitlines()
     assert [reject["line"] for reject in rejects] == lines[1:-2]
     for reject, (_, message) in zip(rejects, bad_rows, strict=True):
         assert reject["error"].startswith(message.format(reject["row"])), reject["error"]
+
+
+def test_rows_whose_text_and_images_say_nothing_of_their_masks_pass(tokenizer, tmp_path):
+    """Stage 1's rows, those of reinforcement learning, and images that are no files."""
+    good, ask = to_rle(random_masks(1)[0]), {"role": "user", "content": "<image>Where?"}
+    given = {"role": "user", "content": [{"type": "text", "text": "Beside <mask>?"}]}
+    answered = {"role": "assistant", "content": "There."}
+    rows = [
+        {"masks": [good]},
+        {"messages": [ask, answered], "masks": [good]},
+        {"messages": [ask], "masks": [good]},
+        {"messages": [given], "masks": [good, good]},
+        {"messages": [given, answered], "masks": [good], "answer": "<mask>", "rejected_response": "<mask>"},
+        {"history": [["Where is <mask>?", "Here."]], "query": "And?", "response": "<mask>", "masks": [good, good]},
+        {**reference_row(2), "mask": [good, good]},
+        row_of(good, images=["https://nowhere/i.png"]),
+        row_of(good, images=["data:image/png;base64,iVBORw0KGgo="]),
+        row_of(good, images=["iVBORw0KGgo" * 200]),
+        row_of(good, images=[{"bytes": "iVBORw0KGgo=", "path": "nope.png"}]),
+        row_of(images=["nope.png"]),
+    ]
+    summary = write_codes(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", tokenizer, strict=True)
+    assert (summary.rows, summary.rejected) == (len(rows), 0)
+
+
+def test_an_untrained_tokenizer_is_refused(himtok, folder, tmp_path):
+    tiny_model().save_pretrained(folder)
+    source, out = write_rows(tmp_path / "in.jsonl", many_rows(5)), tmp_path / "out.jsonl"
+    status, printed, err = himtok("tokenize", source, out, "--mask_tokenizer", folder)
+    assert status == 2 and not printed and err.count("\n") == 1
+    assert f"mask tokenizer {str(folder)!r}: codebook_ready is false" in err and "stage 1" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "tokenizer"}
 
 
 def test_no_rejects_file_without_bad_rows(himtok, folder, tmp_path):

@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,9 @@ from .common import (
     progress,
     quiet_unless_watched,
 )
+
+if TYPE_CHECKING:
+    from ..mask_tokenizer import MaskTokenizer
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
@@ -59,7 +62,10 @@ def init(
 @app.command()
 def convert(
     model: Annotated[
-        str, typer.Argument(help="InternVL chat model (folder or hub id), or the mask tokenizer alone, himtok.pth.")
+        str,
+        typer.Argument(
+            help="InternVL chat model (folder or hub id), or the mask tokenizer alone: himtok.pth or its folder."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     skip_tokenizer: Annotated[
@@ -73,12 +79,12 @@ def convert(
 ) -> None:
     """Turn the authors' checkpoint into a folder that transformers, ms-swift and vLLM load."""
     check_writable(out, force)
-    if Path(model).is_file() or Path(model).suffix in WEIGHTS_SUFFIXES:
+    if (released := _released_file(Path(model))) is not None:
         from ..mask_tokenizer.conversion import load_released
 
         quiet_unless_watched()
         with libraries_on_stderr():
-            load_released(model).save_pretrained(out)
+            load_released(released).save_pretrained(out)
         print(out)
         return
     with libraries_on_stderr():
@@ -96,6 +102,16 @@ def convert(
     print(out)
 
 
+def _released_file(model: Path) -> Path | None:
+    """The mask tokenizer's weights file where it is all that there is; None where a chat model is to be looked for."""
+    if model.is_file() or model.suffix in WEIGHTS_SUFFIXES:
+        return model
+    from ..mask_tokenizer.conversion import RELEASED_FILE
+
+    released = model / RELEASED_FILE
+    return released if released.is_file() and not (model / "config.json").exists() else None
+
+
 @app.command()
 def encode(
     masks: Annotated[list[Path], typer.Argument(metavar="MASK...", help="Mask images.")],
@@ -104,6 +120,7 @@ def encode(
 ) -> None:
     """Print the mask text of each mask image, one per line."""
     model = load_mask_tokenizer(mask_tokenizer)
+    _warn_of_untrained(model)
     from tqdm import tqdm
 
     from ..mask_files import encode_files
@@ -123,6 +140,7 @@ def decode(
     """Write a PNG for each mask in a text and print its path."""
     text = _read_text(text)
     model = load_mask_tokenizer(mask_tokenizer)
+    _warn_of_untrained(model)
     from ..mask_files import decode_to_files
 
     decoded = decode_to_files(text, size, model, output)
@@ -171,6 +189,13 @@ def tokenize(
             print(f"rejected rows: {summary.rejected}, with errors in {out}.rejects.jsonl", file=sys.stderr)
     if summary.rejected:
         raise typer.Exit(SOME_REJECTED)
+
+
+def _warn_of_untrained(model: MaskTokenizer) -> None:
+    """A single mask may be looked at all the same; nobody trains on what is printed, as on what `tokenize` writes."""
+    if not model.config.codebook_ready:
+        what = "codebook_ready is false: it has not been trained, and its codes mean nothing"
+        print(f"warning: mask tokenizer {model.name_or_path!r}: {what}", file=sys.stderr)
 
 
 @contextmanager
