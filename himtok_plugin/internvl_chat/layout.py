@@ -16,6 +16,8 @@ from torch import Tensor
 
 from .configuration import INTERNLM2, llm_architecture
 
+EMBEDDINGS = "language_model.model.embed_tokens.weight"  # in transformers' InternVL
+
 
 def _whole(tensor: Tensor) -> Sequence[Tensor]:
     return (tensor,)
@@ -117,7 +119,7 @@ def _language_model(config: Mapping[str, Any]) -> Iterator[Rule]:
     embeddings, head = ("tok_embeddings", "output") if is_internlm2 else ("embed_tokens", "lm_head")
     target = "language_model.model"
     embeddings = f"{target}.{embeddings}.weight"
-    yield Rule(embeddings, (rows, width), (f"{target}.embed_tokens.weight",))
+    yield Rule(embeddings, (rows, width), (EMBEDDINGS,))
     tied = llm.get("tie_word_embeddings", False)
     yield Rule(
         f"language_model.{head}.weight",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..hierarchical_loss import LOGIT_SCALE
 from .configuration import image_sequence_length, tile_size
 from .tokenizer import IMAGE_CONTEXT, begins_with_bos
 
@@ -25,7 +26,7 @@ SYSTEM_MESSAGES = {
 }
 TURN_END = "<|im_end|>"
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-MASK_DECODING, MASK_TEMPERATURE = "soft", 0.5  # code probabilities are softmax(logits / temperature)
+MASK_DECODING, MASK_TEMPERATURE = "soft", 1 / LOGIT_SCALE  # code probabilities are softmax(logits / temperature)
 
 _CHAT_TEMPLATE = (
     "{%- set given = messages and messages[0]['role'] == 'system' -%}"
@@ -98,7 +99,10 @@ def native_processor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFa
 
 
 def generation_config(
-    config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast | None, num_mask_tokens: int | None
+    config: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerFast | None,
+    turn_end_id: int | None,
+    num_mask_tokens: int | None,
 ) -> GenerationConfig:
     """How answers are generated: without sampling, to the end of the turn; and how masks come of them.
 
@@ -107,15 +111,15 @@ def generation_config(
     Args:
         config: config.json of the chat model.
         tokenizer: its text tokenizer, None where there is none.
+        turn_end_id: id of `TURN_END`, None if no file tells it.
         num_mask_tokens: codes of a mask at most, None for a model without masks.
     """
     from transformers import GenerationConfig
 
     llm = config["llm_config"]
-    ends = [llm.get("eos_token_id")]
+    own = llm.get("eos_token_id") if tokenizer is None else tokenizer.eos_token_id
+    ends = [turn_end_id, *(own if isinstance(own, list) else [own])]
     settings: dict[str, Any] = {}
-    if tokenizer is not None:
-        ends = [tokenizer.convert_tokens_to_ids(TURN_END), tokenizer.eos_token_id]
     if config.get("template") in SYSTEM_MESSAGES:
         settings["system"] = system_message(config)
     if num_mask_tokens is not None:

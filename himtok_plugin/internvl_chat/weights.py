@@ -1,8 +1,9 @@
 """Weights of an InternVL chat model, streamed from its files into safetensors.
 
-Contract: every file is turned into one file, tensor by tensor: what is in memory is one tensor and its pieces, whatever
-the size of a file. Keys and shapes are compared with layout.py before anything is written. Does not know
-configurations.
+Contract: every file is turned into one file, tensor by tensor: of safetensors files one tensor and its pieces are in
+memory, whatever the size of a file. A .bin file costs about its own size in the end, since pages of it that were read
+stay there while it is open; source.py says which are read whole from the start. Keys and shapes are compared with
+layout.py before anything is written. Does not know configurations.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .source import DTYPE_NAMES, ChatCheckpoint, TensorInfo
 
 HEADER_ALIGNMENT = 8  # of safetensors: what follows the header begins at a multiple of it
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 
 Progress = Callable[[int, int], None]  # (tensors done, tensors in all)
 
@@ -46,17 +48,31 @@ def check_layout(checkpoint: ChatCheckpoint, rules: Sequence[Rule]) -> None:
     check_keys(found, {rule.source: rule.shape for rule in rules}, checkpoint.folder, optional)
 
 
+def check_tied(checkpoint: ChatCheckpoint, rules: Sequence[Rule]) -> None:
+    """Read tensors that only repeat others, as a tied output head does, where they are stored, and compare the two.
+
+    Raises:
+        ValueError: they differ.
+    """
+    stored = checkpoint.tensors()
+    for rule in rules:
+        if rule.equals is None or rule.source not in stored:
+            continue
+        if not torch.equal(checkpoint.read_one(rule.source), checkpoint.read_one(rule.equals)):
+            raise ValueError(f"{rule.source}: differs from {rule.equals}, expected the same with tie_word_embeddings")
+
+
 def convert_weights(checkpoint: ChatCheckpoint, rules: Sequence[Rule], out: Path, progress: Progress) -> None:
     """Write the language and vision model: one file for each that holds some of it, and their index.
 
-    Raises:
-        ValueError: a tied output head that differs from the embeddings.
+    Args:
+        checkpoint: of which `check_layout` and `check_tied` approve; tensors that only repeat others are left out.
+        rules: of its configuration.
+        out: folder to write.
+        progress: told of (tensors done, tensors in all).
     """
-    by_source = {rule.source: rule for rule in rules}
-    plan = {
-        shard: [key for key in tensors if key in by_source and not _is_tied(checkpoint, by_source[key])]
-        for shard, tensors in checkpoint.shards.items()
-    }
+    by_source = {rule.source: rule for rule in rules if rule.targets}
+    plan = {shard: [key for key in tensors if key in by_source] for shard, tensors in checkpoint.shards.items()}
     plan = {shard: keys for shard, keys in plan.items() if keys}
     total, done = sum(map(len, plan.values())), 0
     weight_map, size = {}, 0
@@ -79,7 +95,7 @@ def convert_weights(checkpoint: ChatCheckpoint, rules: Sequence[Rule], out: Path
         size += writer.size
     if len(plan) > 1:
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (out / f"{WEIGHTS_FILE}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (out / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def convert_mask_tokenizer(checkpoint: ChatCheckpoint, out: Path) -> None:
@@ -136,11 +152,3 @@ class SafetensorsWriter:
 
 def _of_mask_tokenizer(checkpoint: ChatCheckpoint) -> dict[str, TensorInfo]:
     return {key: info for key, info in checkpoint.tensors().items() if key.startswith(CHAT_PREFIX)}
-
-
-def _is_tied(checkpoint: ChatCheckpoint, rule: Rule) -> bool:
-    if rule.equals is None:
-        return False
-    if not torch.equal(checkpoint.read_one(rule.source), checkpoint.read_one(rule.equals)):
-        raise ValueError(f"{rule.source}: differs from {rule.equals}, expected the same with tie_word_embeddings")
-    return True
