@@ -11,12 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..internvl_chat.configuration import MODEL_TYPE
+
 GENERATION_FILE = "generation_config.json"
 DEFAULT_DECODING = "soft"
 RELEASED_MODEL = "yayafengzi/InternVL2_5-HiMTok-8B"
-UNCONVERTED = "internvl_chat"
-RELEASED_FILE = "himtok.pth"
-MASK_KEYS = '"mask_decoder.'  # in the index of a chat checkpoint that holds a mask tokenizer
 
 
 def apply_checkpoint_settings(args: Any) -> None:
@@ -61,7 +60,7 @@ def refuse_unconverted(model: str | None) -> None:
     folder = Path(model)
     name = RELEASED_MODEL.rpartition("/")[2]
     if folder.is_dir():
-        unconverted = _read(folder / "config.json").get("model_type") == UNCONVERTED and _has_masks(folder)
+        unconverted = _read(folder / "config.json").get("model_type") == MODEL_TYPE and _has_masks(folder)
     else:
         unconverted = model.replace("\\", "/").rpartition("/")[2].lower() == name.lower()
     if unconverted:
@@ -72,9 +71,26 @@ def refuse_unconverted(model: str | None) -> None:
 
 
 def _has_masks(folder: Path) -> bool:
+    """Whether a chat model comes with a mask tokenizer, beside its weights or among them; no weights are read."""
+    from ..mask_tokenizer.conversion import CHAT_PREFIX, RELEASED_FILE
+
     if (folder / RELEASED_FILE).is_file():
         return True
-    return any(MASK_KEYS in path.read_text(encoding="utf-8") for path in folder.glob("*.index.json"))
+    indices = sorted(folder.glob("*.index.json"))
+    if indices:
+        return any(f'"{CHAT_PREFIX}' in path.read_text(encoding="utf-8") for path in indices)
+    return any(key.startswith(CHAT_PREFIX) for path in folder.glob("*.safetensors") for key in _keys(path))
+
+
+def _keys(path: Path) -> list[str]:
+    """Of a safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError):
+        return []  # whoever loads it says what is wrong with it
 
 
 def _read(path: Path) -> dict[str, Any]:
