@@ -78,27 +78,38 @@ def convert(
     force: ForceOption = False,
 ) -> None:
     """Turn the authors' checkpoint into a folder that transformers, ms-swift and vLLM load."""
-    check_writable(out, force)
-    if (released := _released_file(Path(model))) is not None:
-        from ..mask_tokenizer.conversion import load_released
-
-        quiet_unless_watched()
-        with libraries_on_stderr():
-            load_released(released).save_pretrained(out)
-        print(out)
-        return
     with libraries_on_stderr():
-        from ..internvl_chat.convert import convert_chat_model
+        from ..internvl_chat.convert import convert_chat_model, convert_released
+        from ..internvl_chat.output import check_apart
+        from ..internvl_chat.processor import TURN_END
         from ..internvl_chat.tokenizer import IMAGE_CONTEXT
 
-        quiet_unless_watched()
-        with progress("tensor") as report:
-            done = convert_chat_model(model, out, skip_tokenizer, image_token_id, report)
+    if Path(model).exists():  # first, since the advice to give --force would be wrong
+        check_apart(Path(model), out)
+    check_writable(out, force)
+    quiet_unless_watched()
+    if (released := _released_file(Path(model))) is not None:
+        given = {"--skip_tokenizer": skip_tokenizer, "--image_token_id": image_token_id is not None}
+        if any(given.values()):
+            names = " and ".join(name for name, is_given in given.items() if is_given)
+            raise ValueError(f"{names}: expected only with a chat model, {released} is a mask tokenizer alone")
+        with libraries_on_stderr():
+            convert_released(released, out)
+        print(out)
+        return
+    with libraries_on_stderr(), progress("tensor") as report:
+        done = convert_chat_model(model, out, skip_tokenizer, image_token_id, report)
     if done.codebook_size is None:
         print("no mask tokenizer in it: name one with --mask_tokenizer when it is used", file=sys.stderr)
     if not done.image_token_known:
-        assumed = f"config.json has {done.image_token_id}, as InternVL2.5 models do (--image_token_id)"
-        print(f"image_token_id: no tokenizer file tells the id of {IMAGE_CONTEXT}; {assumed}", file=sys.stderr)
+        assumed = f"config.json has {done.image_token_id}, as InternVL2.5 models do"
+        if done.image_token_id >= done.vocabulary_rows:
+            assumed += f", but this vocabulary has only {done.vocabulary_rows} rows"
+        unknown = f"image_token_id: no tokenizer file tells the id of {IMAGE_CONTEXT}"
+        print(f"{unknown}; {assumed} (--image_token_id)", file=sys.stderr)
+    if not done.turn_end_known:
+        unknown = f"eos_token_id: no tokenizer file tells the id of {TURN_END}, with which answers end"
+        print(f"{unknown}; generation_config.json has that of the configuration alone", file=sys.stderr)
     print(out)
 
 

@@ -9,11 +9,13 @@ from chat_models import (
     CODES,
     chat_model,
     internlm2_files,
+    mask_tokenizer,
     qwen2_files,
     rows_needed,
     train_sentencepiece,
     with_tokenizer,
 )
+from tiny_models import released_state
 
 from himtok_plugin.internvl_chat.prompts import PROMPTS, prompt
 
@@ -205,6 +207,13 @@ def test_a_vocabulary_that_is_smaller_than_the_mask_tokens_need(refused, tmp_pat
     refused(source, f"llm_config.vocab_size: got {CODES + 1}, expected at least {CODES + 2}")
 
 
+@pytest.mark.parametrize("stated_by", ["added_tokens.json", "tokenizer_config.json"])
+def test_so_is_one_where_files_state_the_ids_although_the_tokenizer_is_skipped(refused, tmp_path, files, stated_by):
+    rows = rows_needed(files)
+    chat = chat_model(texts={stated_by: files[stated_by]}, vocab_size=rows - 1)
+    refused(chat.write(tmp_path / "source"), f"got {rows - 1}, expected at least {rows} for mask tokens with ids")
+
+
 def test_rows_that_are_fewer_than_the_configuration_says(refused, tmp_path, files):
     chat = with_tokenizer(files)
     chat.config["llm_config"]["vocab_size"] += 8
@@ -352,8 +361,24 @@ def test_of_a_hub_only_the_wanted_files_are_fetched(himtok, tmp_path, monkeypatc
 
 def test_a_folder_that_is_not_empty_is_left_alone(himtok, tmp_path):
     source = chat_model().write(tmp_path / "source")
-    status, _, err = himtok("convert", source, source)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").touch()
+    status, _, err = himtok("convert", source, tmp_path / "out")
     assert status == 2 and "is not empty" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--skip_tokenizer",), "--skip_tokenizer"),
+        (("--image_token_id", 0), "--image_token_id"),
+        (("--skip_tokenizer", "--image_token_id", 7), "--skip_tokenizer and --image_token_id"),
+    ],
+)
+def test_options_of_chat_models_with_a_mask_tokenizer_alone(refused, tmp_path, options, named):
+    torch.save(released_state(mask_tokenizer()), tmp_path / "himtok.pth")
+    refused(tmp_path / "himtok.pth", f"{named}: expected only with a chat model", options=options)
 
 
 def test_prompts_have_names():

@@ -260,6 +260,39 @@ def test_a_model_without_masks_is_converted_with_a_remark(himtok, tmp_path):
     assert "mask_decoding" not in (tmp_path / "out" / "generation_config.json").read_text()
 
 
+def test_what_is_not_known_without_a_tokenizer_is_said(himtok, tmp_path):
+    source = chat_model().write(tmp_path / "source")
+    status, _, err = himtok("convert", source, tmp_path / "out", "--skip_tokenizer")
+    assert status == 0 and err.count("\n") == 2, err
+    assert "config.json has 92546, as InternVL2.5 models do, but this vocabulary has only 512 rows" in err
+    assert "eos_token_id: no tokenizer file tells the id of <|im_end|>" in err
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [2]
+    source = chat_model(vocab_size=92547).write(tmp_path / "larger")
+    _, _, err = himtok("convert", source, tmp_path / "other", "--skip_tokenizer")
+    assert "config.json has 92546, as InternVL2.5 models do (--image_token_id)" in err
+
+
+@pytest.mark.parametrize("own", [2, [2, 9]])
+def test_answers_end_with_the_turn_where_a_file_tells_its_token(himtok, tmp_path, own):
+    texts = {"added_tokens.json": {"<|im_end|>": 7, "<IMG_CONTEXT>": 8}}
+    source = chat_model(texts=texts, eos_token_id=own).write(tmp_path / "source")
+    status, _, err = himtok("convert", source, tmp_path / "out", "--skip_tokenizer")
+    assert status == 0 and not err
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [7, *(own if isinstance(own, list) else [own])]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["image_token_id"] == 8
+
+
+def test_the_dtype_is_that_of_the_embeddings(himtok, tmp_path):
+    """Of several dtypes it alone counts: what image features and states of the language model are cast to."""
+    chat = chat_model(with_masks=False)
+    key = "language_model.model.tok_embeddings.weight"
+    chat.state[key] = chat.state[key].half()
+    out = convert(himtok, chat, tmp_path)
+    assert json.loads((out / "config.json").read_text())["dtype"] == "float16"
+
+
 def test_the_folder_is_what_transformers_writes(himtok, tmp_path):
     out = convert(himtok, chat_model(with_masks=False), tmp_path)
     load(out).save_pretrained(tmp_path / "again")
