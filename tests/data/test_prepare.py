@@ -10,7 +10,9 @@ from on_disk import coco_annotation, coco_file, polygon, read_rows, write_image,
 
 from himtok_plugin.data.byte_ranges import Ranges, group_number, walk
 from himtok_plugin.data.catalog import FORMATS
-from himtok_plugin.data.tasks import TASKS
+from himtok_plugin.data.formats.reader import Source
+from himtok_plugin.data.prepare import Job
+from himtok_plugin.data.tasks import TASKS, TaskOptions
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,14 @@ def test_rows_do_not_depend_on_the_number_of_processes(root, prepare):
     two = prepare("coco", root, *ALL_TASKS, "--num_workers", 2)
     assert alone[0] == two[0] and len(alone[0]) > 100
     assert alone[1] | {"seconds": 0} == two[1] | {"seconds": 0}
+
+
+def test_reason_seg_is_evaluated_with_the_first_text_unless_asked_otherwise(tmp_path):
+    def sentences(name, split, **options):
+        return Job(Source(name, tmp_path, split), options=TaskOptions(**options)).options.sentences
+
+    assert [sentences("reasonseg", split) for split in ("train", "val", "test")] == ["each", "first", "first"]
+    assert sentences("refcoco", "val") == "each" and sentences("reasonseg", "val", sentences="joined") == "joined"
 
 
 def test_rows_follow_from_the_seed(root, prepare):
