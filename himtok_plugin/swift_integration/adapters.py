@@ -1,7 +1,8 @@
 """Adapters: beside LoRA's own weights, just the mask tokens' rows of the embeddings are trained and saved.
 
 Contract: `train_mask_rows` wraps a PEFT model's embeddings with PEFT's trainable tokens, input and output side, tied or
-not; `check_adapter` refuses an adapter whose rows are not this model's; `adapter_size` is what a checkpoint weighs.
+not; `check_adapter` refuses an adapter whose rows are not this model's, and `brings_rows` tells one that has none;
+`adapter_size` is what a checkpoint weighs.
 PEFT does the rest: the rows are in the adapter's file, and merging writes them into the base. Does not know trainers.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +32,7 @@ ROWS_KEY = "token_adapter.trainable_tokens_delta"
 
 
 def train_mask_rows(model: nn.Module, owner: nn.Module, vocabulary: MaskVocabulary, rows_are_new: bool) -> None:
-    """Make the mask tokens' rows trainable beside an adapter that was just made.
+    """Make the mask tokens' rows trainable beside an adapter that was just made, or loaded without them.
 
     Nothing is done where the embeddings are trained as a whole, or by a tuner that cannot train rows that are not new.
 
@@ -44,6 +46,11 @@ def train_mask_rows(model: nn.Module, owner: nn.Module, vocabulary: MaskVocabula
         ValueError: the rows are new and this tuner cannot train them, or PEFT cannot with ZeRO-3 on this device.
     """
     layers = embeddings_of(owner)
+    if rows_are_new and any(isinstance(layer, BaseTunerLayer) for layer in layers):
+        raise ValueError(
+            "target_modules: got embeddings, whose new rows for mask tokens no checkpoint would hold, expected none of "
+            "them, or --modules_to_save all-embedding, or a base model that knows mask tokens already"
+        )
     if any(isinstance(layer, (AuxiliaryTrainingWrapper, BaseTunerLayer)) for layer in layers):
         return
     config = model.peft_config[ADAPTER] if isinstance(model, PeftModel) else None
@@ -63,7 +70,9 @@ def train_mask_rows(model: nn.Module, owner: nn.Module, vocabulary: MaskVocabula
     names = {module: name for name, module in base.named_modules()}
     own = {id(layer.weight): layer for layer in reversed(layers)}.values()  # of tied ones the input side
     config.trainable_token_indices = {names[layer]: vocabulary.ids() for layer in own}
-    set_additional_trainable_modules(model, config, BaseTuner.get_model_config(base), ADAPTER)
+    rows_alone = copy(config)
+    rows_alone.modules_to_save = rows_alone.modules_to_tie = None  # a loaded adapter's would begin anew
+    set_additional_trainable_modules(model, rows_alone, BaseTuner.get_model_config(base), ADAPTER)
     found = embeddings_of(owner)
     if not all(isinstance(layer, TrainableTokensWrapper) for layer in found):
         # PEFT goes by the configuration, which can say otherwise than the weights.
@@ -85,6 +94,11 @@ def check_rows_are_whole(model: nn.Module) -> None:
         raise ValueError(
             "fsdp with LoRA: PEFT cannot train rows of a matrix that is sharded, expected DDP, ZeRO-2 or full training"
         )
+
+
+def frozen_embeddings(owner: nn.Module) -> bool:
+    """Whether input or output embeddings are trained neither as a whole nor in some rows."""
+    return any(not any(p.requires_grad for p in layer.parameters()) for layer in embeddings_of(owner))
 
 
 def keep_embeddings_out(model: nn.Module) -> None:
@@ -131,6 +145,22 @@ def check_adapter(folder: str | Path, vocabulary: MaskVocabulary, hidden: int) -
                     f"adapter {str(folder)!r}: its rows are {width} wide, the base model's embeddings {hidden}: "
                     "it belongs to another base model"
                 )
+
+
+def brings_rows(folder: str | Path, vocabulary: MaskVocabulary, hidden: int) -> bool:
+    """Whether a checkpoint of an adapter holds rows of the mask tokens: by themselves, or in whole matrices.
+
+    Args:
+        folder, vocabulary, hidden: see `check_adapter`.
+    """
+    config, weights = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
+    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("trainable_token_indices"):
+        return True
+    if not weights.is_file():
+        return False
+    with safe_open(weights, "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]
+    return any(len(shape) == 2 and shape[0] > max(vocabulary.ids()) and shape[1] == hidden for shape in shapes)
 
 
 def _span(ids: list[int]) -> str:

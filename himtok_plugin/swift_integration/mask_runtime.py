@@ -60,7 +60,7 @@ class MaskRuntime:
         self.generated_mask_tokens = limit or config.num_mask_tokens
         self.generation = MaskGeneration(self)
         self.trainer_encodes = trainer_encodes
-        self.rows_are_new = False  # whether the mask tokens' embedding rows were drawn when the model was loaded
+        self.rows_are_new = False  # whether the mask tokens' embedding rows were drawn at load, and no adapter has them
         self.calibration = Calibration.load(source)
         self._mask_tokenizer: MaskTokenizer | None = None
         self._refiner: SamRefiner | None = None

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from swift.utils import HfConfigFactory, get_logger
 from torch import Tensor, nn
+from transformers import InternVLProcessor
 
 from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from ..mask_tokenizer.conversion import RELEASED_FILE, SIDECAR_FOLDER, find_mask_tokenizer, load_released
 from ..refinement import SAM_KINDS
 from ..vocabulary import MaskVocabulary, check_ids_are_text, extend_embeddings, extend_tokenizer, full_shape
-from .adapters import adapter_size, check_adapter
+from .adapters import adapter_size, brings_rows, check_adapter
 from .arguments import current_arguments
 from .mask_runtime import MaskRuntime
 from .sharding import loading_whole
@@ -25,6 +26,7 @@ from .tokenizer_halves import Detokenizer, load_detokenizer, save_whole
 
 logger = get_logger()
 ATTRIBUTE = "mask_tokenizer"
+MAX_TILES = "MAX_NUM"  # ms-swift's environment variable
 
 
 def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> None:
@@ -37,7 +39,8 @@ def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> N
         config: its configuration.
 
     Raises:
-        ValueError: no mask tokenizer to be found, or one that does not fit the text tokenizer's mask tokens.
+        ValueError: no mask tokenizer to be found, one that is not trained or does not fit the text tokenizer's mask
+            tokens, or mask tokens of which nothing has trained the embeddings.
     """
     settings = current_arguments()
     if settings is None or loader.return_dummy_model or loader.model_meta.model_type == MaskTokenizerConfig.model_type:
@@ -49,9 +52,15 @@ def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> N
                 "multimodal one"
             )
         return
+    limit_tiles(processor)
     tokenizer = loader._get_tokenizer(processor)
     source = find_source(settings.mask_tokenizer, loader.model_info.model_dir, settings.adapter_folders)
     tokenizer_config, mask_tokenizer = _load(source, model is not None, _trains_inside(settings))
+    if not tokenizer_config.codebook_ready:
+        raise ValueError(
+            f"mask_tokenizer: {str(source)!r} has codebook_ready=false in its config.json: its codes mean nothing yet, "
+            "expected a mask tokenizer that stage 1 has trained beyond --continuous_warmup_steps"
+        )
     added = extend_tokenizer(tokenizer, tokenizer_config.codebook_size)
     vocabulary = MaskVocabulary.of(tokenizer, tokenizer_config.codebook_size)
     check_ids_are_text(config, vocabulary.ids())
@@ -59,18 +68,41 @@ def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> N
     tokenizer.himtok = runtime
     if model is None:
         return
+    width = full_shape(lm_of(model, loader.model_meta).get_input_embeddings().weight)[1]
+    for folder in settings.adapter_folders:
+        check_adapter(folder, vocabulary, width)
+    runtime.rows_are_new = bool(added) and not any(
+        brings_rows(folder, vocabulary, width) for folder in settings.adapter_folders
+    )
+    if runtime.rows_are_new:
+        _check_rows_can_learn(settings, loader.model_info.model_dir)
     if added:
         codebook = mask_tokenizer.quantize.codebook() if settings.mask_rows_init == "codebook" else None
         _extend_model(loader, model, config, added, len(tokenizer), codebook)
         logger.info(f"Added {len(added)} mask tokens to the vocabulary.")
-    width = full_shape(lm_of(model, loader.model_meta).get_input_embeddings().weight)[1]
-    for folder in settings.adapter_folders:
-        check_adapter(folder, vocabulary, width)
-    runtime.rows_are_new = bool(added)
     attach(model, mask_tokenizer)
     runtime.attach(mask_tokenizer)
     if settings.refiner in SAM_KINDS:
         runtime.refiner()  # weights that cannot be loaded are told now, not after the first answer
+
+
+def limit_tiles(processor) -> None:
+    """Make InternVL's processor of the HF layout cut images into MAX_NUM tiles at most, if that is set.
+
+    ms-swift heeds it in the chat layout only; in this one the processor decides, and no flag reaches it. A checkpoint's
+    processor is saved with it.
+
+    Raises:
+        ValueError: it is no number of tiles.
+    """
+    given = os.environ.get(MAX_TILES)
+    if given is None or not isinstance(processor, InternVLProcessor):
+        return
+    if not given.isdecimal() or int(given) < 1:
+        raise ValueError(f"{MAX_TILES}: got {given!r}, expected an integer >= 1")
+    images = processor.image_processor
+    images.max_patches = int(given)
+    images.min_patches = min(images.min_patches, images.max_patches)
 
 
 def trained_by_mask_trainer(args) -> bool:
@@ -83,6 +115,28 @@ def _trains_inside(args) -> bool:
     from swift.arguments import SftArguments
 
     return isinstance(args, SftArguments) and trained_by_mask_trainer(args)
+
+
+def _check_rows_can_learn(args, model_dir: str) -> None:
+    """Refuse mask tokens that were drawn just now where nothing will train them.
+
+    Raises:
+        ValueError: this is no training, or one that goes on from an adapter without them.
+    """
+    from swift.arguments import SftArguments
+
+    folders = [repr(folder) for folder in (model_dir, *args.adapter_folders)]
+    nowhere = f"{' and '.join(folders)} {'have' if len(folders) > 1 else 'has'} no rows of mask tokens"
+    if not isinstance(args, SftArguments):
+        raise ValueError(
+            f"model: {nowhere}, so that answers with masks would be drawn at random: expected a checkpoint that was "
+            "trained with --plugin himtok"
+        )
+    if args.resume_from_checkpoint:
+        raise ValueError(
+            f"resume_from_checkpoint: {nowhere}, which cannot begin in the middle of a run: expected a checkpoint of a "
+            "run with --plugin himtok, or --adapters instead"
+        )
 
 
 def find_source(asked: str | None, model_dir: str, adapters: list[str]) -> Path:

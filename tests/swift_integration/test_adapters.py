@@ -193,6 +193,71 @@ def test_adapter_of_another_base_is_refused(lora, train, world, tmp_path, answer
         answers("wide", model=wider, adapters=checkpoint)
 
 
+@pytest.fixture
+def ordinary(world, tmp_path):
+    """The checkpoint of a LoRA that was made without this plugin; it has learned a norm as a whole."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    lmm = AutoModelForImageTextToText.from_pretrained(world.lmm)
+    config = LoraConfig(
+        r=4, target_modules=r".*language_model.*q_proj", modules_to_save=["language_model.norm"], task_type="CAUSAL_LM"
+    )
+    adapted = get_peft_model(lmm, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            parameter.data.normal_(1, 0.1)
+    adapted.save_pretrained(tmp_path / "ordinary")
+    return tmp_path / "ordinary"
+
+
+def test_training_goes_on_from_an_ordinary_adapter_with_the_rows_beside_it(lora, ordinary, world, answers, tmp_path):
+    checkpoint = lora(adapters=ordinary, model=world.lmm, learning_rate=1e-5)
+    before, after = load_file(ordinary / "adapter_model.safetensors"), tensors(checkpoint)
+    (rows,) = (value for name, value in after.items() if "trainable_tokens_delta" in name)
+    assert tuple(rows.shape) == (CODES + 2, 32) and len(after) == len(before) + 1
+    for name, value in before.items():
+        assert torch.allclose(after[name], value, atol=1e-3), name
+    export(adapters=checkpoint, merge_lora=True, output_dir=tmp_path / "merged", torch_dtype="float32")
+    adapted, merged = answers("adapted", adapters=checkpoint), answers("merged", model=tmp_path / "merged")
+    assert all(row["masks"] for row in adapted)
+    assert [row["response"] for row in adapted] == [row["response"] for row in merged]
+
+
+def test_run_is_not_resumed_from_an_ordinary_adapter(lora, ordinary, world):
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint: .* and '.*/ordinary' have no rows of mask tokens"):
+        lora(model=world.lmm, resume_from_checkpoint=ordinary)
+
+
+def test_rows_that_nothing_has_trained_answer_nothing(ordinary, world, answers):
+    options = {"model": world.lmm, "mask_tokenizer": world.mask_tokenizer}
+    with pytest.raises(
+        ValueError, match=r"model: '.*/lmm' has no rows of mask tokens, .* trained with --plugin himtok"
+    ):
+        answers("plain", **options)
+    with pytest.raises(ValueError, match=r"model: '.*/lmm' and '.*/ordinary' have no rows of mask tokens"):
+        answers("ordinary", **options, adapters=ordinary)
+
+
+def test_low_rank_changes_of_new_rows_are_refused(lora):
+    with pytest.raises(
+        ValueError, match="target_modules: got embeddings, whose new rows for mask tokens no checkpoint"
+    ):
+        lora(target_modules=["all-linear", "all-embedding"])
+
+
+def test_new_rows_that_stay_frozen_are_told(train, monkeypatch):
+    from himtok_plugin.swift_integration.patches import training
+
+    told = []
+    monkeypatch.setattr(training.logger, "warning", lambda message, *_, **__: told.append(message))
+    train(freeze_llm=True, **STAGE_TWO)
+    assert any("embedding rows are new, and frozen" in line for line in told)
+    told.clear()
+    train(**STAGE_TWO)
+    assert not any("frozen" in line for line in told)
+
+
 def test_adapter_without_its_mask_tokenizer_is_refused(lora, answers):
     import shutil
 

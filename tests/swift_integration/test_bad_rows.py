@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import LMM, STAGE_TWO, infer, logged, pretrain, sft, write_rows
+from runs import LMM, STAGE_TWO, export, infer, logged, pretrain, sft, write_rows
 from tiny_models import released_state, tiny_model
 
 from himtok_plugin.masks import to_rle
@@ -182,7 +182,7 @@ def test_bad_row_of_stage_one_is_named(world, bad_rows, tmp_path, case):
 
 def test_mask_tokenizer_of_another_code_count_than_the_vocabulary_is_refused(train, stage_two, world, tmp_path):
     for size in (10, 14):
-        tiny_model(codebook_size=size).save_pretrained(tmp_path / "other")
+        tiny_model(codebook_size=size, codebook_ready=True).save_pretrained(tmp_path / "other")
         with pytest.raises(ValueError, match="text tokenizer (lacks 2 of the 16 mask tokens|has 12 mask codes)"):
             train([world.segment(world.left)], model=stage_two[1], mask_tokenizer=tmp_path / "other")
 
@@ -190,6 +190,24 @@ def test_mask_tokenizer_of_another_code_count_than_the_vocabulary_is_refused(tra
 def test_no_mask_tokenizer_to_be_found_says_what_to_give(train, world):
     with pytest.raises(ValueError, match="mask_tokenizer: none given, .* expected --mask_tokenizer DIR"):
         train([world.segment(world.left)], mask_tokenizer=None)
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_mask_tokenizer_without_a_codebook_is_refused(train, world, tmp_path, with_weights):
+    fresh = tmp_path / "fresh"
+    tiny_model().save_pretrained(fresh)
+    with pytest.raises(ValueError, match=r"mask_tokenizer: '.*/fresh' has codebook_ready=false in its config\.json"):
+        if with_weights:
+            train([world.segment(world.left)], mask_tokenizer=fresh)
+        else:
+            rows = write_rows(tmp_path / "rows.jsonl", [world.segment(world.left)])
+            export(
+                model=world.lmm,
+                mask_tokenizer=fresh,
+                dataset=rows,
+                to_cached_dataset=True,
+                output_dir=tmp_path / "cached",
+            )
 
 
 def test_folder_without_a_mask_tokenizer_is_refused(train, world, tmp_path):

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from swift.utils import get_logger
+
 from .replacing import around, is_replaced
+
+logger = get_logger()
 
 
 def train_mask_rows() -> None:
@@ -25,10 +29,15 @@ def train_mask_rows() -> None:
         owner = None if runtime is None else lm_of(model, args.model_meta)
         model = original(cls, args, model, template=template, **kwargs)
         if runtime is not None and args.is_adapter:
-            if not (args.resume_from_checkpoint or args.adapters):
+            if runtime.rows_are_new or not (args.resume_from_checkpoint or args.adapters):
                 adapters.train_mask_rows(model, owner, runtime.vocabulary, runtime.rows_are_new)
             adapters.check_rows_are_whole(model)
             adapters.keep_embeddings_out(model)
+        if runtime is not None and runtime.rows_are_new and adapters.frozen_embeddings(owner):
+            logger.warning(
+                "The mask tokens' embedding rows are new, and frozen: this run learns no mask. Train the language "
+                "model's embeddings (--freeze_llm false), or begin with a checkpoint that knows mask tokens."
+            )
         return model
 
 
