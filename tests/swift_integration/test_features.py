@@ -1,8 +1,10 @@
 """What users know of ms-swift's training works with masks in the batch."""
 
+import numpy as np
 import pytest
 import torch
-from runs import STAGE_TWO, export, logged, read_rows, write_rows
+from PIL import Image
+from runs import STAGE_TWO, export, logged, mask_of, read_rows, write_rows
 from safetensors.torch import load_file
 
 from himtok_plugin import MaskTokenizer
@@ -141,9 +143,40 @@ def test_half_precision_is_close_to_single(train):
 
 
 def test_loss_scale_weighs_words_beside_the_mask_losses(train, world):
+    """A weight of the answer's words, as rows may have it; what closes the answer keeps its own."""
     rows = [world.segment(world.left)] * 4
-    plain, scaled = train(rows, **STAGE_TWO), train(rows, loss_scale="ignore_empty_think", **STAGE_TWO)
-    close(scaled, plain, 1e-3)
+    heavy = [{**row, "messages": [row["messages"][0], {**row["messages"][1], "loss_scale": 3.0}]} for row in rows]
+    plain, scaled = (train(each, is_binary_loss_scale=False, **STAGE_TWO) for each in (rows, heavy))
+    for term in ("loss_mask_bce", "loss_mask_dice", "loss_mask_hierarchical"):
+        assert logged(scaled, term) == pytest.approx(logged(plain, term), rel=1e-4), term
+    (once,), (thrice,) = (logged(result, "loss_next_token") for result in (plain, scaled))
+    assert 2.5 * once < thrice < 3 * once
+    assert logged(scaled, "loss")[0] - logged(plain, "loss")[0] == pytest.approx(thrice - once, rel=1e-3)
+
+
+def test_max_num_limits_the_tiles_of_internvl_in_the_hf_layout(train, world, tmp_path, monkeypatch):
+    from transformers import AutoProcessor
+
+    from himtok_plugin.swift_integration.trainer import MaskTrainer
+
+    Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(tmp_path / "wide.png")
+    row = {**world.segment(mask_of(32, 64, 0, 8, 0, 8)), "images": [str(tmp_path / "wide.png")]}
+    prepare, tiles = MaskTrainer._prepare_inputs, []
+
+    def recorded(self, inputs):
+        tiles.append(len(inputs["pixel_values"]))
+        return prepare(self, inputs)
+
+    monkeypatch.setattr(MaskTrainer, "_prepare_inputs", recorded)
+    train([row])
+    monkeypatch.setenv("MAX_NUM", "2")
+    train([row], save_strategy="steps", save_steps=1)
+    assert tiles == [1, 3]  # two and a thumbnail
+    saved = AutoProcessor.from_pretrained(tmp_path / "out" / "checkpoint-1").image_processor
+    assert (saved.min_patches, saved.max_patches) == (1, 2)
+    monkeypatch.setenv("MAX_NUM", "two")
+    with pytest.raises(ValueError, match="MAX_NUM: got 'two', expected an integer >= 1"):
+        train([row])
 
 
 def test_resuming_goes_on_bit_for_bit(train, tmp_path):
