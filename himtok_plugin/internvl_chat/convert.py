@@ -2,8 +2,8 @@
 
 Contract: `convert_chat_model` checks everything that can be told from the headers of the files, the configuration and
 the tokenizer, and a tied output head, before it writes or deletes anything; config.json goes first and comes last, so
-that an interrupted conversion is no model. `convert_released` does the same for the mask tokenizer alone. Does not know
-keys, tensors and file formats.
+that an interrupted conversion is no model. `convert_released` checks and clears the same way for the mask tokenizer
+alone. Does not know keys, tensors and file formats.
 """
 
 from __future__ import annotations

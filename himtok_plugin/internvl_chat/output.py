@@ -34,7 +34,7 @@ def check_apart(source: Path, out: Path) -> None:
         source: folder of a checkpoint, or a weights file, whose folder then counts.
         out: folder to write.
     Raises:
-        ValueError: it is the source's folder, or files there are links into it, or its `mask_tokenizer/` holds the source.
+        ValueError: it is the source's folder, files there are links into it, or its `mask_tokenizer/` holds the source.
     """
     folder = source if source.is_dir() else source.parent
     read = {folder.resolve(), *(path.resolve().parent for path in folder.iterdir() if path.is_file())}
