@@ -99,7 +99,9 @@ def _dataset_command(format: Format):
             summary = prepare(job, out, report)
         _tell(asdict(summary), out, json_file)
 
-    command.__doc__ = format.about[0].upper() + format.about[1:] + "."
+    first = format.about.split()[0]
+    # A name that begins small, as gRefCOCO, stays as it is.
+    command.__doc__ = (format.about[0].upper() + format.about[1:] if first.islower() else format.about) + "."
     return command
 
 

@@ -138,6 +138,10 @@ def make_rows(
     reader = open_reader(job.source)
     tasks = reader.tasks(log)
     _drain(log.entries, summary, skipped)
+    if not tasks and not summary.skipped:
+        raise ValueError(
+            f"{job.source.name}: {job.source.root} holds nothing of split {job.source.split!r}, expected some of it"
+        )
     order: Sequence[int] = range(len(tasks))
     if job.limit is not None:
         order = np.random.default_rng(job.seed).permutation(len(tasks))

@@ -39,6 +39,12 @@ def test_rows_do_not_depend_on_the_number_of_processes(root, prepare):
     assert alone[1] | {"seconds": 0} == two[1] | {"seconds": 0}
 
 
+def test_a_dataset_without_anything_is_an_error_not_an_empty_file(tmp_path, prepare):
+    write_json(tmp_path / "annotations" / "instances_train2017.json", coco_file([], [], ((1, "dog"),)))
+    error = prepare("coco", tmp_path, status=2)
+    assert "holds nothing of split 'train'" in error
+
+
 def test_reason_seg_is_evaluated_with_the_first_text_unless_asked_otherwise(tmp_path):
     def sentences(name, split, **options):
         return Job(Source(name, tmp_path, split), options=TaskOptions(**options)).options.sentences
