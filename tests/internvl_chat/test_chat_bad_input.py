@@ -384,6 +384,10 @@ def test_options_of_chat_models_with_a_mask_tokenizer_alone(refused, tmp_path, o
 def test_prompts_have_names():
     assert set(PROMPTS) == {"segmentation", "reasoning_segmentation", "box", "mask_then_box"}
     assert prompt("segmentation", " road ") == "Segment <ref>road</ref>."
+    phrase, sentence = (prompt("reasoning_segmentation", text) for text in ("a cold place", "Where is it cold?"))
+    assert phrase == "What is a cold place?\nWhat is the object and mask in the image?"
+    assert sentence == "Where is it cold?\nWhat is the object and mask in the image?"
+    assert prompt("mask_then_box", "a cat").startswith("First create the segmentation mask for <ref>a cat</ref>, then")
     assert all("the {odd} one" in prompt(name, "the {odd} one") for name in PROMPTS)
     with pytest.raises(ValueError, match="prompt: got 'count', expected one of"):
         prompt("count", "dogs")
