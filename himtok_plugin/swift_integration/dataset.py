@@ -48,6 +48,8 @@ class MaskColumn:
     def parse(cls, value: Any, codes: Any = None) -> MaskColumn:
         """Read the packed column, or plain `masks` (and `mask_codes`) of a row that never passed a dataset."""
         if isinstance(value, str):
+        if isinstance(value, cls):
+            return value
             try:
                 payload = json.loads(value)
             except json.JSONDecodeError:
@@ -81,6 +83,19 @@ class MaskColumn:
 
 
 def _name(dataset: str | None, row: int | None) -> str:
+def with_answer_of(column: MaskColumn, given: int, other: MaskColumn, others_given: int) -> MaskColumn:
+    """The masks of a row's question and of another row's answer.
+
+    Args:
+        column, other: of the two rows.
+        given, others_given: how many of their masks are their questions'.
+    """
+    parts = (column, slice(given)), (other, slice(others_given, None))
+    masks = [mask for each, part in parts for mask in each.masks[part]]
+    codes = [code for each, part in parts for code in (each.codes or [None] * len(each.masks))[part]]
+    return MaskColumn(masks, codes if any(codes) else None, column.row, dataset=column.dataset)
+
+
     name = "row" if row is None else f"row {row}"
     return name if dataset is None else f"{dataset}: {name}"
 

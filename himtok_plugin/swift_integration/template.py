@@ -51,8 +51,7 @@ class MaskTemplateMixin:
     # ----- a row
 
     def _preprocess_inputs(self, inputs) -> None:
-        masks = inputs.extra_kwargs.get("masks")
-        column = MaskColumn.parse([] if masks is None else masks, inputs.extra_kwargs.get("mask_codes"))
+        column = _column_of(inputs)
         # From here on, `images` holds pictures without a name, and some templates resize them (MAX_PIXELS, Qwen).
         inputs.himtok_row, inputs.himtok_images = column.name, [_image_name(image) for image in inputs.images]
         with _naming_images(inputs):
@@ -60,13 +59,38 @@ class MaskTemplateMixin:
             super()._preprocess_inputs(inputs)
         inputs.himtok_masks = self._write_masks(inputs, column)
 
+    def _rlhf_encode(self, inputs, check_rejected: bool = True) -> dict[str, Any]:
+        """Both answers of a pair: the row's masks are the chosen one's first, then those of the rejected one's own."""
+        if inputs.rejected is not None:
+            if self.mode == "kto":
+                # An answer about another image, for which patches/rows.py has put the masks together.
+                inputs.rejected.himtok_any_size = True
+            else:
+                self._share_masks(inputs.chosen, inputs.rejected)
+        return super()._rlhf_encode(inputs, check_rejected)
+
+    def _share_masks(self, chosen, rejected) -> None:
+        column = _column_of(chosen)
+        codes = self._known_codes(column, len(column.masks))
+        used = sum(map(count_placeholders, _texts(chosen)))
+        shared = _shared_placeholders(chosen, rejected)
+        further = sum(map(count_placeholders, _texts(rejected))) - shared
+        if used + further != len(column.masks):
+            raise ValueError(
+                f"{column.name}: messages hold {used} {MASK_PLACEHOLDER}, the rejected answer {further} more, masks "
+                f"holds {len(column.masks)}: expected one mask for each"
+            )
+        for inputs, numbers in ((chosen, range(used)), (rejected, [*range(shared), *range(used, used + further)])):
+            own = [column.masks[i] for i in numbers], [codes[i] for i in numbers]
+            inputs.extra_kwargs["masks"] = MaskColumn(*own, column.row, dataset=column.dataset)
+
     def _write_masks(self, inputs, column: MaskColumn) -> dict[str, Any]:
         """Replace every `<mask>` of the row by mask text; returns what the collator needs."""
-        texts = [m for m in inputs.messages if isinstance(m.get("content"), str)]
-        placeholders = sum(count_placeholders(m["content"]) for m in texts)
+        texts = _texts(inputs)
+        placeholders = sum(map(count_placeholders, texts))
         answered = not self.is_training and bool(inputs.messages) and inputs.messages[-1]["role"] == "assistant"
-        # At inference the last answer is cut off and its masks stay unread; a rejected answer may have fewer.
-        all_used = self._defers_encoding or answered
+        # At inference the last answer is cut off and its masks stay unread, as where answers are sampled in training.
+        all_used = self._defers_encoding or answered or self.mode in ("rlhf", "kto")
         if placeholders > len(column.masks) or (placeholders < len(column.masks) and all_used):
             raise ValueError(
                 f"{column.name}: messages hold {placeholders} {MASK_PLACEHOLDER}, masks holds {len(column.masks)}: "
@@ -81,14 +105,14 @@ class MaskTemplateMixin:
         blank = [0] * self.masks.num_mask_tokens
         written = iter([codes_to_text(blank if codes is None else codes) for codes in known])
         starts: list[bool] = []
-        for message in texts:
-            pieces = message["content"].split(MASK_PLACEHOLDER)
+        for i, text in enumerate(texts):
+            pieces = text.split(MASK_PLACEHOLDER)
             starts += [False] * pieces[0].count(MASK_START)
-            text = pieces[0]
+            texts[i] = pieces[0]
             for piece in pieces[1:]:
                 starts += [True] + [False] * piece.count(MASK_START)
-                text += next(written) + piece
-            message["content"] = text
+                texts[i] += next(written) + piece
+        _put_texts(inputs, texts)
         return encoded_masks(starts, squares, known)
 
     def _known_codes(self, column: MaskColumn, count: int) -> list[list[int] | None]:
@@ -122,7 +146,8 @@ class MaskTemplateMixin:
 
     def _squares(self, inputs, sources: dict[int, Any], name: str) -> np.ndarray:
         """uint8 (m, s, s); every mask must have the size of the row's first image, where there is one."""
-        return load_squares(sources, self.masks.image_size, inputs.himtok_size, name)
+        size = None if getattr(inputs, "himtok_any_size", False) else inputs.himtok_size
+        return load_squares(sources, self.masks.image_size, size, name)
 
     def _encode_truncated(self, inputs) -> dict[str, Any]:
         from swift.template import MaxLengthError
@@ -213,6 +238,37 @@ class MaskTemplateMixin:
         ids = super().get_generate_ids(generate_ids, num_prompt_tokens)
         self.masks.generation.finished(ids)
         return ids
+
+
+def _column_of(inputs) -> MaskColumn:
+    masks = inputs.extra_kwargs.get("masks")
+    return MaskColumn.parse([] if masks is None else masks, inputs.extra_kwargs.get("mask_codes"))
+
+
+def _texts(inputs) -> list[str]:
+    """What may hold `<mask>`, in order: the system message, which ms-swift keeps apart, and every turn that is text."""
+    system = [inputs.system] if isinstance(inputs.system, str) else []
+    return system + [m["content"] for m in inputs.messages if isinstance(m.get("content"), str)]
+
+
+def _put_texts(inputs, texts: list[str]) -> None:
+    """The inverse of `_texts`."""
+    following = iter(texts)
+    if isinstance(inputs.system, str):
+        inputs.system = next(following)
+    for message in inputs.messages:
+        if isinstance(message.get("content"), str):
+            message["content"] = next(following)
+
+
+def _shared_placeholders(chosen, rejected) -> int:
+    """How many `<mask>` stand before the two conversations part, with their last answers at the latest."""
+    count = 0
+    for one, other in zip(_texts(chosen)[:-1], _texts(rejected)[:-1], strict=False):
+        if one != other:
+            break
+        count += count_placeholders(one)
+    return count
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import STAGE_TWO, logged, write_rows
+from runs import STAGE_TWO, logged, read_rows, write_rows
 from torch import Tensor
 
 from himtok_plugin import MaskTokenizer
@@ -112,6 +112,16 @@ def test_masks_in_questions_are_read_and_not_supervised(train, batches, world, c
     assert logged(result, "loss_mask_bce")
 
 
+def test_masks_in_the_system_message_come_first(train, batches, world, codes_of):
+    row = world.row("<image>And <mask>?", "It is <mask>.", masks=[world.left, world.right, world.right])
+    row["messages"].insert(0, {"role": "system", "content": "This is a bar: <mask>."})
+    train([row], **STAGE_TWO)
+    (seen,) = batches
+    left, right = codes_of(world.left, world.right)
+    assert f"This is a bar: {codes_to_text(left)}." in seen.text[0]
+    assert seen.codes(seen.input_ids) == [left, right, right] and seen.supervised == [2]
+
+
 def test_masks_over_several_turns(train, batches, world, codes_of):
     turns = ("<image>First?", "<mask>", "And beside <mask>?", "It is <mask>.", "Thanks.", "Welcome.")
     masks = [world.left, world.left, world.right]
@@ -208,6 +218,13 @@ def test_boxes_and_masks_stand_side_by_side(train, batches, world, codes_of):
     (seen,) = batches
     assert "the bar" in seen.text[0] and "[" in seen.text[0] and "<bbox>" not in seen.text[0]
     assert seen.codes(seen.labels) == codes_of(world.left)
+
+
+def test_codes_of_a_step_in_half_precision_are_those_of_single(train, batches, world, codes_of):
+    """bfloat16 gives one square in twenty other codes."""
+    rows = [row for row in read_rows(world.scenes) if row["masks"]]
+    train(rows, bf16=True, fp16=False, use_cpu=True)
+    assert batches[0].codes(batches[0].labels) == codes_of(*(mask for row in rows for mask in row["masks"]))
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -10,6 +10,7 @@ rows        DatasetLoader._load_dataset_path                   rows know their f
             RowPreprocessor.prepare_dataset                    rows have numbers, and lists of masks survive reading
             RowPreprocessor.batched_preprocess                 `masks` of every row come through, checked
             AutoPreprocessor._get_preprocessor                 rows that hold masks only are understood
+            KTOPreprocessor.batched_preprocess                 answers of other rows come with their masks
 loading     register.get_template_meta                         every multimodal base's template knows masks
             template.get_template_meta                         the same, for whoever imports it later
             ModelLoader._add_new_special_tokens                a loaded model gets mask tokens and a mask tokenizer
@@ -55,6 +56,7 @@ def apply() -> None:
     if getattr(Template, _MARK, False):
         return
     rows.keep_mask_columns()
+    rows.pair_answers_with_their_masks()
     loading.compose_templates()
     loading.extend_models()
     loading.mark_image_tokens_of_gemma3()

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from swift.utils import get_logger
 
-from ..dataset import ROW_DATASET, ROW_NUMBER, pack_mask_column
+from ...mask_text import count_placeholders
+from ..dataset import ROW_DATASET, ROW_NUMBER, MaskColumn, pack_mask_column, with_answer_of
 from .replacing import around
 
 logger = get_logger()
@@ -102,3 +103,40 @@ def keep_mask_columns() -> None:
         if has_masks(features) and not any(name in features for name in asks):
             return MessagesPreprocessor(**self.kwargs)
         return original(self, dataset)
+
+
+def pair_answers_with_their_masks() -> None:
+    """What: in KTO, the answer of another row, which a row's is compared with, comes with its masks, and may have the
+    same words.
+    Why: ms-swift takes the answer's text alone, refuses one like the row's own, as answers with `<mask>` often are, and
+    its preprocessor for that passes over our columns.
+    Goes when: it pairs whole rows, in a preprocessor like the others.
+    """
+    from swift.pipelines.train.kto import KTOPreprocessor
+
+    def questions_masks(messages) -> int:
+        return sum(count_placeholders(m["content"]) for m in messages[:-1] if isinstance(m.get("content"), str))
+
+    @around(KTOPreprocessor, "batched_preprocess")
+    def batched_preprocess(original, self, batched_row, **kwargs):
+        batched_row = dict(batched_row)
+        self._remove_prefix_keys(batched_row, "__@")
+        for name in (ROW_NUMBER, ROW_DATASET):  # of the shuffled rows: theirs are packed with their masks
+            batched_row.pop(name, None)
+        paired = original(self, batched_row, **kwargs)
+        if "masks" in paired:
+            answers = paired.pop("rejected_response")
+            paired["rejected_messages"] = [
+                [*messages[:-1], {"role": "assistant", "content": answer}]
+                for messages, answer in zip(paired["messages"], answers, strict=True)
+            ]
+            for name in ("images", "videos", "audios", "tools", "objects"):  # which whole messages do not inherit
+                if name in paired:
+                    paired[f"rejected_{name}"] = paired[name]
+            columns = [MaskColumn.parse([] if masks is None else masks) for masks in paired["masks"]]
+            given = [questions_masks(messages) for messages in paired["messages"]]
+            paired["rejected_masks"] = [
+                with_answer_of(columns[i], given[i], columns[i - 1], given[i - 1]).to_json()
+                for i in range(len(columns))
+            ]
+        return paired
