@@ -43,7 +43,9 @@ class Choice:
 CHOICES = {
     "as in the demo": Choice(),
     "no hierarchical loss": Choice(flags={"hierarchical_loss_weight": 0}),
-    "no mask loss at all": Choice(flags={"hierarchical_loss_weight": 0, "mask_loss_weight": 0}),
+    "no mask loss at all": Choice(
+        flags={"hierarchical_loss_weight": 0, "mask_loss_weight": 0, "train_detokenizer": False}
+    ),
     "legacy reshape": Choice(tokenizer={"latent_layout": "legacy_reshape"}),
     "16 tokens": Choice(tokenizer={"num_mask_tokens": 16}),
     "32 tokens": Choice(tokenizer={"num_mask_tokens": 32}),

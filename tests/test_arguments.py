@@ -58,6 +58,25 @@ def test_invalid_value_is_refused_with_field_value_and_expectation(name, value):
     assert str(error.value).startswith(f"{name}: got {value!r}, expected ")
 
 
+class SftArguments(HimTokArguments):
+    """ms-swift's class of this name is known by it."""
+
+
+class RLHFArguments(SftArguments):
+    """Likewise."""
+
+
+def test_options_that_would_teach_nothing_are_refused_in_training_only():
+    for options in ({"train_detokenizer": True}, {"detokenizer_lr": 1e-4}):
+        (name,) = options
+        with pytest.raises(ValueError, match=f"^{name}: got .*, expected .* with a mask loss only"):
+            SftArguments(**options)
+        assert SftArguments(**options, hierarchical_loss_weight=1.0) and HimTokArguments(**options)
+    assert SftArguments(detokenizer_lr=1e-4, train_detokenizer=False)
+    with pytest.raises(ValueError, match="^mask_loss_weight: got 1.0, expected 0 with `swift rlhf`"):
+        RLHFArguments(mask_loss_weight=1.0)
+
+
 def test_boundary_values_are_accepted():
     HimTokArguments(mask_loss_weight=0, num_coarse_levels=31, num_mask_tokens=1, mask_threshold=1e-3, dead_code_steps=0)
 

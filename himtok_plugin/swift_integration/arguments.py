@@ -193,6 +193,7 @@ class HimTokArguments:
             value = getattr(self, name)
             _expect(_is_number(value) and 0 <= value <= 1, name, value, "a number from 0 to 1")
         _expect(self.refiner in REFINERS, "refiner", self.refiner, f"one of {', '.join(map(repr, REFINERS))}")
+        self._check_training()
         # ms-swift's own default scores text, with a library that is not among its requirements.
         if getattr(self, "predict_with_generate", False) and getattr(self, "eval_metric", None) is None:
             self.eval_metric = "mask"
@@ -223,6 +224,23 @@ class HimTokArguments:
             self.constrained_decoding,
             "True with min_masks, max_masks, mask_labels or mask_early_stop",
         )
+
+    def _check_training(self) -> None:
+        """Options that would teach nothing; those of a checkpoint that is only used say what it was trained with."""
+        kinds = {each.__name__ for each in type(self).__mro__}
+        if "SftArguments" not in kinds:
+            return
+        if "RLHFArguments" in kinds:
+            for name in ("mask_loss_weight", "hierarchical_loss_weight"):
+                _expect(
+                    getattr(self, name) == 0, name, getattr(self, name), "0 with `swift rlhf`, which has no mask loss"
+                )
+        if self.trains_on_masks:
+            return
+        needed = "with a mask loss only (--mask_loss_weight, --hierarchical_loss_weight)"
+        _expect(not self.train_detokenizer, "train_detokenizer", self.train_detokenizer, f"true {needed}")
+        idle = self.detokenizer_lr is None or self.train_detokenizer is False
+        _expect(idle, "detokenizer_lr", self.detokenizer_lr, f"one {needed}, or --train_detokenizer false")
 
     @property
     def trains_on_masks(self) -> bool:

@@ -8,6 +8,7 @@ any other engine, from its text. All masks come from `prediction.py`. Does not k
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,13 +141,19 @@ def without_results(rows: Any, result_path: str | None) -> Any:
 
 
 class MaskPictures:
-    """Writes masks and overlays of answers into a folder, numbered in order of appearance."""
+    """Writes masks and overlays of answers into a folder, numbered in order of appearance.
+
+    Numbers go on after those of pictures that are there: of an earlier run, which `--resume_result` goes on with, or of
+    an earlier dialogue.
+    """
 
     def __init__(self, folder: str, rank: int = -1):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.prefix = f"rank{rank}_" if rank > 0 else ""
-        self._number = 0
+        own = re.compile(rf"{self.prefix}(\d+)_(?:mask\d+|overlay)\.png")
+        found = [int(match[1]) for path in self.folder.iterdir() if (match := own.fullmatch(path.name))]
+        self._number = max(found, default=-1) + 1
 
     def write(self, row: dict[str, Any], masks: list[PredictedMask]) -> list[str]:
         """PNG per mask (0 or 255) and one overlay; returns their paths, none for an answer without a mask."""

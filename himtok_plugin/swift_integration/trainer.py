@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from datasets import Dataset
 from swift.trainers import Seq2SeqTrainer
+from swift.utils import get_logger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -22,6 +24,7 @@ from ..hierarchical_loss import HierarchicalMaskLoss, LogitTap, MaskLosses, code
 from ..mask_tokenizer.conversion import SIDECAR_FOLDER
 from ..mask_tokenizer.reconstruction_loss import draw_levels
 from .adapters import ROWS_KEY, embeddings_of
+from .dataset import MaskColumn
 from .device_means import DeviceMeans
 from .evaluation import MaskEvaluation, row_key
 from .inference import RESPONSE_ATTRIBUTE, write_masks
@@ -31,7 +34,10 @@ from .model import attached_mask_tokenizer, lm_of
 from .sharding import ShardedDetokenizer, UsedLater
 from .tokenizer_halves import DETOKENIZER, Detokenizer, load_detokenizer
 
+logger = get_logger()
 LEVEL_SEED = 1_000_003  # keeps the steps of runs with neighbouring seeds apart
+ENCODED = PREFIX + "masks"  # column of a row's encoded masks
+ROWS_AT_ONCE = 100  # that are looked through for masks; the first ones usually have some
 BATCH = "himtok_batch"  # key under which a batch's masks go from `_prepare_inputs` to `compute_loss`
 
 
@@ -46,6 +52,7 @@ class MaskTrainer(Seq2SeqTrainer):
         _choose_trained_parts(self.mask_tokenizer, settings.detokenizer_is_trained)
         self.mask_loss = HierarchicalMaskLoss(settings.num_coarse_levels, settings.mask_dice_weight)
         self._masks_in_step: int | None = None
+        self._masks_seen: int | None = None  # in all steps so far, None before the first
         self._means = DeviceMeans()
         if template.sequence_parallel_size > 1 and settings.trains_on_masks:
             raise ValueError(
@@ -53,10 +60,7 @@ class MaskTrainer(Seq2SeqTrainer):
                 "which needs a row's logits in one place, expected 1"
             )
         if settings.trains_on_masks and not _may_have_masks(kwargs.get("train_dataset")):
-            raise ValueError(
-                f"mask_loss_weight={settings.mask_loss_weight}, hierarchical_loss_weight="
-                f"{settings.hierarchical_loss_weight}: got rows without masks, expected some with a column `masks`"
-            )
+            raise ValueError(f"{self._mask_loss_name()}: got rows without masks, expected some with masks in `masks`")
         self._tap = LogitTap(lm_of(model, template.model_meta).get_output_embeddings() or nn.Identity())
         super().__init__(*args, **kwargs)
         self._share_with_processes()
@@ -123,6 +127,7 @@ class MaskTrainer(Seq2SeqTrainer):
             dist.all_reduce(total)
             count = int(total)
         self._masks_in_step = count
+        self._masks_seen = (self._masks_seen or 0) + count
         return samples, num_items
 
     def _averaging_processes(self, num_items: Any) -> int:
@@ -252,7 +257,27 @@ class MaskTrainer(Seq2SeqTrainer):
         if isinstance(resume_from_checkpoint, (str, os.PathLike)):
             # Before anything is sharded: what FSDP saves beside an adapter is the adapter alone.
             self._load_sidecar(os.fspath(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._tell_if_no_mask_was_seen()
+        return result
+
+    def _tell_if_no_mask_was_seen(self) -> None:
+        """Of streams, and of rows whose masks are all in questions, it is not known before they were read."""
+        if self._masks_seen is None or not self.masks.settings.trains_on_masks:
+            return
+        seen = torch.tensor(self._masks_seen, device=self.args.device)
+        if dist.is_initialized():
+            dist.all_reduce(seen)
+        if not seen:
+            logger.warning(
+                f"{self._mask_loss_name()}: no answer of all that were trained on had a mask, so this run learned "
+                "nothing from it: expected rows whose answers hold <mask>."
+            )
+
+    def _mask_loss_name(self) -> str:
+        settings = self.masks.settings
+        names = ("mask_loss_weight", "hierarchical_loss_weight")
+        return ", ".join(f"{name}={getattr(settings, name)}" for name in names)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -274,11 +299,26 @@ class MaskTrainer(Seq2SeqTrainer):
 
 
 def _may_have_masks(dataset: Any) -> bool:
-    """False for a data set that has no column of masks; True where columns are not known before reading (streams)."""
+    """False for a data set without any mask, looked through up to the first; True where that cannot be (streams)."""
     while hasattr(dataset, "dataset"):  # ms-swift's lazy and packing wrappers
         dataset = dataset.dataset
     columns = getattr(dataset, "column_names", None)
-    return columns is None or any(name in columns for name in ("masks", "himtok_masks"))
+    if columns is None:
+        return True
+    found = [name for name in ("masks", ENCODED) if name in columns]
+    if not found or not isinstance(dataset, Dataset):
+        return bool(found)
+    batches = dataset.select_columns(found).iter(batch_size=ROWS_AT_ONCE)
+    return any(_holds_mask(value) for batch in batches for name in found for value in batch[name])
+
+
+def _holds_mask(value: Any) -> bool:
+    """Whether there are masks in a column of rows, packed ones (dataset.py) or encoded ones (mask_batch.py)."""
+    if isinstance(value, dict):
+        return any(value["starts"])
+    if isinstance(value, list):
+        return any(map(_holds_mask, value))
+    return value is not None and bool(MaskColumn.parse(value).masks)
 
 
 def _choose_trained_parts(mask_tokenizer: Detokenizer, detokenizer: bool) -> None:

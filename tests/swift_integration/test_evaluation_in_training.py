@@ -70,10 +70,49 @@ def test_tensorboard_gets_scores_and_overlays(evaluated, tmp_path, monkeypatch):
     assert picture.height == 64 and picture.width > 3 * 64
 
 
-def test_mask_loss_without_masks_in_the_data_is_refused(train, world):
-    rows = [{key: value for key, value in world.row("<image>What?", "A thing.").items() if key != "masks"}] * 4
-    with pytest.raises(ValueError, match="got rows without masks"):
-        train(rows, **STAGE_TWO)
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("empty", [True, False])
+def test_mask_loss_without_masks_in_the_data_is_refused(train, world, empty, lazy):
+    row = world.row("<image>What?", "A thing.")
+    rows = [row if empty else {key: value for key, value in row.items() if key != "masks"}] * 4
+    message = "mask_loss_weight=1.0, hierarchical_loss_weight=1.0: got rows without masks"
+    with pytest.raises(ValueError, match=message):
+        train(rows, lazy_tokenize=lazy, **STAGE_TWO)
+
+
+def test_a_mask_in_the_last_row_is_enough(train, world):
+    rows = [world.row("<image>What?", "A thing.")] * 150 + [world.segment(world.left)]
+    for lazy in (True, False):
+        assert logged(train(rows, lazy_tokenize=lazy, **STAGE_TWO), "loss")
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    """What the trainer warned of."""
+    from swift.utils import get_logger
+
+    told = []
+    monkeypatch.setattr(get_logger(), "warning", lambda message, *_, **__: told.append(str(message)))
+    return told
+
+
+@pytest.mark.parametrize("kind", ["stream", "questions"])
+def test_mask_loss_that_saw_no_mask_is_told_at_the_end(train, world, warned, kind):
+    """A stream is not read before, and masks of questions are masks."""
+    row = world.row("<image>What?", "A thing.")
+    if kind == "questions":
+        row = world.row("<image>What is <mask>?", "A thing.", masks=[world.left])
+    train([row] * 4, streaming=kind == "stream", **STAGE_TWO)
+    assert sum("no answer of all that were trained on had a mask" in line for line in warned) == 1
+    warned.clear()
+    train([world.segment(world.left)] * 4, streaming=kind == "stream", **STAGE_TWO)
+    assert not any("had a mask" in line for line in warned)
+
+
+def test_detokenizer_that_no_loss_trains_is_refused(train, world):
+    for options in ({"train_detokenizer": True}, {"detokenizer_lr": 1e-4}):
+        with pytest.raises(ValueError, match="with a mask loss only"):
+            train([world.segment(world.left)], **options)
 
 
 def weights(folder):

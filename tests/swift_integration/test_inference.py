@@ -94,6 +94,23 @@ def test_pictures_of_masks_equal_the_encoded_ones(results):
     assert {path.name for path in folder.iterdir()} == expected
 
 
+def test_pictures_of_an_earlier_run_stay(run, world, tmp_path):
+    """As with a second dialogue, or when a run goes on where it was."""
+    rows, folder = read_rows(world.scenes), tmp_path / "pictures"
+    first = run(rows[:3], mask_dir=folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "rank1_00099_mask0.png").write_bytes(b"another process's")
+    (folder / "99999_notes.txt").write_text("someone's own")
+    second = run(rows[3:6], mask_dir=folder)
+    masks = [mask for row in (*first, *second) for mask in row["masks"]]
+    written = sorted(folder.glob("[0-9]*_mask*.png"))
+    assert len(written) == len(masks) and all(row["masks"] for row in (first[0], second[0]))
+    for path, mask in zip(written, masks, strict=True):
+        assert np.array_equal(load_mask(path), load_mask({k: mask[k] for k in ("size", "counts")}))
+    assert all((folder / name).read_bytes() == content for name, content in before.items())
+    assert int(written[-1].name[:5]) < 6
+
+
 def test_result_file_can_be_scored(results):
     scores = score_rows(results[2])
     assert 0 <= scores["cIoU"] <= 1 and 0 <= scores["gIoU"] <= 1

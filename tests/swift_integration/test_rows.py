@@ -142,7 +142,7 @@ def test_rows_without_masks_beside_rows_with_masks(train, batches, world, codes_
 
 
 def test_rows_without_any_mask_train_the_lmm_alone(train, world):
-    result = train([world.row("<image>Any?", "There is none.")] * 2, **STAGE_TWO)
+    result = train([world.row("<image>Any?", "There is none.")] * 2)
     assert logged(result, "loss") == pytest.approx(logged(result, "loss_next_token"), rel=1e-4)
     assert not logged(result, "loss_mask_bce")
 
