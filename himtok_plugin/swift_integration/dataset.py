@@ -47,9 +47,9 @@ class MaskColumn:
     @classmethod
     def parse(cls, value: Any, codes: Any = None) -> MaskColumn:
         """Read the packed column, or plain `masks` (and `mask_codes`) of a row that never passed a dataset."""
-        if isinstance(value, str):
         if isinstance(value, cls):
             return value
+        if isinstance(value, str):
             try:
                 payload = json.loads(value)
             except json.JSONDecodeError:
@@ -82,7 +82,6 @@ class MaskColumn:
         return None if self.row is None else (self.dataset, self.row)
 
 
-def _name(dataset: str | None, row: int | None) -> str:
 def with_answer_of(column: MaskColumn, given: int, other: MaskColumn, others_given: int) -> MaskColumn:
     """The masks of a row's question and of another row's answer.
 
@@ -96,6 +95,7 @@ def with_answer_of(column: MaskColumn, given: int, other: MaskColumn, others_giv
     return MaskColumn(masks, codes if any(codes) else None, column.row, dataset=column.dataset)
 
 
+def _name(dataset: str | None, row: int | None) -> str:
     name = "row" if row is None else f"row {row}"
     return name if dataset is None else f"{dataset}: {name}"
 
