@@ -13,7 +13,8 @@ import numpy as np
 
 BOX_LEVELS = (0.5, 0.7, 0.9)
 Box = Sequence[float]
-# How answers give coordinates: shares of the image, thousandths of it (InternVL, Qwen2-VL), or pixels (Qwen2.5-VL).
+# How answers give coordinates: shares of the image, thousandths of it (InternVL, Qwen2-VL, Qwen3-VL), or pixels, which
+# Qwen2.5-VL counts in the image as it was resized for the model.
 SCALES = ("norm1", "norm1000", "pixel")
 
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
@@ -23,20 +24,24 @@ _FOUR = re.compile(
 )
 
 
-def boxes_in_text(text: str, size: tuple[int, int], scale: str = "norm1000") -> list[tuple[float, float, float, float]]:
+def boxes_in_text(
+    text: str, size: tuple[int, int], scale: str = "norm1000", shown: tuple[int, int] | None = None
+) -> list[tuple[float, float, float, float]]:
     """Every box in an answer, in order, in pixels.
 
     Args:
         text: the answer; boxes are written [x1, y1, x2, y2] or (x1, y1),(x2, y2).
         size: (h, w) of the image.
         scale: what the numbers mean: `norm1` shares of the image, `norm1000` thousandths (0 to 1000), `pixel`.
+        shown: (h, w) of the image that `pixel` counts in, where the model saw another one than that of `size`.
     Raises:
         ValueError: another scale.
     """
     if scale not in SCALES:
         raise ValueError(f"scale: got {scale!r}, expected one of {', '.join(SCALES)}")
     h, w = size
-    x, y = {"norm1": (w, h), "norm1000": (w / 1000, h / 1000), "pixel": (1, 1)}[scale]
+    shown_h, shown_w = shown or size
+    x, y = {"norm1": (w, h), "norm1000": (w / 1000, h / 1000), "pixel": (w / shown_w, h / shown_h)}[scale]
     boxes = []
     for match in _FOUR.finditer(text):
         x1, y1, x2, y2 = (float(number) for number in match.groups() if number is not None)

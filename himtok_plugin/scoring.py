@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .box_metrics import BoxMetrics
 from .coco_masks import check_size, short
 from .mask_matching import matched_ious
@@ -281,22 +279,6 @@ def runs_of_row(row: dict[str, Any], root: str | Path | None = None) -> RowRuns:
             except ValueError as error:
                 raise ValueError(f"{key}[{i}]: {error}") from error
     return RowRuns(runs[PREDICTED], runs[TRUE], runs[IGNORED], size)
-
-
-def prediction_and_target(row: dict[str, Any], root: str | Path | None = None) -> tuple[np.ndarray | None, np.ndarray]:
-    """What a result row says beside what is true.
-
-    Args:
-        row: with `masks` and `target_masks`, see `score_rows`.
-        root: see `score_rows`.
-    Returns:
-        bool (h, w) each; the prediction is None for a missing answer.
-    Raises:
-        ValueError: a row that cannot be scored.
-    """
-    predicted, true, _ = masks_of_row(row, root)
-    union = true.union()
-    return (None if not predicted and union.any() else predicted.union()), union
 
 
 def masks_of_row(row: dict[str, Any], root: str | Path | None = None) -> tuple[Masks, Masks, Masks]:

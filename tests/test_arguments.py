@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,23 @@ def test_invalid_value_is_refused_with_field_value_and_expectation(name, value):
     with pytest.raises(ValueError) as error:
         HimTokArguments(**{name: value})
     assert str(error.value).startswith(f"{name}: got {value!r}, expected ")
+
+
+@dataclass
+class Inferring(HimTokArguments):
+    """The fields of ms-swift's `InferArguments` that matter here."""
+
+    infer_backend: str = "transformers"
+    stream: bool | None = None
+
+
+def test_a_second_look_is_taken_by_the_own_engine_at_whole_answers():
+    assert Inferring(refiner="zoom").stream is False and Inferring(refiner="sam2", stream=True).stream
+    assert Inferring(refiner="zoom", infer_backend="pt") and HimTokArguments(refiner="zoom")
+    with pytest.raises(ValueError, match="infer_backend: got 'vllm', expected 'transformers' with --refiner zoom"):
+        Inferring(refiner="zoom", infer_backend="vllm")
+    with pytest.raises(ValueError, match="stream: got True, expected False with --refiner zoom"):
+        Inferring(refiner="zoom", stream=True)
 
 
 class SftArguments(HimTokArguments):

@@ -25,6 +25,12 @@ def test_boxes_are_found_in_answers(text, scale, boxes):
     assert boxes_in_text(text, SIZE, scale) == [pytest.approx(box) for box in boxes]
 
 
+def test_pixels_of_the_image_that_the_model_was_shown_are_brought_back():
+    (box,) = boxes_in_text("[10, 20, 30, 40]", SIZE, "pixel", shown=(50, 200))
+    assert box == pytest.approx((50, 200, 150, 400))
+    assert boxes_in_text("[10, 20, 30, 40]", SIZE, "norm1000", shown=(50, 200)) == [pytest.approx((10, 10, 30, 20))]
+
+
 def test_another_scale_is_refused():
     with pytest.raises(ValueError, match="scale: got 'percent', expected one of norm1, norm1000, pixel"):
         boxes_in_text("[1, 2, 3, 4]", SIZE, "percent")

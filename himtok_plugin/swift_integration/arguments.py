@@ -27,6 +27,7 @@ from himtok_plugin.swift_integration.checkpoint_settings import (
 MAX_COARSE_LEVELS = 31
 DEFAULT = "default"  # --model: the checkpoint that ships with the package
 REFINERS = ("none", "sam", "sam2", "sam3", "zoom")
+OWN_ENGINE = ("transformers", "pt")  # values of --infer_backend; the latter is ms-swift 3's
 _current: list[Any] = []  # at most one, see `current_arguments`
 
 
@@ -193,6 +194,7 @@ class HimTokArguments:
             value = getattr(self, name)
             _expect(_is_number(value) and 0 <= value <= 1, name, value, "a number from 0 to 1")
         _expect(self.refiner in REFINERS, "refiner", self.refiner, f"one of {', '.join(map(repr, REFINERS))}")
+        self._check_zoom()
         self._check_training()
         # ms-swift's own default scores text, with a library that is not among its requirements.
         if getattr(self, "predict_with_generate", False) and getattr(self, "eval_metric", None) is None:
@@ -241,6 +243,16 @@ class HimTokArguments:
         _expect(not self.train_detokenizer, "train_detokenizer", self.train_detokenizer, f"true {needed}")
         idle = self.detokenizer_lr is None or self.train_detokenizer is False
         _expect(idle, "detokenizer_lr", self.detokenizer_lr, f"one {needed}, or --train_detokenizer false")
+
+    def _check_zoom(self) -> None:
+        """A second look at crops is taken by ms-swift's own engine, at whole answers."""
+        backend = getattr(self, "infer_backend", None)
+        if self.refiner != "zoom" or backend is None:
+            return
+        _expect(backend in OWN_ENGINE, "infer_backend", backend, "'transformers' with --refiner zoom")
+        stream = getattr(self, "stream", None)
+        _expect(not stream, "stream", stream, "False with --refiner zoom, which looks at whole answers")
+        self.stream = False  # in a dialogue None would stream
 
     @property
     def trains_on_masks(self) -> bool:

@@ -3,9 +3,10 @@
 Contract: `register_benchmarks` makes `refcoco_seg`, `grefcoco_seg`, `reasonseg`, `rec` and `mask_perception` known to
 evalscope. Their data are rows.jsonl as `himtok prepare` writes them, named in `--eval_dataset_args` as `local_path`: a
 file, or a folder of which every *.jsonl is a subset. Masks are decoded here, from the text of the answer (softly where
-`logprobs` come with it), so that every server will do. Beside evalscope's own report there is one with protocol and
-run, and a result file that `himtok eval` reads: its scores are these, for they are computed from its rows. What could
-not be predicted is in both, as a missing answer. Does not know metrics.
+`logprobs` come with it), so that every server will do; options that mean nothing then are refused. Beside evalscope's
+own report there is one with protocol and run, and a result file of masks or boxes that `himtok eval` reads: its scores
+are these, for they are computed from its rows. What could not be predicted is in both, as a missing answer. Does not
+know metrics.
 """
 
 from __future__ import annotations
@@ -31,21 +32,23 @@ from ..box_metrics import BOX_LEVELS, SCALES, BoxMetrics, box_iou, boxes_in_text
 from ..choices import ChoiceMetrics, choice_letter
 from ..confidence import Calibration
 from ..mask_rows import as_list, find_file, first_image_size, load_squares, row_masks, without_nulls
-from ..mask_text import MASK_PLACEHOLDER, codes_to_text, count_placeholders, text_to_codes
+from ..mask_text import MASK_PLACEHOLDER, codes_to_text, text_to_codes
 from ..masks import mask_bbox
 from ..metrics import PRECISION_LEVELS
-from ..prediction import Answer, MaskPredictor
+from ..prediction import Answer, MaskPredictor, PredictedMask
 from ..protocols import PROTOCOLS, find_protocol
 from ..report import ScoreReport
+from ..row_truths import ASKS_FOR_MASKS, BOX_PLACEHOLDER, answer_boxes, answer_masks, count_asked
 from ..scoring import RowScores, read_rows
 from ..token_logprobs import code_probabilities_of_logprobs
 from .arguments import current_arguments
+from .boxes import RESIZED, THOUSANDTHS, boxes_of_text, norm_bbox_of
 from .model import find_source, load_mask_tokenizer
 from .run_card import run_card
 
 FOLDER = "himtok"  # in the run's folder: reports and result files
 IMAGE_PLACEHOLDER = "<image>"
-BOX_PLACEHOLDER, REFERENCE_PLACEHOLDER = "<bbox>", "<ref-object>"
+REFERENCE_PLACEHOLDER = "<ref-object>"
 SHARES = {"N-acc": "n_acc", "T-acc": "t_acc"}
 
 
@@ -57,11 +60,13 @@ class RowBenchmark(VisionLanguageAdapter):
         self.add_overall_metric = False  # subsets are splits, whose mean means nothing
         self._reports: dict[str, ScoreReport] = {}
         self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._probabilities_came = False  # with any answer, so that its masks have scores
 
     # ----- rows to samples
 
     def load(self) -> tuple[DatasetDict, None]:
         """Samples of every subset, at most `--eval_limit` each."""
+        self.check_options()
         datasets = {}
         for subset, path in self._files().items():
             samples = []
@@ -104,7 +109,7 @@ class RowBenchmark(VisionLanguageAdapter):
         if size is None:
             raise ValueError(f"images: got {images!r:.200}, expected an image file")
         masks = [_absolute(mask) for mask in row_masks(row) or []]
-        given = sum(count_placeholders(message["content"]) for message in asked)
+        given = count_asked(messages, MASK_PLACEHOLDER)
         texts = _with_codes([message["content"] for message in asked], masks[:given], size)
         remaining = iter(images)
         turns = [
@@ -114,18 +119,42 @@ class RowBenchmark(VisionLanguageAdapter):
             for message, text in zip(asked, texts, strict=True)
         ]
         true: dict[str, Any] = {"row": number, "size": list(size), "messages": asked, "images": images}
-        true["target_masks"] = masks[given:]
         for key in ("category", "referent", "expressions", "source"):
             if row.get(key) is not None:
                 true[key] = row[key]
         if row.get("ignore") is not None:
             true["ignore"] = [_absolute(without_nulls(mask)) for mask in as_list(row["ignore"], "ignore")]
-        true.update(self.truth(row, answer))
+        true.update(self.truth(row, answer, size))
         return Sample(input=turns, target=answer, metadata=true)
 
-    def truth(self, row: dict[str, Any], answer: str) -> dict[str, Any]:
+    def truth(self, row: dict[str, Any], answer: str, size: tuple[int, int]) -> dict[str, Any]:
         """What else of a row is needed to score its answer; ValueError where that is missing."""
-        return {}
+        raise NotImplementedError
+
+    @property
+    def decodes_masks(self) -> bool:
+        """Whether scores depend on how masks are decoded."""
+        return False
+
+    def check_options(self) -> None:
+        """ValueError for an option that would have no effect here, though its name would stand in the report."""
+        args = current_arguments()
+        if not self.decodes_masks:
+            return
+        if args.refiner != "none":
+            raise ValueError(
+                f"refiner: got {args.refiner!r}, expected 'none': {self.name} decodes masks from the text of answers, "
+                "and nothing refines them"
+            )
+        if args.min_score and not self._asks_for_logprobs:
+            raise ValueError(
+                f"min_score: got {args.min_score}, expected 0 without logprobs in --eval_generation_config: masks have "
+                "no score then"
+            )
+
+    @property
+    def _asks_for_logprobs(self) -> bool:
+        return bool((self._task_config.generation_config.model_dump() or {}).get("logprobs"))
 
     # ----- answers to scores
 
@@ -135,6 +164,12 @@ class RowBenchmark(VisionLanguageAdapter):
         score.metadata = found
         score.value = {name: float(value) for name, value in values.items()}
         return score
+
+    def masks_of(self, text: str, size: tuple[int, int], logprobs) -> list[PredictedMask]:
+        """Masks of an answer, (h, w) each."""
+        answer = _answer(text, size, logprobs)
+        self._probabilities_came |= answer.probabilities is not None
+        return mask_predictor()([answer])[0]
 
     def judge(self, text: str, true: dict[str, Any], logprobs) -> tuple[dict[str, Any], dict[str, float]]:
         """What an answer says, as columns of a result row, and how good that is."""
@@ -175,10 +210,15 @@ class RowBenchmark(VisionLanguageAdapter):
         return find_protocol(self.extra_params.get("protocol", "plain"))
 
     def _card(self):
-        card = run_card(current_arguments(), _source(), mask_tokenizer().config.num_mask_tokens)
-        card.mask_decoding = "hard"
-        if (self._task_config.generation_config.model_dump() or {}).get("logprobs"):
-            card.mask_decoding = "soft, of the log-probabilities that came with answers"
+        args = current_arguments()
+        card = run_card(args, _source(), mask_tokenizer().config.num_mask_tokens)
+        soft = self._probabilities_came and args.mask_decoding == "soft"
+        card.mask_decoding = "soft, of the log-probabilities that came with answers" if soft else "hard"
+        card.refiner = "none"
+        if not self._probabilities_came:
+            card.min_score = 0.0  # of masks without a score, all are kept
+        if not self.decodes_masks:
+            card.mask_decoding = card.threshold = card.min_score = None
         card.further["server"] = self._task_config.api_url
         card.further["limit"] = self.limit
         return card
@@ -203,9 +243,16 @@ class MaskBenchmark(RowBenchmark):
         self.protocol.check_question(sample.metadata["messages"][-1]["content"], sample.metadata.get("expressions"))
         return sample
 
+    decodes_masks = True
+
+    def truth(self, row, answer, size):
+        masks = answer_masks(row_masks(row), row["messages"], row.get(ASKS_FOR_MASKS))
+        if masks is None:
+            raise ValueError(f"masks: got a row that asks for none ({answer!r:.80}), expected one that does")
+        return {"target_masks": [_absolute(mask) for mask in masks]}
+
     def judge(self, text, true, logprobs):
-        (masks,) = mask_predictor()([_answer(text, tuple(true["size"]), logprobs)])
-        row = {"masks": [mask.to_dict() for mask in masks]}
+        row = {"masks": [mask.to_dict() for mask in self.masks_of(text, tuple(true["size"]), logprobs)]}
         return row, {"iou": RowScores(self.protocol, boundary=False).add({**true, **row})}
 
     def scores_of(self, rows):
@@ -218,33 +265,47 @@ class MaskBenchmark(RowBenchmark):
 class BoxBenchmark(RowBenchmark):
     """The first box of an answer, or that of its first mask, against the true one."""
 
-    def truth(self, row, answer):
-        boxes = (row.get("objects") or {}).get("bbox") or []
-        if len(boxes) != 1 or len(boxes[0]) != 4:
-            raise ValueError(f"objects: bbox: got {boxes!r:.120}, expected one box [x1, y1, x2, y2]")
-        return {"box": [float(value) for value in boxes[0]]}
+    @property
+    def decodes_masks(self):
+        return self.extra_params["box_from"] == "mask"
+
+    def check_options(self):
+        super().check_options()
+        if not self.decodes_masks and self.extra_params["box_scale"] == BY_TEMPLATE:
+            _check_template(current_arguments())
+
+    def truth(self, row, answer, size):
+        boxes = answer_boxes(row.get("objects"), row["messages"], size)
+        if boxes is None or len(boxes) != 1:
+            raise ValueError(f"objects: got {row.get('objects')!r:.120}, expected one box [x1, y1, x2, y2]")
+        return {"target_boxes": boxes}
 
     def judge(self, text, true, logprobs):
-        size = tuple(true["size"])
-        if self.extra_params["box_from"] == "mask":
-            (masks,) = mask_predictor()([_answer(text, size, logprobs)])
-            found = [mask_bbox(mask.mask) for mask in masks[:1] if mask.mask.any()]
+        size, scale = tuple(true["size"]), self.extra_params["box_scale"]
+        if self.decodes_masks:
+            found = [mask_bbox(mask.mask) for mask in self.masks_of(text, size, logprobs)[:1] if mask.mask.any()]
+        elif scale != BY_TEMPLATE:
+            found = boxes_in_text(text, size, scale)
+        elif norm_bbox_of(current_arguments()) == THOUSANDTHS:
+            found = boxes_in_text(text, size)
         else:
-            found = boxes_in_text(text, size, self.extra_params["box_scale"])
-        iou = box_iou(found[0], true["box"]) if found else 0.0
-        return {"predicted_box": [float(value) for value in found[0]] if found else None}, {"iou": iou}
+            found = boxes_of_text(text, true["images"][0], _template())
+            if found is None:
+                raise ValueError("box_scale: got a template that does not tell the size it gives images, " + EXPLICIT)
+        found = [[float(value) for value in box] for box in found]
+        return {"boxes": found}, {"iou": box_iou(found[0], true["target_boxes"][0]) if found else 0.0}
 
     def scores_of(self, rows):
         metrics = BoxMetrics()
         for row in rows:
-            metrics.update(row["predicted_box"], row["box"])
+            metrics.update(row["boxes"][0] if row["boxes"] else None, row["target_boxes"][0])
         return metrics.compute(), {}
 
 
 class ChoiceBenchmark(RowBenchmark):
     """The letter of an answer against the true one."""
 
-    def truth(self, row, answer):
+    def truth(self, row, answer, size):
         if choice_letter(answer) is None:
             raise ValueError(f"messages: got the answer {answer!r:.80}, expected one with a letter")
         return {"answer": answer}
@@ -287,12 +348,15 @@ CIOU = MetricSelector(name="iou", dimensions={"kind": "cIoU"})
 GIOU = MetricSelector(name="iou", dimensions={"kind": "gIoU"})
 BOX = MetricSelector(name="accuracy", dimensions={"box_iou": BOX_LEVELS[0]})
 ACCURACY = MetricSelector(name="accuracy")
+BY_TEMPLATE = "template"
+EXPLICIT = f"expected box_scale in extra_params, one of {', '.join(SCALES)}"
 BOX_PARAMETERS = {
     "box_scale": {
         "type": "str",
-        "description": "What the numbers of a box mean: shares of the image, thousandths of it, or pixels.",
-        "value": "norm1000",
-        "choices": list(SCALES),
+        "description": "What the numbers of a box mean: what the model's template writes (thousandths of the image, or "
+        "pixels of it as it was resized), shares of the image, thousandths of it, or its own pixels.",
+        "value": BY_TEMPLATE,
+        "choices": [BY_TEMPLATE, *SCALES],
     },
     "box_from": {
         "type": "str",
@@ -325,6 +389,27 @@ def _identity(name: str) -> tuple[str, str, dict[str, Any]] | None:
         if name.startswith(begin) and float(name.removeprefix(begin)) in levels:
             return metric, "rate", {axis: float(name.removeprefix(begin))}
     return None
+
+
+# ----- boxes
+
+
+def _check_template(args: Any) -> None:
+    """ValueError where the template's boxes cannot be read."""
+    norm = norm_bbox_of(args)
+    if norm is None:
+        raise ValueError(f"box_scale: got no template that {args.model!r} is known by, " + EXPLICIT)
+    if norm == RESIZED and getattr(args, "eval_url", None):
+        raise ValueError(
+            f"box_scale: got a template ({args.template}) that writes pixels of the image as {args.eval_url} resizes "
+            "it, by settings that are not known here: " + EXPLICIT
+        )
+
+
+@cache
+def _template():
+    """The template of the model under evaluation, which resizes images as its server does: that is of this process."""
+    return current_arguments().get_template()
 
 
 # ----- masks

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..mask_rows import as_list, row_masks, without_nulls
 from ..mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
+from ..row_truths import ASKS_FOR_MASKS
 
 ROW_NUMBER, ROW_DATASET = "himtok_row", "himtok_dataset"
 PACKED = "himtok_masks"  # key that tells a packed column from a path
@@ -23,7 +24,7 @@ MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
 PLAIN_COLUMNS = ("query", "prompt", "instruction", "input", "question", "response", "answer", "output")
 TEXT_KEYS = ("content", "value")
 # Not read in training; result rows have them again, for protocols that ignore pixels, for classes, for failures.
-EVALUATION_COLUMNS = ("ignore", "category", "referent", "expressions", "source")
+EVALUATION_COLUMNS = (ASKS_FOR_MASKS, "ignore", "category", "referent", "expressions", "source")
 
 
 @dataclass(frozen=True)

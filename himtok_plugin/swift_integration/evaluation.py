@@ -15,8 +15,7 @@ import torch.distributed as dist
 from swift.metrics import eval_metrics_map
 from swift.metrics.base import EvalMetrics
 
-from ..metrics import SegmentationMetrics
-from ..scoring import prediction_and_target
+from ..scoring import RowScores, masks_of_row
 from ..visualization import comparison
 from .dataset import MaskColumn
 from .inference import load_row_image
@@ -40,32 +39,32 @@ class MaskEvaluation:
 
     def __init__(self, process: int = 0):
         self.process = process
-        self._scores: dict[Any, SegmentationMetrics] = {}
+        self._scores: dict[Any, RowScores] = {}
         self.pictures: list[np.ndarray] = []
 
     def add(self, row: dict[str, Any], key: tuple[str | None, int] | None) -> None:
         """Note a result row.
 
         Args:
-            row: with `masks`, `target_masks` and `images`.
+            row: with `masks`, `images` and, where masks were asked for, `target_masks`.
             key: `row_key` of the row. The last batch of several processes is filled up with rows that others have as
                 well; those with a key count once.
         """
-        prediction, target = prediction_and_target(row, os.environ.get("ROOT_IMAGE_DIR"))
-        scores = SegmentationMetrics(boundary=False)
-        scores.update(prediction, target)
+        root = os.environ.get("ROOT_IMAGE_DIR")
+        scores = RowScores(boundary=False, root=root)
+        asked = scores.add(row) is not None
         self._scores[(self.process, len(self._scores)) if key is None else key] = scores
-        if self.process == 0 and len(self.pictures) < MAX_PICTURES and row.get("images"):
-            self.pictures.append(self._picture(row, prediction, target))
+        if asked and self.process == 0 and len(self.pictures) < MAX_PICTURES and row.get("images"):
+            predicted, true, _ = masks_of_row(row, root)
+            self.pictures.append(self._picture(row, predicted.union(), true.union()))
 
     @staticmethod
-    def _picture(row: dict[str, Any], prediction: np.ndarray | None, target: np.ndarray) -> np.ndarray:
+    def _picture(row: dict[str, Any], prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
         image = load_row_image(row["images"][0])
         size = (image.height, image.width)
-        empty = np.zeros(size, bool)
-        target = target if target.shape == size else empty  # a row without any mask has no size
-        shown = empty if prediction is None or prediction.shape != size else prediction
-        return np.asarray(comparison(image, target, shown))
+        # A row without any mask has no size.
+        target, prediction = (mask if mask.shape == size else np.zeros(size, bool) for mask in (target, prediction))
+        return np.asarray(comparison(image, target, prediction))
 
     def compute(self) -> dict[str, float]:
         """Scores over the rows of all processes; a share of no rows is left out. Starts anew."""
@@ -73,7 +72,7 @@ class MaskEvaluation:
         if dist.is_initialized():
             everywhere = [None] * dist.get_world_size()
             dist.all_gather_object(everywhere, self._scores)
-        merged = SegmentationMetrics(boundary=False)
+        merged = RowScores(boundary=False)
         for scores in {key: value for part in everywhere for key, value in part.items()}.values():
             merged.merge(scores)
         self._scores = {}
@@ -81,7 +80,7 @@ class MaskEvaluation:
 
 
 class MaskMetrics(EvalMetrics):
-    """ms-swift's metric `mask`: cIoU, gIoU, P@x, N-acc, T-acc of the generated masks."""
+    """ms-swift's metric `mask`: what `RowScores.compute` returns, of the generated answers."""
 
     def compute_metrics(self, eval_prediction) -> dict[str, float]:
         evaluation: MaskEvaluation = self.trainer.mask_evaluation

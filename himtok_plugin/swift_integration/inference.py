@@ -15,9 +15,10 @@ from typing import Any
 
 from PIL import Image
 
-from ..mask_text import count_placeholders, text_to_codes
+from ..mask_text import text_to_codes
 from ..prediction import Answer, PredictedMask
 from ..refinement import SAM_KINDS
+from ..row_truths import ASKS_FOR_MASKS, answer_masks
 from ..scoring import read_rows
 from ..token_logprobs import code_probabilities_of_logprobs
 from ..visualization import overlay
@@ -92,17 +93,14 @@ def _codes(runtime: MaskRuntime, text: str) -> list[int]:
 def write_masks(row: dict[str, Any], masks: list[PredictedMask]) -> None:
     """Put predicted masks into a result row; the row's own masks of the answer, the truth, move to `target_masks`.
 
-    The row has its `EVALUATION_COLUMNS` again, its `dataset`, and its number in that as `row`.
+    A row that asks for no mask gets no `target_masks`, which keeps its answer out of masks' scores. The row has its
+    `EVALUATION_COLUMNS` again, its `dataset`, and its number in that as `row`.
     """
     truth = row.pop("masks", None)
     if truth is not None:
-        asked = row["messages"]
-        if asked and asked[-1]["role"] == "assistant":  # the answer just generated
-            asked = asked[:-1]
-        given = sum(count_placeholders(m["content"]) for m in asked if isinstance(m.get("content"), str))
         column = MaskColumn.parse(truth)
-        row["target_masks"] = column.masks[given:]
-        known = {"row": column.row, "dataset": column.dataset}
+        true = answer_masks(column.masks, row["messages"], column.further.get(ASKS_FOR_MASKS))
+        known = {"row": column.row, "dataset": column.dataset, "target_masks": true}
         row.update(column.further, **{name: value for name, value in known.items() if value is not None})
     row["masks"] = [mask.to_dict() for mask in masks]
 

@@ -2,8 +2,9 @@
 
 Contract: `--reward_funcs mask_iou mask_format mask_count no_target` finds them in ms-swift's `orms`. The true masks are
 those of the row's `masks` that its last answer speaks of; they reach a reward as the packed column of dataset.py. A row
-without masks (a VQA row in a mixture) has no such reward: None, which GRPO leaves out. All rewards of a process share
-one de-tokenizer, loaded when first needed: the trainer's own copy may be sharded. Does not know trainers.
+that asks for no mask (a VQA row in a mixture, see `row_truths.py`) has no such reward: None, which GRPO leaves out. All
+rewards of a process share one de-tokenizer, loaded when first needed: the trainer's own copy may be sharded. Does not
+know trainers.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from swift.rewards import ORM, orms
 from swift.utils import get_current_device
 
 from ..mask_rows import find_file
-from ..mask_text import count_placeholders
 from ..masks import Masks
 from ..rewards import MaskIoUReward, mask_count, mask_format, no_target
+from ..row_truths import ASKS_FOR_MASKS, answer_masks
 from .arguments import current_arguments
 from .dataset import MaskColumn
 from .model import find_source, load_mask_tokenizer
@@ -39,7 +40,7 @@ class MaskReward(ORM):
 
         Args:
             completions: the answers.
-            masks: the rows' packed masks, one per answer, None for a row without.
+            masks: the rows' packed masks, one per answer, None for a row without the column.
             columns: the rows' other columns; of these `messages` says how many masks are the questions'.
         Raises:
             ValueError: the dataset has no masks, or one that cannot be read.
@@ -49,11 +50,13 @@ class MaskReward(ORM):
                 "masks: got a dataset without this column, expected a dataset with masks for the mask rewards"
             )
         messages = columns.get("messages") or [[]] * len(completions)
-        rows = [i for i, value in enumerate(masks) if value is not None]
-        targets = [true_masks(masks[i], messages[i]) for i in rows]
+        targets = [None if column is None else true_masks(column, messages[i]) for i, column in enumerate(masks)]
+        rows = [i for i, target in enumerate(targets) if target is not None]
         rewards: list[float | None] = [None] * len(completions)
-        for i, reward in zip(rows, self.rewards([completions[i] for i in rows], targets), strict=True):
-            rewards[i] = reward
+        if rows:
+            found = self.rewards([completions[i] for i in rows], [targets[i] for i in rows])
+            for i, reward in zip(rows, found, strict=True):
+                rewards[i] = reward
         return rewards
 
     def rewards(self, texts: list[str], targets: list[list[np.ndarray]]) -> list[float]:
@@ -94,21 +97,21 @@ class NoTarget(MaskReward):
         return [no_target(text, any(mask.any() for mask in masks)) for text, masks in zip(texts, targets, strict=True)]
 
 
-def true_masks(column: Any, messages: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+def true_masks(column: Any, messages: Sequence[dict[str, Any]]) -> list[np.ndarray] | None:
     """The masks that a row's last answer should have: its masks after those of what was asked.
 
     Args:
         column: the row's packed masks.
         messages: the row's messages; the last one may be the sampled answer.
+    Returns:
+        None where no mask was asked for.
     Raises:
         ValueError: a mask that cannot be read.
     """
     packed = MaskColumn.parse(column)
-    asked = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
-    given = sum(count_placeholders(m["content"]) for m in asked if isinstance(m.get("content"), str))
-    sources = packed.masks[given:]
+    sources = answer_masks(packed.masks, messages, packed.further.get(ASKS_FOR_MASKS))
     if not sources:
-        return []
+        return sources
     try:
         return list(Masks.load([find_file(source) for source in sources]))
     except ValueError as error:

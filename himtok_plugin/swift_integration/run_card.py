@@ -1,7 +1,7 @@
 """The run card of ms-swift's inference and evaluation: what a report says of the run.
 
 Contract: `run_card` reads arguments; nothing is loaded for it but files' bytes. `leave_card` puts it beside the result
-file, once per run. Does not know results.
+file, once per run. What an engine cannot do is not said to have been done, or refused. Does not know results.
 """
 
 from __future__ import annotations
@@ -11,13 +11,41 @@ from pathlib import Path
 from typing import Any
 
 from ..provenance import RunCard, checkpoint_hash, package_versions
+from .arguments import OWN_ENGINE
 from .mask_runtime import MaskRuntime
 
 _LEFT = "himtok_card_left"
 
 
+def decoding_done(args: Any) -> str:
+    """How a run of `swift infer` decodes masks: hard where no code probabilities are told, whatever was asked for."""
+    told = probabilities_told(args)
+    return told if told and args.mask_decoding == "soft" else "hard"
+
+
+def probabilities_told(args: Any) -> str | None:
+    """Where a run of `swift infer` has code probabilities from; None where there are none, and masks have no score."""
+    engine = getattr(args, "infer_backend", None) or OWN_ENGINE[0]
+    if engine in OWN_ENGINE:
+        return "soft" if getattr(args, "num_beams", 1) in (None, 1) else None
+    # ms-swift returns no log-probabilities of SGLang's, and none that could be read with a stream.
+    if engine == "sglang" or getattr(args, "stream", False) or not getattr(args, "logprobs", False):
+        return None
+    return f"soft, of the {getattr(args, 'top_logprobs', None) or 1} best log-probabilities per token"
+
+
+def check_scores_are_told(args: Any) -> None:
+    """ValueError for a `--min_score` that would leave out nothing."""
+    if args.min_score and probabilities_told(args) is None:
+        engine, beams = getattr(args, "infer_backend", None), getattr(args, "num_beams", 1)
+        raise ValueError(
+            f"min_score: got {args.min_score}, expected 0: with infer_backend={engine!r}, num_beams={beams}, "
+            f"logprobs={getattr(args, 'logprobs', False)}, stream={getattr(args, 'stream', False)} masks have no score"
+        )
+
+
 def run_card(args: Any, source: Path, num_mask_tokens: int, **further: Any) -> RunCard:
-    """Card of a run.
+    """Card of a run of `swift infer`: what is done, where that is less than what was asked for.
 
     Args:
         args: ms-swift's arguments, with this plugin's options.
@@ -33,7 +61,7 @@ def run_card(args: Any, source: Path, num_mask_tokens: int, **further: Any) -> R
         checkpoint=folders,
         checkpoint_hash=checkpoint_hash(folders),
         num_mask_tokens=args.num_mask_tokens or num_mask_tokens,
-        mask_decoding=args.mask_decoding,
+        mask_decoding=decoding_done(args),
         threshold=args.mask_threshold,
         resize=args.mask_resize,
         refiner=args.refiner,
@@ -46,7 +74,12 @@ def run_card(args: Any, source: Path, num_mask_tokens: int, **further: Any) -> R
 
 
 def leave_card(args: Any, runtime: MaskRuntime) -> None:
-    """Write the card beside the result file of `swift infer`; nothing without one, and in further processes."""
+    """Write the card beside the result file of `swift infer`; nothing without one, and in further processes.
+
+    Raises:
+        ValueError: an option that would have no effect.
+    """
+    check_scores_are_told(args)
     result = getattr(args, "result_path", None)
     if not result or getattr(args, "rank", -1) > 0 or getattr(args, _LEFT, False):
         return

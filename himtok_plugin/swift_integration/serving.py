@@ -101,6 +101,8 @@ async def answer_with_segments(
     """
     if config.stream and config.n not in (None, 1):
         raise ValueError(f"n: got {config.n} with stream, expected 1")
+    if config.stream and runtime.settings.refiner == "zoom":
+        raise ValueError("stream: got True, expected False: this server's --refiner zoom looks at whole answers")
     request.mask_previews = check_previews(request.mask_previews, runtime)
     image = await asyncio.to_thread(check_request, request, runtime)
     answer = await infer(request, config, **kwargs)

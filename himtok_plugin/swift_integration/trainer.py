@@ -24,6 +24,7 @@ from ..hierarchical_loss import HierarchicalMaskLoss, LogitTap, MaskLosses, code
 from ..mask_tokenizer.conversion import SIDECAR_FOLDER
 from ..mask_tokenizer.reconstruction_loss import draw_levels
 from .adapters import ROWS_KEY, embeddings_of
+from .boxes import write_boxes
 from .dataset import MaskColumn
 from .device_means import DeviceMeans
 from .evaluation import MaskEvaluation, row_key
@@ -109,8 +110,9 @@ class MaskTrainer(Seq2SeqTrainer):
         def infer_and_note(rows, *args, **kwargs):
             responses = infer(rows, *args, **kwargs)
             for row, response in zip(rows, responses, strict=True):
-                key = row_key(row)
-                write_masks(row, getattr(response.choices[0].message, RESPONSE_ATTRIBUTE, []))
+                key, message = row_key(row), response.choices[0].message
+                write_masks(row, getattr(message, RESPONSE_ATTRIBUTE, []))
+                write_boxes(row, message.content, self.template)
                 self.mask_evaluation.add(row, key)
             return responses
 

@@ -14,9 +14,11 @@ pytest.importorskip("evalscope")
 import numpy as np
 
 from himtok_plugin.evaluation import evaluate_results
-from himtok_plugin.mask_text import text_to_codes
+from himtok_plugin.mask_text import codes_to_text, text_to_codes
 from himtok_plugin.masks import mask_bbox, to_rle
 from himtok_plugin.protocols import find_protocol
+from himtok_plugin.scoring import RowScores
+from himtok_plugin.swift_integration import benchmarks
 
 BENCHMARKS = ["refcoco_seg", "grefcoco_seg", "reasonseg", "rec", "mask_perception"]
 
@@ -173,15 +175,9 @@ def test_himtok_eval_gives_the_same_numbers_of_the_kept_predictions(evaluated):
 
 
 @pytest.fixture
-def adapter(world, rows, monkeypatch):
-    """An adapter as evalscope makes it; the mask tokenizer is the world's."""
-    from evalscope.api.registry import get_benchmark
-    from evalscope.config import TaskConfig
-
-    from himtok_plugin.swift_integration import benchmarks
-
-    benchmarks.register_benchmarks()
-    settings = SimpleNamespace(
+def settings(world):
+    """What a run's arguments say."""
+    return SimpleNamespace(
         mask_tokenizer=str(world.mask_tokenizer),
         model=str(world.lmm),
         adapters=[],
@@ -192,7 +188,17 @@ def adapter(world, rows, monkeypatch):
         min_score=0.0,
         num_mask_tokens=None,
         refiner="none",
+        template="internvl_hf",
     )
+
+
+@pytest.fixture
+def adapter(settings, rows, monkeypatch):
+    """An adapter as evalscope makes it; the mask tokenizer is the world's."""
+    from evalscope.api.registry import get_benchmark
+    from evalscope.config import TaskConfig
+
+    benchmarks.register_benchmarks()
     monkeypatch.setattr(benchmarks, "current_arguments", lambda: settings)
     for cached in (benchmarks._source, benchmarks.mask_tokenizer, benchmarks.mask_predictor):
         cached.cache_clear()
@@ -257,20 +263,74 @@ def test_choices_and_boxes_are_scored(adapter, rows):
     assert choices._reports["perception"].scores == {"accuracy": 0.5, "samples": 2, "unreadable": 1, "failures": 0}
     boxes = adapter("rec", rows / "rec.jsonl", box_scale="pixel")
     dataset = boxes.load_dataset()["rec"]
-    x1, y1, x2, y2 = dataset[0].metadata["box"]
+    ((x1, y1, x2, y2),) = dataset[0].metadata["target_boxes"]
     boxes.aggregate_subset("rec", scored(boxes, dataset, [f"[{x1}, {y1}, {x2}, {y2 - 1}]", None]))
     assert boxes._reports["rec"].scores["box_acc@0.9"] == 0.5
     assert boxes._reports["rec"].scores["missing"] == 1
+    card = boxes._reports["rec"].run
+    assert (card.mask_decoding, card.refiner, card.min_score) == (None, "none", None)  # no mask was decoded
+    kept = RowScores(boundary=False)
+    for row in boxes._rows["rec"]:
+        kept.add(row)
+    assert kept.compute()["box_acc@0.9"] == 0.5 and kept.compute()["box_missing"] == 1
+
+
+def test_boxes_are_read_as_the_template_writes_them(adapter, rows, settings, monkeypatch):
+    boxes = adapter("rec", rows / "rec.jsonl")
+    dataset = boxes.load_dataset()["rec"]
+    ((x1, y1, x2, y2),) = dataset[0].metadata["target_boxes"]
+    thousandths = [round(1000 * value / side) for value, side in zip((x1, y1, x2, y2), (64, 48, 64, 48), strict=True)]
+    assert boxes.judge(str(thousandths), dataset[0].metadata, None)[1]["iou"] > 0.95
+    settings.template = "qwen2_5_vl"  # pixels of what it makes of the image, here twice as large
+    monkeypatch.setattr(benchmarks, "_template", lambda: "a template")
+    monkeypatch.setattr(benchmarks, "boxes_of_text", lambda text, image, template: [[x1, y1, x2, y2]])
+    assert boxes.judge("[0, 0, 1, 1]", dataset[0].metadata, None)[1]["iou"] == 1.0
+    settings.eval_url = "http://elsewhere/v1"
+    with pytest.raises(ValueError, match="box_scale: got a template .qwen2_5_vl. that writes pixels of the image as"):
+        adapter("rec", rows / "rec.jsonl").load_dataset()
+    settings.template = None
+    with pytest.raises(ValueError, match="box_scale: got no template .* expected box_scale in extra_params, one of"):
+        adapter("rec", rows / "rec.jsonl").load_dataset()
+    adapter("rec", rows / "rec.jsonl", box_from="mask").load_dataset()
+
+
+@pytest.mark.parametrize(("option", "value"), [("refiner", "sam2"), ("min_score", 0.3)])
+def test_options_that_would_have_no_effect_are_refused(adapter, rows, settings, option, value):
+    setattr(settings, option, value)
+    with pytest.raises(ValueError, match=f"{option}: got {value!r}, expected"):
+        adapter("refcoco_seg", rows / "refcoco").load_dataset()
+    adapter("mask_perception", rows / "perception.jsonl").load_dataset()  # of no concern there
+
+
+def test_the_report_says_what_was_decoded_and_not_what_could_have_been(adapter, rows, settings):
+    made = adapter("refcoco_seg", rows / "refcoco" / "testB.jsonl")
+    made._task_config.generation_config.logprobs = True
+    settings.min_score = 0.3
+    dataset = made.load_dataset()["testB"]
+    made.aggregate_subset("testB", scored(made, dataset, ["There is none."] * 3))  # a server that tells none
+    card = made._reports["testB"].run
+    assert (card.mask_decoding, card.min_score, card.refiner) == ("hard", 0.0, "none")
+    text = codes_to_text([1, 2])
+    listed = [{"token": token, "logprob": -0.1, "top_logprobs": []} for token in ("<|mt_1|>", "<|mt_2|>")]
+    made.judge(text, dataset[0].metadata, listed)
+    made.aggregate_subset("testB", scored(made, dataset, ["There is none."] * 3))
+    card = made._reports["testB"].run
+    assert card.mask_decoding.startswith("soft, of the log-prob") and card.min_score == 0.3
 
 
 @pytest.mark.parametrize(
     ("name", "row", "message"),
     [
         ("refcoco_seg", {"messages": [{"role": "user", "content": "Segment."}]}, "got no answer at the end"),
+        (
+            "refcoco_seg",
+            {"question": "<image>What is <mask>?", "answer": "A dog."},
+            "masks: got a row that asks for none",
+        ),
         ("refcoco_seg", {"images": ["nowhere.png"]}, "images: got .*nowhere.png.* expected an image file"),
         ("refcoco_seg", {"question": "<image>Segment <bbox>."}, "got <bbox> in a question, expected it written out"),
         ("refcoco_seg", {"question": "<image>Meet all the descriptions: 1. a."}, "under the protocol 'per-sentence'"),
-        ("rec", {}, "objects: bbox: got .*expected one box"),
+        ("rec", {}, "objects: got .*expected one box"),
         ("mask_perception", {"answer": "The dog."}, "expected one with a letter"),
     ],
 )

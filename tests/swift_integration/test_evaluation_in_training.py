@@ -6,6 +6,7 @@ from runs import STAGE_TWO, logged, read_rows, write_rows
 from transformers import AutoModelForImageTextToText
 
 from himtok_plugin import MaskTokenizer
+from himtok_plugin.masks import to_rle
 from himtok_plugin.swift_integration.learning_rates import move_to_own_groups, scale_row_updates
 
 GENERATE = {
@@ -44,6 +45,20 @@ def test_rows_of_two_validation_sets_all_count(evaluated, world, tmp_path):
     rows = read_rows(world.scenes)
     files = [write_rows(tmp_path / f"val{i}.jsonl", rows[3 * i : 3 * i + 3]) for i in range(2)]
     assert logged(evaluated(val_dataset=files), "eval_samples") == [6]
+
+
+def test_ignored_pixels_count_nowhere_and_rows_that_ask_for_no_mask_are_not_scored(world):
+    from himtok_plugin.swift_integration.evaluation import MaskEvaluation
+
+    whole = world.left | world.right
+    row = {"images": [str(world.image)], "masks": [to_rle(whole)], "target_masks": [to_rle(world.left)]}
+    evaluation = MaskEvaluation()
+    evaluation.add({**row, "ignore": [to_rle(world.right)]}, ("a", 1))
+    for number in (2, 3):
+        evaluation.add({"images": [str(world.image)], "masks": []}, ("a", number))
+    assert len(evaluation.pictures) == 1
+    scores = evaluation.compute()
+    assert (scores["cIoU"], scores["samples"], scores["not_scored"]) == (1.0, 1, 2) and "N-acc" not in scores
 
 
 def test_best_checkpoint_is_chosen_by_ciou_and_training_stops_early(evaluated, monkeypatch):

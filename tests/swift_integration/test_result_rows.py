@@ -1,6 +1,7 @@
 """Result rows of `swift infer`: what evaluation wants to know of them, the run's card, going on where a run was."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from runs import infer, read_rows, write_rows
 from himtok_plugin.evaluation import evaluate_results
 from himtok_plugin.masks import to_rle
 from himtok_plugin.protocols import find_protocol
+from himtok_plugin.provenance import RunCard
+from himtok_plugin.swift_integration.run_card import probabilities_told
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,51 @@ def test_the_run_leaves_its_card(stage_two, rows, tmp_path):
     assert card.checkpoint == [str(stage_two[1])] and len(card.checkpoint_hash) == 32
     assert (card.mask_decoding, card.min_score, card.num_mask_tokens, card.refiner) == ("hard", 0.25, 3, "none")
     assert card.seed == 42 and card.versions["ms_swift"]
+
+
+def test_rows_that_ask_for_no_mask_are_not_scored_for_masks(stage_two, world, tmp_path):
+    """Wholly wrong masks stay wholly wrong beside questions of yes and no, whose answers have rightly no mask."""
+    box = {"ref": [], "bbox": [[4, 8, 20, 40]]}
+    asked = [
+        *(world.row("<image>Is it?", "Yes", asks_for_masks=False) for _ in range(9)),
+        world.row("<image>What is <mask>?", "A thing.", masks=[world.left]),
+        world.row("<image>Where?", "<bbox>", objects=box, asks_for_masks=False),
+        world.row("<image>Segment the blue one.", "There is none."),  # no target, as the README has it
+        world.segment(world.left),
+    ]
+    del asked[0]["masks"]
+    dataset, out = write_rows(tmp_path / "asked.jsonl", asked), tmp_path / "out.jsonl"
+    answered = infer(dataset, out, model=stage_two[1], max_new_tokens=4)
+    assert ["target_masks" in row for row in answered] == [False] * 11 + [True] * 2
+    assert answered[11]["target_masks"] == [] and len(answered[12]["target_masks"]) == 1
+    assert [row.get("target_boxes") for row in answered] == [None] * 10 + [[[4.0, 8.0, 20.0, 40.0]], None, None]
+    assert all(row["asks_for_masks"] is False for row in answered[1:9])
+    scores = evaluate_results(out, rows=dataset, boundary=False).scores
+    assert (scores["samples"], scores["box_samples"], scores["not_scored"], scores["failures"]) == (2, 1, 10, 0)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"stream": True}], ids=str)
+def test_the_card_says_how_masks_were_decoded(stage_two, rows, tmp_path, options):
+    out = tmp_path / "out.jsonl"
+    infer(rows, out, model=stage_two[1], max_new_tokens=24, mask_resize="nearest", **options)
+    card = RunCard.load(out)
+    assert (card.mask_decoding, card.resize) == ("hard" if "num_beams" in options else "soft", "nearest")
+    if "num_beams" in options:
+        with pytest.raises(ValueError, match="min_score: got 0.3, expected 0: with .*num_beams=2.* have no score"):
+            infer(rows, out, model=stage_two[1], max_new_tokens=24, min_score=0.3, **options)
+
+
+def test_other_engines_decode_softly_where_they_tell_log_probabilities():
+    def told(**options):
+        return probabilities_told(SimpleNamespace(**options))
+
+    assert told(infer_backend="vllm") is None and told(infer_backend="lmdeploy", logprobs=False) is None
+    assert told(infer_backend="vllm", logprobs=True, top_logprobs=20) == (
+        "soft, of the 20 best log-probabilities per token"
+    )
+    assert told(infer_backend="vllm", logprobs=True, stream=True) is None
+    assert told(infer_backend="sglang", logprobs=True, top_logprobs=20) is None  # ms-swift hands none on
+    assert told(infer_backend="transformers") == told() == "soft" and told(num_beams=4, logprobs=True) is None
 
 
 def test_a_run_goes_on_where_it_was(stage_two, rows, tmp_path):

@@ -38,6 +38,8 @@ def test_masks_of_the_question_are_not_the_answers():
     assert np.array_equal(found, other)
     assert len(true_masks(packed(MASK, other), asked[:1])) == 1
     assert true_masks(packed(), asked[1:]) == []
+    told = MaskColumn([], None, 7, {"asks_for_masks": False}).to_json()
+    assert true_masks(packed(MASK), asked[:1]) is None and true_masks(told, asked[1:]) is None
 
 
 def test_a_mask_that_cannot_be_read_names_its_row():
@@ -46,10 +48,13 @@ def test_a_mask_that_cannot_be_read_names_its_row():
         true_masks(column, [ANSWER])
 
 
-def test_rows_without_masks_have_no_mask_reward_and_a_dataset_without_any_is_an_error():
+def test_rows_that_ask_for_no_mask_have_no_mask_reward_and_a_dataset_without_any_is_an_error():
     reward = orms["mask_count"](args=None)
     messages = [[{"role": "user", "content": "<image>Segment."}]] * 2
     assert reward(["Yes.", "No mask."], masks=[None, packed()], messages=messages) == [None, 1.0]
+    told = MaskColumn([], None, 7, {"asks_for_masks": False}).to_json()
+    described = [[{"role": "user", "content": "<image>What is <mask>?"}]]
+    assert reward(["Yes.", "A dog."], masks=[told, packed(MASK)], messages=messages[:1] + described) == [None, None]
     assert reward(["Yes."], masks=[None], messages=messages) == [None]
     with pytest.raises(ValueError, match="masks: got a dataset without this column"):
         reward(["Yes."], messages=messages)

@@ -325,6 +325,13 @@ def test_flag_says_where_to_preview_if_the_request_does_not(runtime, world, monk
     assert segments_from_text(runtime, world, True, previews=[])[1] == []
 
 
+def test_a_stream_that_would_not_be_looked_at_twice_is_refused(runtime, world, monkeypatch):
+    monkeypatch.setattr(runtime.settings, "refiner", "zoom")
+    with pytest.raises(ValueError, match="stream: got True, expected False: this server's --refiner zoom"):
+        segments_from_text(runtime, world, stream=True)
+    assert len(segments_from_text(runtime, world, stream=False)[0]) == 3
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 def test_segments_are_refined_and_previews_are_not(runtime, world, monkeypatch, stream):
     before, first = segments_from_text(runtime, world, stream, 5, [1])

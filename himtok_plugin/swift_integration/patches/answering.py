@@ -55,13 +55,14 @@ def attach_masks_to_responses() -> None:
 
 
 def write_masks_to_results() -> None:
-    """What: `swift infer` writes `masks` into its rows, pictures into `--mask_dir`, and a card of the run; with
-    `--resume_result` it goes on where it was.
+    """What: `swift infer` writes `masks` and `boxes` into its rows, pictures into `--mask_dir`, and a card of the run;
+    with `--resume_result` it goes on where it was.
     Why: the pipeline builds result rows from fixed fields of the response.
     Goes when: rows can be post-processed by a plugin.
     """
     from swift.pipelines.infer.infer import SwiftInfer
 
+    from ..boxes import write_boxes
     from ..inference import RESPONSE_ATTRIBUTE, MaskPictures, masks_of_text, runtime_of, without_results, write_masks
     from ..run_card import leave_card
 
@@ -107,18 +108,22 @@ def write_masks_to_results() -> None:
         for row, response in zip(rows, noted, strict=False):  # other ranks of a parallel engine write no rows
             masks = masks_of(runtime, response, row["response"], row)
             write_masks(row, masks)
+            write_boxes(row, row["response"], self.template)
             if pictures(self) is not None:
                 pictures(self).write(row, masks)
         return rows
 
     @around(SwiftInfer, "infer_single")
     def infer_single(original, self, infer_request, request_config):
+        runtime = runtime_of(self.template)
+        if runtime is not None:
+            leave_card(self.args, runtime)
         with noting_responses(self) as noted:
             text = original(self, infer_request, request_config)
-        runtime = runtime_of(self.template)
         if runtime is not None and isinstance(infer_request, dict):
             masks = masks_of(runtime, noted[0], text, infer_request)
             write_masks(infer_request, masks)
+            write_boxes(infer_request, text, self.template)
             if self.args.mask_dir is None and self.args.eval_human:
                 self.args.mask_dir = "masks"  # who asks interactively wants to see the answer
             if masks and pictures(self) is not None:
