@@ -23,8 +23,8 @@ def prompt(name: str, expression: str) -> str:
 
     Args:
         name: one of `PROMPTS`.
-        expression: what it is about, such as "the dog on the left". For reasoning segmentation a whole sentence, or what
-            is asked for ("the food that dogs like"), which then is put into "What is …?" as the authors do.
+        expression: what it is about, such as "the dog on the left". For reasoning segmentation a whole sentence, or
+            what is asked for ("the food that dogs like"), which then is put into "What is …?" as the authors do.
     Raises:
         ValueError: no such prompt, or nothing to ask for.
     """
