@@ -35,7 +35,9 @@ from himtok_plugin.tiny_lmm import build_tiny_internvl
 TRAIN_SEED, HELD_OUT_SEED, TEXT_SEED = 1, 2, 3
 HELD_OUT_EVERY = 5
 TRAIN_MASKS, MEASURED_MASKS = 200_000, 1000
-KINDS = {"scene": 0.3, "real": 0.3, "generated": 0.4}  # of the tokenizer's training masks
+LEAST_SHARE = 8 / 64**2  # of its picture: what is smaller vanishes in the tokenizer's square
+# Of the tokenizer's training masks, before those that are too small are left out.
+KINDS = {"scene": 0.3, "real": 0.3, "generated": 0.4}
 TRAIN_SCENES, MEASURED_SCENES = 100_000, 1000
 TURNS = 3
 # More questions about what is not there than the scenes of the demo have: rarely asked, it is hardly learned.
@@ -83,7 +85,8 @@ class Recipe:
             number = self.count(number)
             with (self.folder / f"{name}.jsonl").open("w") as file:
                 for mask in tqdm(self._training_masks(number, seed), total=number, desc=name):
-                    file.write(json.dumps({"masks": [to_rle(mask)]}) + "\n")
+                    if mask.mean() >= LEAST_SHARE:
+                        file.write(json.dumps({"masks": [to_rle(mask)]}) + "\n")
 
     def _training_masks(self, number: int, seed: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng(seed)

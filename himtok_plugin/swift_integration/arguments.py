@@ -227,6 +227,16 @@ class HimTokArguments:
             "True with min_masks, max_masks, mask_labels or mask_early_stop",
         )
 
+    def _check_zoom(self) -> None:
+        """A second look at crops is taken by ms-swift's own engine, at whole answers."""
+        backend = getattr(self, "infer_backend", None)
+        if self.refiner != "zoom" or backend is None:
+            return
+        _expect(backend in OWN_ENGINE, "infer_backend", backend, "'transformers' with --refiner zoom")
+        stream = getattr(self, "stream", None)
+        _expect(not stream, "stream", stream, "False with --refiner zoom, which looks at whole answers")
+        self.stream = False  # in a dialogue None would stream
+
     def _check_training(self) -> None:
         """Options that would teach nothing; those of a checkpoint that is only used say what it was trained with."""
         kinds = {each.__name__ for each in type(self).__mro__}
@@ -243,16 +253,6 @@ class HimTokArguments:
         _expect(not self.train_detokenizer, "train_detokenizer", self.train_detokenizer, f"true {needed}")
         idle = self.detokenizer_lr is None or self.train_detokenizer is False
         _expect(idle, "detokenizer_lr", self.detokenizer_lr, f"one {needed}, or --train_detokenizer false")
-
-    def _check_zoom(self) -> None:
-        """A second look at crops is taken by ms-swift's own engine, at whole answers."""
-        backend = getattr(self, "infer_backend", None)
-        if self.refiner != "zoom" or backend is None:
-            return
-        _expect(backend in OWN_ENGINE, "infer_backend", backend, "'transformers' with --refiner zoom")
-        stream = getattr(self, "stream", None)
-        _expect(not stream, "stream", stream, "False with --refiner zoom, which looks at whole answers")
-        self.stream = False  # in a dialogue None would stream
 
     @property
     def trains_on_masks(self) -> bool:
