@@ -135,7 +135,7 @@ setup(
     # at the top of the repository, its one place, and is installed inside the package (himtok_plugin/resources.py).
     packages=[*find_namespace_packages(include=["himtok_plugin", "himtok_plugin.*"]), "himtok_plugin.swift_configs"],
     package_dir={"himtok_plugin.swift_configs": "swift_configs"},
-    package_data={"": ["*.yaml", "*.json", "*.txt", "*.safetensors"]},
+    package_data={"": ["*.yaml", "*.json", "*.txt", "*.safetensors", "*.jinja", "*.md"]},
     cmdclass={"build": BuildWithStartupHook, "build_startup_hook": BuildStartupHook},
     entry_points={
         "console_scripts": ["himtok = himtok_plugin.cli:main"],

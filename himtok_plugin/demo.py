@@ -168,7 +168,7 @@ class Demo:
             self.report(name, int(done), int(total))
             return
 
-    def _draw(self, result: str, tokenizer: Path) -> None:
+    def _draw(self, name: str, tokenizer: Path) -> None:
         """demo.png: the first held-out scenes with one target, and one of each other kind."""
         import torch
 
@@ -180,7 +180,7 @@ class Demo:
         model = MaskTokenizer.from_pretrained(tokenizer)
         k = model.config.num_mask_tokens
         rows = []
-        with (self.folder / f"{result}.jsonl").open(encoding="utf-8") as file:
+        with (self.folder / f"{name}.jsonl").open(encoding="utf-8") as file:
             results = [json.loads(line) for line in file]
         for result in _varied(results, PICTURE_ROWS):
             image = Image.open(_path(result["images"][0])).convert("RGB")
