@@ -5,7 +5,8 @@
 MASKS.jsonl: one `{"image_id": …, "segmentation": COCO RLE}` per line, as COCO's annotations hold them. Every fifth
 image is held out; the others' masks are shown to the tokenizer at many sizes and places, beside generated masks. The
 LMM learns from generated scenes alone. Seeds are fixed. On two CPU cores it takes some hours; parts can be run one by
-one: masks, stage1, scenes, stage2, codes, stage3, measure, pack.
+one: masks, stage1, scenes, stage2, stage3, measure, pack. `--only measure` in a new folder measures the checkpoint that
+ships.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from himtok_plugin.data.scenes import generate_masks, generate_scenes, write_row
 from himtok_plugin.mask_tokenizer import build_mask_tokenizer
 from himtok_plugin.masks import to_rle
 from himtok_plugin.reconstruction import reconstruction_scores
-from himtok_plugin.resources import config_path
+from himtok_plugin.resources import config_path, default_checkpoint
 from himtok_plugin.scoring import score_rows
 from himtok_plugin.tiny_lmm import build_tiny_internvl
 
@@ -44,7 +45,7 @@ TURNS = 3
 TASK_SHARES = {"attribute": 0.45, "relation": 0.2, "two": 0.15, "none": 0.2}
 SMALL, LARGE = 32**2, 96**2  # COCO's areas, in pixels
 BATCH = 16  # rows of a step of the LMM
-PARTS = ("masks", "stage1", "scenes", "stage2", "codes", "stage3", "measure", "pack")
+PARTS = ("masks", "stage1", "scenes", "stage2", "stage3", "measure", "pack")
 
 
 def main() -> None:
@@ -112,28 +113,27 @@ class Recipe:
         number = self.count(TRAIN_SCENES)
         progress = functools.partial(tqdm, total=number, desc="scenes")
         write_rows(self.folder / "train", number, TRAIN_SEED, task_shares=TASK_SHARES, turns=TURNS, progress=progress)
-        write_rows(self.folder / "held_out", self.count(MEASURED_SCENES), HELD_OUT_SEED)
+        self._held_out()
         texts = [turn["content"] for scene in generate_scenes(500, TEXT_SEED) for turn in scene.messages]
         build_tiny_internvl(self.folder / "lmm", texts, "pocket", seed=TRAIN_SEED)
 
     def stage2(self) -> None:
-        rows = self.folder / "train" / "rows.jsonl"
-        self._train_lmm(2, self.folder / "lmm", rows, "--mask_tokenizer", self._checkpoint(1))
-
-    def codes(self) -> None:
-        """Codes of all masks beforehand: stage 3 sees every scene more than once."""
-        rows, coded = self.folder / "train" / "rows.jsonl", self.folder / "coded.jsonl"
-        tokenize = ("tokenize", rows, coded, "--mask_tokenizer", self._checkpoint(1), "--overwrite")
-        run("-c", "from himtok_plugin.cli import main; main()", *tokenize)
+        self._train_lmm(2, self.folder / "lmm", "--mask_tokenizer", self._checkpoint(1))
 
     def stage3(self) -> None:
-        self._train_lmm(3, self._checkpoint(2), self.folder / "coded.jsonl")
+        self._train_lmm(3, self._checkpoint(2))
 
-    def _train_lmm(self, stage: int, model: Path, rows: Path, *options: object) -> None:
+    def _held_out(self) -> Path:
+        rows = self.folder / "held_out" / "rows.jsonl"
+        if not rows.is_file():
+            write_rows(rows.parent, self.count(MEASURED_SCENES), HELD_OUT_SEED)
+        return rows
+
+    def _train_lmm(self, stage: int, model: Path, *options: object) -> None:
         if self.processes > 1:
             os.environ["NPROC_PER_NODE"] = str(self.processes)
             options += ("--ddp_backend", "gloo", "--per_device_train_batch_size", BATCH // self.processes)
-        self._train(stage, model, rows, self.folder / "held_out" / "rows.jsonl", *options)
+        self._train(stage, model, self.folder / "train" / "rows.jsonl", self._held_out(), *options)
         os.environ.pop("NPROC_PER_NODE", None)
 
     def _train(self, stage: int, model: Path, rows: Path, held_out: Path, *options: object) -> None:
@@ -150,7 +150,8 @@ class Recipe:
     # ----- results
 
     def measure(self) -> None:
-        checkpoint = self._checkpoint(3)
+        """Figures of the checkpoint that was trained here, or else of the one that ships."""
+        checkpoint = self._checkpoint(3) if (self.folder / "stage3").is_dir() else default_checkpoint()
         figures: dict[str, object] = {}
         tokenizer = MaskTokenizer.from_pretrained(checkpoint)
         measured = {"scenes": list(generate_masks(self.count(MEASURED_MASKS), HELD_OUT_SEED))}
@@ -173,7 +174,7 @@ class Recipe:
             result.unlink(missing_ok=True)  # ms-swift appends
             swift(
                 *("infer", "--plugin", "himtok", "--model", checkpoint, "--mask_decoding", decoding),
-                *("--val_dataset", self.folder / "held_out" / "rows.jsonl", "--result_path", result),
+                *("--val_dataset", self._held_out(), "--result_path", result),
                 *("--max_batch_size", 64, "--max_new_tokens", 96, "--temperature", 0, "--stream", "false"),
             )
             figures[f"LMM, {decoding}"] = score_rows(result)
@@ -186,7 +187,7 @@ class Recipe:
         checkpoint, packed = self._checkpoint(3), self.folder / "packed"
         names = ["config.json", "generation_config.json", "model.safetensors", "mask_tokenizer/config.json"]
         names += ["mask_tokenizer/model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-        names += ["processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "args.json"]
+        names += ["processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"]
         for name in names:
             source, target = checkpoint / name, packed / name
             if not source.is_file():
@@ -202,11 +203,7 @@ class Recipe:
 
 
 def swift(*words: object) -> None:
-    run("-m", "swift.cli.main", *words)
-
-
-def run(*words: object) -> None:
-    subprocess.run([sys.executable, *map(str, words)], check=True)
+    subprocess.run([sys.executable, "-m", "swift.cli.main", *map(str, words)], check=True)
 
 
 if __name__ == "__main__":
