@@ -20,6 +20,7 @@ from PIL import Image
 
 from .benchmark import random_squares
 from .data.scenes import generate_scenes
+from .mask_text import IMAGE_PLACEHOLDER
 from .mask_tokenizer import MaskTokenizer, build_mask_tokenizer
 from .mask_tokenizer.sizes import SIZES
 
@@ -133,7 +134,7 @@ def bench_inference(
         for batch in settings.batches:
             scenes = list(generate_scenes(batch, seed=SCENE_SEED))
             images = [scene.image for scene in scenes]
-            questions = [scene.messages[0]["content"].removeprefix("<image>") for scene in scenes]
+            questions = [scene.messages[0]["content"].removeprefix(IMAGE_PLACEHOLDER) for scene in scenes]
             masks = sum(len(answer) for answer in ask(images, questions))
             seconds = timed(partial(ask, images, questions), settings.repeats, torch.device(device or "cpu"), warm=True)
             add(Timing("end to end", checkpoint, device, batch, masks, statistics.median(seconds), max(seconds)))

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from .data.scenes import generate_masks, generate_scenes, write_mask_rows, write_rows
+from .mask_text import IMAGE_PLACEHOLDER
 from .mask_tokenizer.conversion import SIDECAR_FOLDER
 from .masks import load_mask
 from .resources import config_path
@@ -195,7 +196,7 @@ class Demo:
                         with torch.inference_mode():
                             growth[n] = model.decode(codes[:, :n]).amax(0).numpy()
             iou = mask_iou(np.zeros(size, bool) if prediction is None else prediction, truth)
-            title = result["messages"][0]["content"].replace("<image>", "").strip()
+            title = result["messages"][0]["content"].replace(IMAGE_PLACEHOLDER, "").strip()
             rows.append(DemoRow(title, image, truth, prediction, growth, f"IoU {iou:.2f}"))
         demo_figure(rows).save(self.folder / "demo.png")
 

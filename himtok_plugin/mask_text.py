@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 MASK_START = "<|mt_start|>"
 MASK_END = "<|mt_end|>"
 MASK_PLACEHOLDER = "<mask>"
+# ms-swift's own, in the text of rows: each stands for the next of the row's `images`, `objects.bbox`, `objects.ref`.
+IMAGE_PLACEHOLDER, BOX_PLACEHOLDER, OBJECT_PLACEHOLDER = "<image>", "<bbox>", "<ref-object>"
 MAX_MASK_TOKENS = 32  # latent tokens of the released mask tokenizer, arXiv 2503.13026
 
 # ASCII digits only ("\d" also matches other scripts) and no leading zeros: "<|mt_07|>" is not a token, just text.

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from .mask_text import IMAGE_PLACEHOLDER
 from .masks import Resize, from_square
 from .metrics import Overlap
 from .run_lengths import Runs
@@ -24,7 +25,6 @@ RESIZES: dict[str, str] = {
 }
 JOINED = "Meet all the descriptions:"  # begins the expression that joins all of a referent's, in the paper's code
 _JOINED_BEGINS, _JOINED_ENDS = "Segment <ref>", "</ref>."  # what stands around it there, word by word
-_IMAGE = "<image>"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Protocol:
             question: of a sample.
             expressions: all of its referent's, in order, where they are known.
         """
-        asked = question.replace(_IMAGE, "").strip()
+        asked = question.replace(IMAGE_PLACEHOLDER, "").strip()
         expected = None
         if self.joined:
             whole = joined_question(expressions) if expressions else None

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .mask_text import MASK_PLACEHOLDER
+from .mask_text import BOX_PLACEHOLDER, MASK_PLACEHOLDER
 
 ASKS_FOR_MASKS = "asks_for_masks"  # column that says it where masks and text do not
-BOX_PLACEHOLDER = "<bbox>"
 
 Messages = Sequence[Mapping[str, Any]]
 

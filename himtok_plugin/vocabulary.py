@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AddedToken, PretrainedConfig, PreTrainedTokenizerBase
 
-from .mask_text import MASK_END, MASK_START, mask_token, mask_tokens
+from .mask_text import MASK_END, MASK_START, MASK_TOKEN_PREFIX, mask_token, mask_tokens
 
 ROWS_MULTIPLE = 64  # embedding matrices grow to a multiple of this, which keeps matrix products fast
 NOISE_SCALE = 0.1  # of new rows around the old rows' mean, in units of the old rows' standard deviation
@@ -59,7 +59,8 @@ class MaskVocabulary:
                 f"text tokenizer lacks {len(missing)} of the {codebook_size + 2} mask tokens, first {missing[0]}"
             )
         if mask_token(codebook_size) in known:
-            count = sum(1 for token in known if token.startswith("<|mt_") and token[5:-2].isdigit())
+            numbers = (token[len(MASK_TOKEN_PREFIX) : -2] for token in known if token.startswith(MASK_TOKEN_PREFIX))
+            count = sum(number.isdigit() for number in numbers)
             raise ValueError(
                 f"text tokenizer has {count} mask codes, the mask tokenizer has codebook_size={codebook_size}: "
                 "they do not belong together"

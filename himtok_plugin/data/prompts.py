@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from ..coco_masks import short
+from ..mask_text import BOX_PLACEHOLDER, MASK_PLACEHOLDER
 
 DEFAULT_FILE = Path(__file__).parent / "prompt_pools" / "english.yaml"
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -43,7 +44,7 @@ class Prompts:
         """
         pools = _read(DEFAULT_FILE)
         if path is not None:
-            fields = {(t, k): _fields(pool) for t, kinds in pools.items() for k, pool in kinds.items()}
+            fields = {(t, k): _fields(pool.texts[0]) for t, kinds in pools.items() for k, pool in kinds.items()}
             for task, kinds in _read(path).items():
                 for kind, pool in kinds.items():
                     if (task, kind) not in fields:
@@ -51,7 +52,7 @@ class Prompts:
                         raise ValueError(f"{path}: got the pool {task}.{kind}, expected one of {names}")
                     # A text that never says what is meant would make every row the same question.
                     for text in pool.texts:
-                        own = set(_FIELD.findall(text)) | {m for m in ("<mask>", "<bbox>") for _ in range(m in text)}
+                        own = _fields(text)
                         if own != fields[task, kind]:
                             raise ValueError(
                                 f"{path}: {task}.{kind}: {text!r} holds {sorted(own)}, expected "
@@ -67,9 +68,9 @@ class Prompts:
         return _FIELD.sub(lambda match: fields[match[1]], text)
 
 
-def _fields(pool: Pool) -> set[str]:
-    text = pool.texts[0]
-    return set(_FIELD.findall(text)) | {mark for mark in ("<mask>", "<bbox>") if mark in text}
+def _fields(text: str) -> set[str]:
+    """What a text leaves open: names in braces, and placeholders."""
+    return set(_FIELD.findall(text)) | {mark for mark in (MASK_PLACEHOLDER, BOX_PLACEHOLDER) if mark in text}
 
 
 def _read(path: Path) -> dict[str, dict[str, Pool]]:

@@ -27,7 +27,7 @@ from PIL import Image
 
 from ..coco_masks import short
 from ..mask_rows import as_list, row_masks
-from ..mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
+from ..mask_text import BOX_PLACEHOLDER, IMAGE_PLACEHOLDER, MASK_PLACEHOLDER, reference_placeholder_to_mask
 from ..masks import load_mask
 from ..run_lengths import Runs
 from ..worker_pool import map_ordered
@@ -269,11 +269,12 @@ class _RowCheck:
         images = as_images(row)
         for mark, expected, held in (
             (MASK_PLACEHOLDER, len(masks), "masks"),
-            ("<bbox>", len(boxes), "objects.bbox"),
-            ("<image>", len(images), "images"),
+            (BOX_PLACEHOLDER, len(boxes), "objects.bbox"),
+            (IMAGE_PLACEHOLDER, len(images), "images"),
         ):
             count = text.count(mark)
-            if count != expected and not (mark == "<image>" and count == 0):  # ms-swift puts them in front itself
+            left_out = mark == IMAGE_PLACEHOLDER and count == 0  # ms-swift puts them in front itself
+            if count != expected and not left_out:
                 faults.append(("placeholders", f"messages hold {count} {mark}, {held} holds {expected}"))
 
     def _boxes(self, row: dict, faults: list[tuple[str, str]]) -> list:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from himtok_plugin.data.expressions import TASKS, Expression, refer
 from himtok_plugin.data.shapes import COLOURS, KINDS, SIZES, SceneShape, coverage
+from himtok_plugin.mask_text import IMAGE_PLACEHOLDER, MASK_PLACEHOLDER
 from himtok_plugin.masks import to_rle
 
 DEFAULT_SIDE = 64
@@ -61,7 +62,7 @@ class Scene:
         """The conversation: every request and its answer, with a ``<mask>`` per target."""
         messages = []
         for turn, expression in enumerate(self.expressions):
-            image = "<image>" if turn == 0 else ""
+            image = IMAGE_PLACEHOLDER if turn == 0 else ""
             messages.append({"role": "user", "content": f"{image}Segment {expression.text}."})
             messages.append({"role": "assistant", "content": _answer(expression)})
         return messages
@@ -72,7 +73,7 @@ def _answer(expression: Expression) -> str:
         return f"There is no {expression.attributes.words()} in the image."
     if len(expression.targets) == 1:
         return "The mask appears at <mask>."
-    return "The masks appear at " + " and ".join(["<mask>"] * len(expression.targets)) + "."
+    return "The masks appear at " + " and ".join([MASK_PLACEHOLDER] * len(expression.targets)) + "."
 
 
 def generate_scenes(

@@ -18,7 +18,15 @@ from typing import Any
 
 from pycocotools import mask as coco
 
-from ..mask_text import MASK_PLACEHOLDER, MASK_TOKEN_PREFIX, reference_placeholder_to_mask, text_to_codes
+from ..mask_text import (
+    BOX_PLACEHOLDER,
+    IMAGE_PLACEHOLDER,
+    MASK_PLACEHOLDER,
+    MASK_TOKEN_PREFIX,
+    OBJECT_PLACEHOLDER,
+    reference_placeholder_to_mask,
+    text_to_codes,
+)
 from ..protocols import joined_question
 from .prompts import Prompts
 from .records import (
@@ -38,11 +46,10 @@ from .records import (
     union,
 )
 
-BOX_PLACEHOLDER = "<bbox>"
 # What ms-swift and this package read in a text as something else than text.
 PLACEHOLDERS = (
-    *("<image>", "<video>", "<audio>", "<ref-object>", "<cot-process>", "<start-image>"),
-    *(MASK_PLACEHOLDER, BOX_PLACEHOLDER, MASK_TOKEN_PREFIX),
+    *(IMAGE_PLACEHOLDER, BOX_PLACEHOLDER, OBJECT_PLACEHOLDER, MASK_PLACEHOLDER, MASK_TOKEN_PREFIX),
+    *("<video>", "<audio>", "<cot-process>", "<start-image>"),
 )
 SENTENCES = ("each", "one", "first", "joined")
 DEFAULT_SENTENCES = "each"
@@ -144,7 +151,7 @@ class Maker:
             raise BadEntry(MISSING_IMAGE, "it is not a file of its own: only the task `masks` can do without")
         row: Row = {
             "messages": [
-                {"role": "user", "content": f"<image>{question}"},
+                {"role": "user", "content": f"{IMAGE_PLACEHOLDER}{question}"},
                 {"role": "assistant", "content": answer},
             ],
             "images": [record.image],

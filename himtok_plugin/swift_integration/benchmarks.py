@@ -32,13 +32,20 @@ from ..box_metrics import BOX_LEVELS, SCALES, BoxMetrics, box_iou, boxes_in_text
 from ..choices import ChoiceMetrics, choice_letter
 from ..confidence import Calibration
 from ..mask_rows import as_list, find_file, first_image_size, load_squares, row_masks, without_nulls
-from ..mask_text import MASK_PLACEHOLDER, codes_to_text, text_to_codes
+from ..mask_text import (
+    BOX_PLACEHOLDER,
+    IMAGE_PLACEHOLDER,
+    MASK_PLACEHOLDER,
+    OBJECT_PLACEHOLDER,
+    codes_to_text,
+    text_to_codes,
+)
 from ..masks import mask_bbox
 from ..metrics import PRECISION_LEVELS
 from ..prediction import Answer, MaskPredictor, PredictedMask
 from ..protocols import PROTOCOLS, find_protocol
 from ..report import ScoreReport
-from ..row_truths import ASKS_FOR_MASKS, BOX_PLACEHOLDER, answer_boxes, answer_masks, count_asked
+from ..row_truths import ASKS_FOR_MASKS, answer_boxes, answer_masks, count_asked
 from ..scoring import RowScores, read_rows
 from ..token_logprobs import code_probabilities_of_logprobs
 from .arguments import current_arguments
@@ -47,8 +54,6 @@ from .model import find_source, load_mask_tokenizer
 from .run_card import run_card
 
 FOLDER = "himtok"  # in the run's folder: reports and result files
-IMAGE_PLACEHOLDER = "<image>"
-REFERENCE_PLACEHOLDER = "<ref-object>"
 SHARES = {"N-acc": "n_acc", "T-acc": "t_acc"}
 
 
@@ -462,7 +467,7 @@ def _logprobs_of(task_state) -> Any:
 def _with_codes(texts: list[str], masks: list[Any], size: tuple[int, int]) -> list[str]:
     """Questions with the codes of their masks in place of `<mask>`, which every server reads."""
     for text in texts:
-        for placeholder in (BOX_PLACEHOLDER, REFERENCE_PLACEHOLDER):
+        for placeholder in (BOX_PLACEHOLDER, OBJECT_PLACEHOLDER):
             if placeholder in text:
                 raise ValueError(
                     f"messages: got {placeholder} in a question, expected it written out: a server does not know how "

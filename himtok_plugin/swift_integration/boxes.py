@@ -14,6 +14,7 @@ from swift.template import TEMPLATE_MAPPING, StdTemplateInputs
 from swift.utils import get_logger
 
 from ..box_metrics import boxes_in_text
+from ..mask_text import IMAGE_PLACEHOLDER
 from ..row_truths import answer_boxes
 from .template import image_size
 
@@ -35,7 +36,7 @@ def shown_size(template: Any, image: Any) -> tuple[int, int] | None:
         template: of ms-swift.
         image: as rows hold it.
     """
-    inputs = StdTemplateInputs(messages=[{"role": "user", "content": "<image>"}], images=[image])
+    inputs = StdTemplateInputs(messages=[{"role": "user", "content": IMAGE_PLACEHOLDER}], images=[image])
     template._preprocess_inputs(inputs)
     template.replace_tag("image", 0, inputs)
     shown = inputs.images[0]

@@ -17,14 +17,14 @@ from PIL import Image
 from swift.template import StdTemplateInputs
 from swift.utils import get_logger
 
-from ..mask_text import MASK_PLACEHOLDER, MASK_START
+from ..mask_text import BOX_PLACEHOLDER, MASK_PLACEHOLDER, MASK_START
 from ..prediction import PredictedMask
 from ..refinement import SAM_KINDS, zoom_window, zoomed_mask
 from .inference import RESPONSE_ATTRIBUTE, load_row_image, refined_by_model
 from .mask_runtime import MaskRuntime
 
 logger = get_logger()
-GIVEN = (MASK_PLACEHOLDER, MASK_START, "<bbox>")  # what in a question speaks of places in the whole image
+GIVEN = (MASK_PLACEHOLDER, MASK_START, BOX_PLACEHOLDER)  # what in a question speaks of places in the whole image
 
 
 def refine_responses(

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .. import startup
-from ..mask_text import MASK_PLACEHOLDER, count_placeholders
+from ..mask_text import BOX_PLACEHOLDER, IMAGE_PLACEHOLDER, MASK_PLACEHOLDER, count_placeholders
 from ..masks import MaskSource
 from ..results import NORMALIZED_SIDE, SegmentationResult
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 ImageSource = str | os.PathLike | Image.Image | np.ndarray
 
 QUESTION = "Segment {}."  # as in the rows of README.md
-IMAGE_PLACEHOLDER, BOX_PLACEHOLDER = "<image>", "<bbox>"
 SENTENCE_ENDS = (".", "?", "!", "。", "？", "！")
 MAX_NEW_TOKENS = 512  # a dozen masks of 32 tokens with words around them
 

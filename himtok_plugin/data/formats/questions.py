@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...coco_masks import short
+from ...mask_text import IMAGE_PLACEHOLDER, MASK_PLACEHOLDER
 from ..byte_ranges import Range, Ranges, group_number, read_json, repeated, walk
 from ..records import BAD_ENTRY, REPEATED_ID, UNKNOWN_ID, BadEntry, Dialogue, Record, Region, SkipLog
 from .coco_index import segmentation_mask
@@ -140,7 +141,7 @@ class MaskPerceptionReader(Reader):
         masks = masks if isinstance(masks, list) else [] if masks is None else [masks]
         regions = tuple(Region(self._mask(mask, size)) for mask in masks)
         question = _text(entry, "question", "text")
-        question = question.removeprefix("<image>").strip()
+        question = question.removeprefix(IMAGE_PLACEHOLDER).strip()
         options = entry.get("options", entry.get("choices")) or []
         if isinstance(options, dict):
             options = [options[letter] for letter in sorted(options)]
@@ -149,7 +150,7 @@ class MaskPerceptionReader(Reader):
         answer = _text(entry, "answer", "label")
         if options:
             answer = _letter(answer, options)
-        if len(regions) == 1 and "<mask>" not in question + answer:
+        if len(regions) == 1 and MASK_PLACEHOLDER not in question + answer:
             question = f"<mask> {question}"
         id = str(entry.get("id", entry.get("question_id", name)))
         dialogue = Dialogue(question, answer, tuple(options), tuple(range(len(regions))), id=id)
