@@ -1,7 +1,7 @@
 """Boxes that answers spell, beside true ones: accuracy at IoU levels.
 
-Contract: `boxes_in_text` reads boxes out of an answer, `box_iou` compares two, `BoxMetrics` accumulates and merges.
-Boxes are x1, y1, x2, y2 in pixels, x2 and y2 exclusive. Does not know masks, files and models.
+Contract: `boxes_in_text`, and nothing else, reads boxes out of text, `box_iou` compares two, `BoxMetrics` accumulates
+and merges. Boxes are x1, y1, x2, y2 in pixels, x2 and y2 exclusive. Does not know masks, files and models.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ Box = Sequence[float]
 # How answers give coordinates: shares of the image, thousandths of it (InternVL, Qwen2-VL, Qwen3-VL), or pixels, which
 # Qwen2.5-VL counts in the image as it was resized for the model.
 SCALES = ("norm1", "norm1000", "pixel")
+NORMALIZED_SIDE = 1000  # of an image in `norm1000`
 
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 # [x1, y1, x2, y2], perhaps in more brackets; (x1,y1),(x2,y2) of Qwen; {"bbox_2d": [...]} holds the first.
@@ -41,7 +42,11 @@ def boxes_in_text(
         raise ValueError(f"scale: got {scale!r}, expected one of {', '.join(SCALES)}")
     h, w = size
     shown_h, shown_w = shown or size
-    x, y = {"norm1": (w, h), "norm1000": (w / 1000, h / 1000), "pixel": (w / shown_w, h / shown_h)}[scale]
+    x, y = {
+        "norm1": (w, h),
+        "norm1000": (w / NORMALIZED_SIDE, h / NORMALIZED_SIDE),
+        "pixel": (w / shown_w, h / shown_h),
+    }[scale]
     boxes = []
     for match in _FOUR.finditer(text):
         x1, y1, x2, y2 = (float(number) for number in match.groups() if number is not None)

@@ -7,7 +7,6 @@ no masks: arrays of length 0, never a black mask. This module does not know mode
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,15 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from .box_metrics import NORMALIZED_SIDE, boxes_in_text
 from .coco_masks import check_size
 from .masks import load_mask, mask_bbox, to_rle
 
 if TYPE_CHECKING:
     from .prediction import PredictedMask
-
-NORMALIZED_SIDE = 1000  # ms-swift's `norm1000`: coordinates in thousandths of the image's sides
-_NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
-_BOX = re.compile(rf"\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)|\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,16 +131,16 @@ class SegmentationResult:
     def text_boxes(self) -> np.ndarray:
         """float64 (m, 4): boxes that the answer writes as numbers, x1, y1, x2, y2 in pixels; what "mask to box" asks.
 
-        Read are `(x1,y1),(x2,y2)` and `[x1, y1, x2, y2]`, which is how ms-swift's templates write a `<bbox>`.
+        Read are `(x1,y1),(x2,y2)` and `[x1, y1, x2, y2]`, which is how ms-swift's templates write a `<bbox>`; see
+        `box_metrics.boxes_in_text`.
 
         Raises:
             ValueError: the template writes pixels of the image as it resized it (`norm_bbox` is none, Qwen2.5-VL).
         """
         if self.box_side is None:
             raise ValueError("box_side is None: expected a template that writes boxes in thousandths of the image")
-        h, w = self.size
-        found = [[float(n) for n in match.groups() if n is not None] for match in _BOX.finditer(self.text)]
-        return np.array(found, np.float64).reshape(-1, 4) * np.array([w, h, w, h]) / self.box_side
+        side = self.box_side
+        return np.array(boxes_in_text(self.text, self.size, "pixel", (side, side)), np.float64).reshape(-1, 4)
 
     @property
     def messages(self) -> list[dict[str, Any]]:

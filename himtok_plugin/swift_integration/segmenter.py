@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 from .. import startup
+from ..box_metrics import NORMALIZED_SIDE
 from ..mask_text import BOX_PLACEHOLDER, IMAGE_PLACEHOLDER, MASK_PLACEHOLDER, count_placeholders
 from ..masks import MaskSource
-from ..results import NORMALIZED_SIDE, SegmentationResult
+from ..results import SegmentationResult
 
 if TYPE_CHECKING:
     from swift.infer_engine import TransformersEngine

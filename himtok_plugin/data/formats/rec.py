@@ -11,16 +11,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...box_metrics import boxes_in_text
 from ...coco_masks import short
 from ..records import BAD_BOX, BAD_ENTRY, BadEntry, Query, Record, Region, SkipLog, size_of
 from .entries import EntryFiles, files_of, first_of
 from .reader import ImageFinder, Reader, Source
 from .refer import IMAGE_FOLDERS
 
-_UNIT = 1000
 _IMAGE = re.compile(r"<img>(.*?)</img>")
 _REFERENT = re.compile(r"<ref>([^<]*)</ref>\s*((?:<box>\(\d+,\s*\d+\),\s*\(\d+,\s*\d+\)</box>\s*)+)")
-_BOX = re.compile(r"<box>\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)</box>")
 
 
 class RecReader(Reader):
@@ -69,10 +68,7 @@ class RecReader(Reader):
         queries = []
         for phrase, boxes in dict.fromkeys(_REFERENT.findall(text)):
             first = len(regions)
-            for numbers in _BOX.findall(boxes):
-                x1, y1, x2, y2 = (int(number) / _UNIT for number in numbers)
-                box = (x1 * size[1], y1 * size[0], x2 * size[1], y2 * size[0])
-                regions.append(Region(None, box=box))
+            regions += [Region(None, box=box) for box in boxes_in_text(boxes, size)]
             id = f"{entry.get('id', name)}/{len(queries)}"
             queries.append(Query((" ".join(phrase.split()),), tuple(range(first, len(regions))), id=id))
         if not queries:
