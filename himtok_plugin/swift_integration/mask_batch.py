@@ -17,7 +17,8 @@ from torch import Tensor
 from ..vocabulary import MaskVocabulary
 
 IGNORE_INDEX = -100
-PREFIX = "himtok_"
+PREFIX = "himtok_"  # of the keys under which a batch's tensors travel
+ENCODED = PREFIX + "masks"  # key of `encoded_masks` in a row
 UNKNOWN_CODE = -1
 
 

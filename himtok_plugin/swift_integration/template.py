@@ -21,7 +21,7 @@ from swift.utils import get_logger, patch_getattr
 from ..mask_rows import load_squares
 from ..mask_text import MASK_PLACEHOLDER, MASK_START, codes_to_text, count_placeholders
 from .dataset import MaskColumn
-from .mask_batch import collate, encoded_masks
+from .mask_batch import ENCODED, collate, encoded_masks
 from .mask_runtime import MaskRuntime
 
 logger = get_logger()
@@ -172,7 +172,7 @@ class MaskTemplateMixin:
         self._check_has_ids(encoded)
         self._check_uncut(encoded["input_ids"], masks)
         if self._defers_encoding:
-            encoded["himtok_masks"] = masks
+            encoded[ENCODED] = masks
 
     def _check_has_ids(self, encoded: dict[str, Any]) -> None:
         if encoded.get("input_ids") is None:
@@ -208,11 +208,11 @@ class MaskTemplateMixin:
 
     def packing_row(self, row: list[dict[str, Any]]) -> dict[str, Any]:
         packed = super().packing_row(row)
-        packed["himtok_masks"] = [masks for part in row for masks in _masks_of(part)]
+        packed[ENCODED] = [masks for part in row for masks in _masks_of(part)]
         return packed
 
     def print_inputs(self, inputs: dict[str, Any]) -> None:
-        super().print_inputs({key: value for key, value in inputs.items() if key != "himtok_masks"})
+        super().print_inputs({key: value for key, value in inputs.items() if key != ENCODED})
 
     # ----- generation
 
@@ -301,7 +301,7 @@ def image_size(image: Any) -> tuple[int, int]:
 
 
 def _masks_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    masks = row.get("himtok_masks")
+    masks = row.get(ENCODED)
     return [] if masks is None else masks if isinstance(masks, list) else [masks]
 
 

@@ -30,14 +30,13 @@ from .device_means import DeviceMeans
 from .evaluation import MaskEvaluation, row_key
 from .inference import RESPONSE_ATTRIBUTE, write_masks
 from .learning_rates import move_to_own_groups, scale_row_updates
-from .mask_batch import IGNORE_INDEX, PREFIX, MaskBatch
+from .mask_batch import ENCODED, IGNORE_INDEX, PREFIX, MaskBatch
 from .model import attached_mask_tokenizer, lm_of
 from .sharding import ShardedDetokenizer, UsedLater
 from .tokenizer_halves import DETOKENIZER, Detokenizer, load_detokenizer
 
 logger = get_logger()
 LEVEL_SEED = 1_000_003  # keeps the steps of runs with neighbouring seeds apart
-ENCODED = PREFIX + "masks"  # column of a row's encoded masks
 ROWS_AT_ONCE = 100  # that are looked through for masks; the first ones usually have some
 BATCH = "himtok_batch"  # key under which a batch's masks go from `_prepare_inputs` to `compute_loss`
 
