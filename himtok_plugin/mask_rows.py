@@ -1,6 +1,6 @@
-"""The masks of a dataset row: which ones it has, where their files lie, and what the mask tokenizer is shown of them.
+"""A dataset row: where its text stands, which masks it has and where they lie, what the mask tokenizer sees of them.
 
-Purpose: one reading of a row's masks for training (`swift_integration/dataset.py`) and for `himtok tokenize`, so that
+Purpose: one reading of a row for training (`swift_integration/dataset.py`) and for `himtok tokenize`, so that
 codes made beforehand are those that the training step would have made.
 Contract: rows are plain dictionaries as they stand in a JSON lines file; nothing here changes one.
 This module does not know codes, text, torch and ms-swift; it is light enough for a process that only reads.
@@ -8,6 +8,7 @@ This module does not know codes, text, torch and ms-swift; it is light enough fo
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,31 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .coco_masks import short
 from .masks import load_mask, to_square
+
+CODES = "mask_codes"  # column of codes made offline
+# Where ms-swift finds a row's text: the first of the message columns that is there, else all of the others.
+MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
+HISTORY_COLUMN = "history"
+QUESTION_COLUMNS = ("query", "prompt", "instruction", "input", "question", "problem")
+ANSWER_COLUMNS = ("response", "answer", "output")
+TEXT_KEYS = ("content", "value", "text")  # of a message, or of a part of one
+
+
+def parse_row(line: bytes) -> dict[str, Any]:
+    """A row of a JSON lines file.
+
+    Raises:
+        ValueError: no UTF-8, no JSON, or no object.
+    """
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"is {short(row)}: expected a JSON object")
+    return row
 
 
 def row_masks(row: Mapping[str, Any], name: str = "row") -> list[Any] | None:

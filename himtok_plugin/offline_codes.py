@@ -22,10 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .mask_rows import CODES
 from .mask_tokenizer import MaskTokenizer
 from .processes import Processes
 from .resumable_output import REJECTED, ResumableOutput
-from .row_reading import CODES, Task, read_rows
+from .row_reading import Task, read_rows
 
 BATCH = 64
 MAX_WAITING = 4096  # rows kept back until a batch is full

@@ -20,19 +20,25 @@ from typing import Any
 
 import numpy as np
 
-from .coco_masks import short
-from .mask_rows import find_file, first_image_size, load_squares, row_masks
+from .mask_rows import (
+    ANSWER_COLUMNS,
+    CODES,
+    HISTORY_COLUMN,
+    MESSAGE_COLUMNS,
+    QUESTION_COLUMNS,
+    TEXT_KEYS,
+    find_file,
+    first_image_size,
+    load_squares,
+    parse_row,
+    row_masks,
+)
 from .mask_text import MASK_PLACEHOLDER, count_placeholders, reference_placeholder_to_mask
 from .resumable_output import REJECTED
 from .worker_pool import map_ordered
 
-CODES = "mask_codes"
 ROWS_PER_TASK = 8  # read at a time by a process; a row may hold a hundred masks, 64 kB each
 TASKS_AHEAD = 2  # per process: what it is reading, and what it goes on with
-# Where ms-swift finds a row's text: the first of these columns that is there, else all of the others.
-MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
-PLAIN_COLUMNS = ("history", "query", "prompt", "instruction", "input", "question")
-ANSWER_COLUMNS = ("response", "answer", "output")
 ANSWERING_ROLES = ("assistant", "gpt")
 LONGEST_PATH = 2000  # ms-swift takes a longer text for an image in base64
 
@@ -74,7 +80,10 @@ def _read_row(number: int, line: bytes, side: int, squares: dict[bytes, np.ndarr
     try:
         if not line:
             return ReadRow(line)
-        row = _parse(line, name)
+        try:
+            row = parse_row(line)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         masks = row_masks(row, name)
         _check_placeholders(row, len(masks or ()), name)
         if masks is None:
@@ -93,16 +102,6 @@ def _read_row(number: int, line: bytes, side: int, squares: dict[bytes, np.ndarr
     return ReadRow(line, digests)
 
 
-def _parse(line: bytes, name: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: is not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{name}: is {short(row)}, expected a JSON object")
-    return row
-
-
 def _check_placeholders(row: dict[str, Any], masks: int, name: str) -> None:
     """Refuse a row whose text speaks of masks, but not of as many as it has.
 
@@ -111,7 +110,7 @@ def _check_placeholders(row: dict[str, Any], masks: int, name: str) -> None:
     """
     messages = next((row[column] for column in MESSAGE_COLUMNS if row.get(column)), None)
     if messages is None:
-        texts = [row.get(column) for column in (*PLAIN_COLUMNS, *ANSWER_COLUMNS)]
+        texts = [row.get(column) for column in (HISTORY_COLUMN, *QUESTION_COLUMNS, *ANSWER_COLUMNS)]
         answered = any(row.get(column) for column in ANSWER_COLUMNS)
     else:
         texts, last = messages, messages[-1] if isinstance(messages, list) else None
@@ -135,7 +134,7 @@ def _texts(value: Any) -> Iterator[str]:
         for part in value:
             yield from _texts(part)
     elif isinstance(value, dict):
-        for key in ("content", "value", "text"):
+        for key in TEXT_KEYS:
             yield from _texts(value.get(key))
 
 

@@ -11,7 +11,6 @@ This module does not know models and text.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 from .box_metrics import BoxMetrics
 from .coco_masks import check_size, short
 from .mask_matching import matched_ious
+from .mask_rows import parse_row
 from .masks import Masks, MaskSource, load_mask
 from .metrics import CalibrationMetrics, ClassMetrics, Overlap, SegmentationMetrics
 from .protocols import PROTOCOLS, Protocol
@@ -311,22 +311,12 @@ def read_rows(
             consumed += len(line)
             if number % share[1] == share[0] and line.strip():
                 try:
-                    row = _read_row(line)
+                    row = parse_row(line)
                 except ValueError as error:
                     raise ValueError(f"{path}: row {number}: {error}") from error
                 yield number, row
             if on_progress is not None:
                 on_progress(consumed)
-
-
-def _read_row(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"is {short(row)}: expected a JSON object")
-    return row
 
 
 def _checked_sources(row: dict[str, Any]) -> dict[str, list[MaskSource]]:

@@ -417,7 +417,7 @@ def bad_rows(tmp_path):
     question = {"role": "user", "content": "<mask> and <mask>?"}
     return [
         ("{broken", "row {}: is not JSON ("),
-        ("[1, 2]", "row {}: is [1, 2], expected a JSON object"),
+        ("[1, 2]", "row {}: is [1, 2]: expected a JSON object"),
         (row_of(good, "missing.png"), "row {}: masks[1]: mask 'missing.png' cannot be read"),
         (row_of({"size": [24, 20]}), "row {}: masks[0]: mask has the keys ['size']"),
         (row_of(7), "row {}: masks[0]: mask is 7: expected a path"),

@@ -10,7 +10,6 @@ Does not know how rows were made; ms-swift and torch are not needed.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -26,7 +25,16 @@ import numpy as np
 from PIL import Image
 
 from ..coco_masks import short
-from ..mask_rows import as_list, row_masks
+from ..mask_rows import (
+    ANSWER_COLUMNS,
+    CODES,
+    HISTORY_COLUMN,
+    MESSAGE_COLUMNS,
+    QUESTION_COLUMNS,
+    as_list,
+    parse_row,
+    row_masks,
+)
 from ..mask_text import BOX_PLACEHOLDER, IMAGE_PLACEHOLDER, MASK_PLACEHOLDER, reference_placeholder_to_mask
 from ..masks import load_mask
 from ..run_lengths import Runs
@@ -180,7 +188,7 @@ def _images_of(path: Path, root: Path | None) -> Iterator[int]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    yield from _image_ids(_parse(line), root)
+                    yield from _image_ids(parse_row(line), root)
                 except ValueError as error:
                     raise ValueError(f"{path}: row {number}: {error}") from error
 
@@ -225,7 +233,7 @@ class _RowCheck:
     def _check(self, line: bytes) -> _Checked:
         digest = int.from_bytes(blake2b(line.strip(), digest_size=8).digest(), signed=True)
         try:
-            row = _parse(line)
+            row = parse_row(line)
         except ValueError as error:
             return _Checked([("not JSON", str(error))], 0, 0, [], digest, "", True)
         faults: list[tuple[str, str]] = []
@@ -244,9 +252,9 @@ class _RowCheck:
             ignored = []
             faults.append(("masks", str(error)))
         self._masks(ignored, "ignore", size, faults)
-        codes = row.get("mask_codes")
+        codes = row.get(CODES)
         if codes is not None and (not isinstance(codes, list) or len(codes) != len(masks)):
-            faults.append(("codes", f"mask_codes is {short(codes)}: expected one list for each of {len(masks)} masks"))
+            faults.append(("codes", f"{CODES} is {short(codes)}: expected one list for each of {len(masks)} masks"))
         source = row.get("source") if isinstance(row.get("source"), dict) else {}
         split = str(source.get("split", ""))
         name = f"{source.get('dataset', '')}:{split}"
@@ -352,9 +360,17 @@ def messages_of(row: dict[str, Any]) -> list[tuple[str, str]]:
     Raises:
         ValueError: of another form.
     """
-    messages = row.get("messages") or row.get("conversations") or row.get("conversation")
+    messages = next((row[column] for column in MESSAGE_COLUMNS if row.get(column)), None)
     if messages is None:
-        pairs = [("user", row.get("query")), ("assistant", row.get("response"))]
+        columns = ("user", QUESTION_COLUMNS), ("assistant", ANSWER_COLUMNS)
+        history = row.get(HISTORY_COLUMN) if isinstance(row.get(HISTORY_COLUMN), list) else []
+        pairs = [
+            pair
+            for turn in history
+            if isinstance(turn, list)
+            for pair in zip(("user", "assistant"), turn, strict=False)
+        ]
+        pairs += [(role, row.get(column)) for role, own in columns for column in own]
         return [(role, reference_placeholder_to_mask(text)) for role, text in pairs if isinstance(text, str)]
     if not isinstance(messages, list):
         raise ValueError(f"messages is {short(messages)}: expected a list")
@@ -393,16 +409,6 @@ def image_key(image: str, root: Path | None = None) -> str:
 def _image_ids(row: dict[str, Any], root: Path | None) -> list[int]:
     keys = [image_key(image, root) for image in as_images(row) if isinstance(image, str)]
     return [int.from_bytes(blake2b(key.encode("utf-8", "replace"), digest_size=8).digest()) for key in keys]
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"is {short(row)}, expected a JSON object")
-    return row
 
 
 class _Reservoir:

@@ -14,15 +14,23 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..mask_rows import as_list, row_masks, without_nulls
+from ..mask_rows import (
+    ANSWER_COLUMNS,
+    CODES,
+    HISTORY_COLUMN,
+    MESSAGE_COLUMNS,
+    QUESTION_COLUMNS,
+    TEXT_KEYS,
+    as_list,
+    row_masks,
+    without_nulls,
+)
 from ..mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
 from ..row_truths import ASKS_FOR_MASKS
 
 ROW_NUMBER, ROW_DATASET = "himtok_row", "himtok_dataset"
 PACKED = "himtok_masks"  # key that tells a packed column from a path
-MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
-PLAIN_COLUMNS = ("query", "prompt", "instruction", "input", "question", "response", "answer", "output")
-TEXT_KEYS = ("content", "value")
+TEXT_COLUMNS = (*MESSAGE_COLUMNS, HISTORY_COLUMN, *QUESTION_COLUMNS, *ANSWER_COLUMNS)
 # Not read in training; result rows have them again, for protocols that ignore pixels, for classes, for failures.
 EVALUATION_COLUMNS = (ASKS_FOR_MASKS, "ignore", "category", "referent", "expressions", "source")
 
@@ -64,7 +72,7 @@ class MaskColumn:
                     payload.get("dataset"),
                 )
             value = payload
-        return cls(as_list(value, "masks"), None if codes is None else as_list(codes, "mask_codes"), None)
+        return cls(as_list(value, "masks"), None if codes is None else as_list(codes, CODES), None)
 
     def to_json(self) -> str:
         payload = {PACKED: self.masks, "codes": self.codes, "row": self.row, "dataset": self.dataset}
@@ -111,18 +119,18 @@ def pack_mask_column(row: dict[str, Any]) -> dict[str, Any]:
     if isinstance(row.get("masks"), str) and row["masks"].startswith(f'{{"{PACKED}":'):
         return row  # ms-swift preprocesses in several passes
     name = _name(dataset, number)
-    masks, codes = row_masks(row, name), row.pop("mask_codes", None)
+    masks, codes = row_masks(row, name), row.pop(CODES, None)
     row.pop("masks", None)
     row.pop("mask", None)
     if masks is None:
         if codes is None:
             return row
         masks = []
-    codes = None if codes is None else as_list(codes, f"{name}: mask_codes")
-    for key in (*MESSAGE_COLUMNS, *PLAIN_COLUMNS):
+    codes = None if codes is None else as_list(codes, f"{name}: {CODES}")
+    for key in TEXT_COLUMNS:
         if row.get(key):
             row[key] = _with_mask_placeholders(row[key])
-    if not any(row.get(key) for key in (*MESSAGE_COLUMNS, *PLAIN_COLUMNS)):
+    if not any(row.get(key) for key in TEXT_COLUMNS):
         # A row for stage 1: ms-swift drops rows that say nothing.
         row["messages"] = [{"role": "user", "content": MASK_PLACEHOLDER * len(masks)}]
     further = {key: value for key in EVALUATION_COLUMNS if (value := row.pop(key, None)) is not None}
@@ -132,13 +140,12 @@ def pack_mask_column(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _with_mask_placeholders(messages: Any) -> Any:
-    if isinstance(messages, str):
-        return reference_placeholder_to_mask(messages)
-    if not isinstance(messages, list):
-        return messages
-    for message in messages:
-        for key in TEXT_KEYS:
-            if isinstance(message, dict) and isinstance(message.get(key), str):
-                message[key] = reference_placeholder_to_mask(message[key])
-    return messages
+def _with_mask_placeholders(text: Any) -> Any:
+    """Of a text, of messages, or of the questions and answers of a history."""
+    if isinstance(text, str):
+        return reference_placeholder_to_mask(text)
+    if isinstance(text, list):
+        return [_with_mask_placeholders(part) for part in text]
+    if isinstance(text, dict):
+        return {key: _with_mask_placeholders(part) if key in TEXT_KEYS else part for key, part in text.items()}
+    return text

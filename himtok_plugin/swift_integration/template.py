@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from swift.utils import get_logger, patch_getattr
 
-from ..mask_rows import load_squares
+from ..mask_rows import CODES, load_squares
 from ..mask_text import MASK_PLACEHOLDER, MASK_START, codes_to_text, count_placeholders
 from .dataset import MaskColumn
 from .mask_batch import ENCODED, collate, encoded_masks
@@ -242,7 +242,7 @@ class MaskTemplateMixin:
 
 def _column_of(inputs) -> MaskColumn:
     masks = inputs.extra_kwargs.get("masks")
-    return MaskColumn.parse([] if masks is None else masks, inputs.extra_kwargs.get("mask_codes"))
+    return MaskColumn.parse([] if masks is None else masks, inputs.extra_kwargs.get(CODES))
 
 
 def _texts(inputs) -> list[str]:

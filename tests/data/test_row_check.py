@@ -64,11 +64,12 @@ def test_good_rows_of_every_kind_pass(good, check):
         good(3, masks=[], objects=None, messages=[
             {"role": "user", "content": "Any?"}, {"role": "assistant", "content": "There is no dog."}]),
         good(4, ignore=[to_rle(blob(seed=2))], mask_codes=[[1, 2]]),
+        good(messages=None, history=[["<image>Where?", "At <bbox>."]], question="Its mask?", answer="It is <mask>."),
     ]  # fmt: skip
     report = check(rows)
     assert report["bad_rows"] == 0 and not report["faults"]
     assert {k: report[k] for k in ("rows", "masks", "boxes", "empty", "images")} == {
-        "rows": 5, "masks": 4, "boxes": 2, "empty": 1, "images": 4,
+        "rows": 6, "masks": 5, "boxes": 3, "empty": 1, "images": 4,
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from swift.utils import get_logger
 
+from ...mask_rows import CODES, MESSAGE_COLUMNS, QUESTION_COLUMNS
 from ...mask_text import count_placeholders
 from ..dataset import ROW_DATASET, ROW_NUMBER, MaskColumn, pack_mask_column, with_answer_of
 from .replacing import around
@@ -29,7 +30,7 @@ def keep_mask_columns() -> None:
     RowPreprocessor.cache_format_version += "_himtok2"
 
     def has_masks(features) -> bool:
-        return any(name in features for name in ("masks", "mask", "mask_codes"))
+        return any(name in features for name in ("masks", "mask", CODES))
 
     loading: list[str] = []  # the dataset that is being loaded: preprocessors are not told
 
@@ -99,8 +100,7 @@ def keep_mask_columns() -> None:
     def get_preprocessor(original, self, dataset):
         # Rows that hold masks only have no column that would tell.
         features = dataset.features
-        asks = ("conversation", "conversations", "messages", "query", "instruction", "prompt", "question")
-        if has_masks(features) and not any(name in features for name in asks):
+        if has_masks(features) and not any(name in features for name in (*MESSAGE_COLUMNS, *QUESTION_COLUMNS)):
             return MessagesPreprocessor(**self.kwargs)
         return original(self, dataset)
 
