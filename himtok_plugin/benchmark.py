@@ -24,8 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .hierarchical_loss import LOGIT_SCALE, HierarchicalMaskLoss, LogitTap, code_probabilities, mask_logits
-from .mask_tokenizer import MaskTokenizer, build_mask_tokenizer
+from .hierarchical_loss import (
+    LOGIT_SCALE,
+    NUM_LEVELS,
+    HierarchicalMaskLoss,
+    LogitTap,
+    code_probabilities,
+    mask_logits,
+)
+from .mask_tokenizer import SIZES, MaskTokenizer, build_mask_tokenizer
 from .mask_tokenizer.reconstruction_loss import (
     DICE_EPS,
     DICE_WEIGHT,
@@ -35,7 +42,6 @@ from .mask_tokenizer.reconstruction_loss import (
     draw_levels,
 )
 
-NUM_LEVELS = 3
 CODEBOOK_SIZE = 1024  # the released one's; `tiny` has fewer codes of its own
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 MIB, GIB = 2**20, 2**30
@@ -80,8 +86,9 @@ class LossBenchmark:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected an integer >= {least}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: got {self.dtype!r}, expected one of {sorted(DTYPES)}")
+        for name, known in (("size", SIZES), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
 
     def resolved_device(self) -> torch.device:
         """The device that `device` names.

@@ -9,7 +9,6 @@ know LMMs and ms-swift: what answers is handed in.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +17,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .benchmark import random_squares
+from .benchmark import random_squares, seconds_of, usable_device
 from .data.scenes import generate_scenes
 from .mask_text import IMAGE_PLACEHOLDER
-from .mask_tokenizer import MaskTokenizer, build_mask_tokenizer
-from .mask_tokenizer.sizes import SIZES
+from .mask_tokenizer import SIZES, MaskTokenizer, build_mask_tokenizer
 
 BATCHES = (1, 8, 32)
 SCENE_SEED = 7
@@ -53,15 +51,12 @@ class InferenceBenchmark:
     def __post_init__(self):
         unknown = sorted(set(self.sizes) - SIZES.keys())
         if unknown:
-            raise ValueError(f"sizes: got {unknown[0]!r}, expected some of {sorted(SIZES)}")
+            raise ValueError(f"sizes: got {unknown[0]!r}, expected some of {', '.join(SIZES)}")
         for name, values in (("batches", self.batches), ("repeats", (self.repeats,))):
             if not values or min(values) < 1:
                 raise ValueError(f"{name}: got {list(values)}, expected integers >= 1")
         for name in self.devices:
-            try:
-                torch.empty(0, device=name)
-            except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-                raise ValueError(f"device: got {name!r}, which cannot be used: {str(error).splitlines()[0]}") from error
+            usable_device(name)
 
 
 def default_devices() -> tuple[str, ...]:
@@ -158,18 +153,6 @@ def tokenizer_steps(tokenizer: MaskTokenizer, batch: int) -> dict[str, Callable[
 @torch.inference_mode()
 def timed(step: Callable[[], object], repeats: int, device: torch.device, warm: bool = False) -> list[float]:
     """Seconds of each of `repeats` runs, after one that warms up unless `warm`; waits for the device."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
     if not warm:
         step()
-    seconds = []
-    for _ in range(repeats):
-        wait()
-        begin = time.perf_counter()
-        step()
-        wait()
-        seconds.append(time.perf_counter() - begin)
-    return seconds
+    return [seconds_of(step, device) for _ in range(repeats)]

@@ -27,7 +27,6 @@ from .benchmark import (
     CODEBOOK_SIZE,
     DTYPES,
     GIB,
-    NUM_LEVELS,
     SupervisedMasks,
     check_memory,
     himtok_loss,
@@ -38,7 +37,8 @@ from .benchmark import (
     seconds_of,
     usable_device,
 )
-from .hierarchical_loss import LogitTap
+from .hierarchical_loss import NUM_LEVELS, LogitTap
+from .mask_tokenizer import SIZES
 from .mask_tokenizer.reconstruction_loss import draw_levels
 from .random_lmm import LMMS, build_random_lmm, image_tokens, lmm_config, number_of_parameters
 
@@ -78,13 +78,13 @@ class StepBenchmark:
     seed: int = 0
 
     def __post_init__(self):
-        for name, known in (("lmm", LMMS), ("dtype", DTYPES)):
+        for name, known in (("lmm", LMMS), ("size", SIZES), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {sorted(known)}")
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
         for name, value in (("batch", 1), ("tokens", NUM_LEVELS + 1), ("length", self.shortest), ("repeats", 1)):
             if getattr(self, name) < value:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected an integer >= {value}")
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
+        if self.peak_tflops is not None and not self.peak_tflops > 0:  # true for NaN as well
             raise ValueError(f"peak_tflops: got {self.peak_tflops}, expected a number > 0")
 
     @property

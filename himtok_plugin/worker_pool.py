@@ -24,9 +24,14 @@ AHEAD = 3  # items per process: the one it is at, and what it goes on with
 _function: Callable[[Any], Any] | None = None  # of this process, set when it starts
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers() -> int:
     """As many processes as cores; none beside this one where there is but one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return cores if cores > 1 else 0
 
 

@@ -113,4 +113,4 @@ def test_the_command_prints_a_table_or_json(himtok, tmp_path):
     status, out, _ = himtok("bench", "step", *flags, "--json", "-")
     assert status == 0 and json.loads(out)["packed"]["model_flops_utilisation"] is None
     status, _, err = himtok("bench", "step", "--lmm", "huge")
-    assert status == 2 and err == "error: lmm: got 'huge', expected one of ['1b', '2b', 'tiny']\n"
+    assert status == 2 and err == "error: lmm: got 'huge', expected one of tiny, 1b, 2b\n"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import JsonOption, app, libraries_on_stderr, progress, wrote_json
+from .common import SIZE_NAMES, JsonOption, app, libraries_on_stderr, progress, wrote_json
 
 bench_app = typer.Typer(help="Measure this package against plain implementations of the same.", rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")
@@ -25,7 +25,7 @@ def bench_loss(
     length: Annotated[int, typer.Option("--length", help="Tokens of a sample.")] = 1024,
     vocabulary: Annotated[int, typer.Option("--vocabulary", help="Columns of the LMM's logits.")] = 151_936,
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens of a mask.")] = 32,
-    size: Annotated[str, typer.Option("--size", help="Mask tokenizer: tiny, small, base or large.")] = "tiny",
+    size: Annotated[str, typer.Option("--size", help=f"Mask tokenizer: {SIZE_NAMES}.")] = "tiny",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="Of the logits: bfloat16 or float32.")] = "bfloat16",
     repeats: Annotated[int, typer.Option("--repeats", help="Timed runs of each; the median counts.")] = 5,
@@ -46,7 +46,7 @@ def bench_loss(
 @bench_app.command("step")
 def bench_step(
     lmm: Annotated[str, typer.Option("--lmm", help="LMM with random weights: tiny, 1b or 2b.")] = "2b",
-    size: Annotated[str, typer.Option("--size", help="Mask tokenizer: tiny, small, base or large.")] = "large",
+    size: Annotated[str, typer.Option("--size", help=f"Mask tokenizer: {SIZE_NAMES}.")] = "large",
     batch: Annotated[int, typer.Option("--batch", help="Samples, each with an image and a mask.")] = 8,
     length: Annotated[int, typer.Option("--length", help="Tokens of the longest sample.")] = 1024,
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens of a mask.")] = 32,
@@ -78,7 +78,7 @@ def bench_step(
 def bench_infer(
     sizes: Annotated[
         list[str] | None,
-        typer.Option("--size", help="Mask tokenizer: tiny, small, base or large; may be repeated. By default tiny."),
+        typer.Option("--size", help=f"Mask tokenizer: {SIZE_NAMES}; may be repeated. By default tiny."),
     ] = None,
     batches: Annotated[
         list[int] | None, typer.Option("--batch", help="Masks at once; may be repeated. By default 1, 8 and 32.")

@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..mask_tokenizer.sizes import SIZES
+from ..worker_pool import usable_cores
+
 if TYPE_CHECKING:
     from ..mask_tokenizer import MaskTokenizer
 
 NOTHING_TO_DO = FAILED = SOME_REJECTED = 1  # exit statuses
 BAD_INPUT, INTERRUPTED = 2, 130
+SIZE_NAMES = " or ".join(", ".join(SIZES).rsplit(", ", 1))  # of mask tokenizers
 
 app = typer.Typer(
     name="himtok",
@@ -112,8 +116,7 @@ def choose_device(name: str | None) -> str:
 
 def free_cores() -> int:
     """Cores that are left for reading: all but one for each of torchrun's processes on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores // environment_int("LOCAL_WORLD_SIZE", 1) - 1, 0)
+    return max(usable_cores() // environment_int("LOCAL_WORLD_SIZE", 1) - 1, 0)
 
 
 def environment_int(name: str, default: int) -> int:

@@ -14,6 +14,7 @@ import typer
 
 from .common import (
     NOTHING_TO_DO,
+    SIZE_NAMES,
     SOME_REJECTED,
     ForceOption,
     MaskTokenizerOption,
@@ -37,7 +38,7 @@ WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 @app.command()
 def init(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    size: Annotated[str, typer.Option("--size", help="tiny, pocket, small, base or large.")] = "tiny",
+    size: Annotated[str, typer.Option("--size", help=f"{SIZE_NAMES}.")] = "tiny",
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="A field of the configuration; may be repeated."),

@@ -1,14 +1,16 @@
 """The named sizes of the mask tokenizer, and the builder that draws one with fresh weights.
 
-The only place where a size has a name. `large` is the layout of the released `himtok.pth`; `small` and `base` are
-TiTok's sizes around the same codebook and pixel decoder; `tiny` learns on a CPU in minutes, `pocket`, which ships with
-the package, in hours.
+The only place where a size has a name; torch is imported when one is built. `large` is the layout of the released
+`himtok.pth`; `small` and `base` are TiTok's sizes around the same codebook and pixel decoder; `tiny` learns on a CPU in
+minutes, `pocket`, which ships with the package, in hours.
 """
 
 from __future__ import annotations
 
-from .configuration import MaskTokenizerConfig
-from .modeling import MaskTokenizer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .modeling import MaskTokenizer
 
 
 def _titok(width: int, layers: int) -> dict:
@@ -68,6 +70,9 @@ def build_mask_tokenizer(size: str, **overrides) -> MaskTokenizer:
     """
     if size not in SIZES:
         raise ValueError(f"size={size!r}: expected one of {sorted(SIZES)}")
+    from .configuration import MaskTokenizerConfig
+    from .modeling import MaskTokenizer
+
     for name in overrides:
         if name not in MaskTokenizerConfig.field_names():
             raise ValueError(f"{name}={overrides[name]!r}: no field of MaskTokenizerConfig")
