@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .resources import SIDECAR_FOLDER
+
 CARD_ENDING = ".run.json"
 PACKAGES = ("himtok_plugin", "ms_swift", "torch", "transformers", "evalscope", "numpy", "pycocotools")
 HASHED = (
@@ -105,7 +107,7 @@ def checkpoint_hash(folders: list[str]) -> str | None:
     digest = blake2b(digest_size=16)
     found = False
     for folder in map(Path, folders):
-        below = (folder, folder / "mask_tokenizer")
+        below = (folder, folder / SIDECAR_FOLDER)
         files = [folder] if folder.is_file() else [p for f in below for pattern in HASHED for p in f.glob(pattern)]
         for path in sorted(set(files)):
             found = True

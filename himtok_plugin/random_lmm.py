@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-PIXEL_SHUFFLE = 2  # InternVL folds 2 x 2 patches into one image token
+from .tiny_lmm import PIXEL_SHUFFLE
+
 QWEN3 = {"model_type": "qwen3", "head_dim": 128, "num_hidden_layers": 28, "num_attention_heads": 16}
 QWEN3 |= {"num_key_value_heads": 8, "vocab_size": 151_936}
 INTERNVIT_300M = {"attention_bias": True}  # and the defaults of transformers' configuration

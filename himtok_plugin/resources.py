@@ -9,6 +9,7 @@ Does not know: what a config says.
 
 from pathlib import Path
 
+SIDECAR_FOLDER = "mask_tokenizer"  # in every checkpoint of an LMM, for the mask tokenizer that belongs to it
 _PACKAGE = Path(__file__).resolve().parent
 # The source tree first: a `himtok_plugin/swift_configs` beside it could only be a stale build product.
 _CONFIG_FOLDERS = (_PACKAGE.parent / "swift_configs", _PACKAGE / "swift_configs")
@@ -54,7 +55,7 @@ def default_mask_tokenizer() -> Path:
     Raises:
         ValueError: this build ships none.
     """
-    folder = _DEFAULT_CHECKPOINT / "mask_tokenizer"
+    folder = _DEFAULT_CHECKPOINT / SIDECAR_FOLDER
     if not folder.is_dir():
         raise ValueError("this build ships no default mask tokenizer: name one with --mask_tokenizer")
     return folder

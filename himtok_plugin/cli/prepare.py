@@ -81,13 +81,13 @@ def _dataset_command(format: Format):
     ) -> None:
         from ..data.formats.reader import Source
         from ..data.prepare import Job, prepare
-        from ..data.tasks import TaskOptions
+        from ..data.tasks import TaskOptions, named_share
         from ..worker_pool import default_workers
 
         source = Source(format.name, root, split, annotations, images, check_images, relative_paths, category)
         job = Job(
             source,
-            dict(_share(text) for text in task or []),
+            dict(named_share(text, "--task") for text in task or []),
             TaskOptions(sentences, merge_targets, max_masks),
             prompts,
             limit,
@@ -116,14 +116,6 @@ def list_tasks() -> None:
 
     for name, task in TASKS.items():
         print(f"{name:20}{task.about}")
-
-
-def _share(text: str) -> tuple[str, float]:
-    name, equals, share = text.partition("=")
-    try:
-        return name, float(share) if equals else 1.0
-    except ValueError as error:
-        raise ValueError(f"--task: got {text!r}, expected NAME or NAME=SHARE") from error
 
 
 def _tell(summary: dict, out: Path, json_file: str | None) -> None:

@@ -195,6 +195,15 @@ def task(about: str, needs_negatives: bool = False) -> Callable[[TaskFunction], 
     return register
 
 
+def named_share(text: str, name: str) -> tuple[str, float]:
+    """(task, share of its rows) that "segment" or "segment=0.5" says; `name` is how errors call the option."""
+    task, equals, share = text.partition("=")
+    try:
+        return task, float(share) if equals else 1.0
+    except ValueError as error:
+        raise ValueError(f"{name}: got {text!r}, expected NAME or NAME=SHARE") from error
+
+
 def clean(text: str) -> str:
     """Text of an annotation, fit to stand in a row.
 

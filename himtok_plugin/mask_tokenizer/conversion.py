@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..resources import SIDECAR_FOLDER
 from .configuration import MaskTokenizerConfig
 from .modeling import MaskTokenizer
 
 RELEASED_FILE = "himtok.pth"
-SIDECAR_FOLDER = "mask_tokenizer"
 HEAD_WIDTH = 64  # of the released transformers
 IGNORED_PREFIXES = ("sam.",)  # the authors' optional refiner rides along in some files
 IGNORED_KEYS = ("encoder.attn_mask",)  # a stored constant, derived here

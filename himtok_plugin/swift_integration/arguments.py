@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from himtok_plugin import startup
+from himtok_plugin.mask_text import MAX_MASK_TOKENS
 from himtok_plugin.resources import default_checkpoint
 from himtok_plugin.swift_integration.checkpoint_settings import (
     DEFAULT_DECODING,
@@ -23,8 +24,7 @@ from himtok_plugin.swift_integration.checkpoint_settings import (
     refuse_unconverted,
 )
 
-# A prefix must leave out at least one of the 32 tokens (Numerics: n = 1…31).
-MAX_COARSE_LEVELS = 31
+MAX_COARSE_LEVELS = MAX_MASK_TOKENS - 1  # a prefix must leave out at least one token
 DEFAULT = "default"  # --model: the checkpoint that ships with the package
 REFINERS = ("none", "sam", "sam2", "sam3", "zoom")
 OWN_ENGINE = ("transformers", "pt")  # values of --infer_backend; the latter is ms-swift 3's

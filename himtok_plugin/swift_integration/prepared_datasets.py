@@ -52,10 +52,11 @@ class PreparedDatasetLoader(DatasetLoader):
     def _prepared(self, name: str, split: str) -> Path:
         from ..data.formats.reader import Source
         from ..data.prepare import Job
+        from ..data.tasks import named_share
 
         settings = current_arguments()
         root = data_root(format_named(name), [] if settings is None else settings.data_root)
-        tasks = dict(_task(text) for text in ([] if settings is None else settings.data_tasks))
+        tasks = dict(named_share(text, "data_tasks") for text in ([] if settings is None else settings.data_tasks))
         workers = self.num_proc if self.num_proc and self.num_proc > 1 else 0
         job = Job(Source(name, root, split), tasks, num_workers=workers, strict=self.strict)
         folder = Path(get_cache_dir(), "datasets", "himtok")
@@ -98,14 +99,6 @@ def data_root(format: Format, given: list[str]) -> Path:
     own = common / format.name
     # REFER's datasets lie together in their root, with the images beside.
     return own if own.is_dir() and not format.reader.startswith("refer:") else common
-
-
-def _task(text: str) -> tuple[str, float]:
-    name, equals, share = text.partition("=")
-    try:
-        return name, float(share) if equals else 1.0
-    except ValueError as error:
-        raise ValueError(f"data_tasks: got {text!r}, expected NAME or NAME=SHARE") from error
 
 
 def _fingerprint(job: Any) -> str:
