@@ -16,7 +16,7 @@ import numpy as np
 
 from .metrics import PRECISION_LEVELS
 from .protocols import Protocol
-from .scoring import PLAIN, asks_for_masks, question_of, read_rows, runs_of_row, with_min_score
+from .scoring import PLAIN, asks_for_masks, check_min_score, question_of, read_rows, runs_of_row, with_min_score
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -113,6 +113,7 @@ def compare_results(
             no mask are passed over.
         OSError: a file cannot be read.
     """
+    check_min_score(min_score)
     if resamples < 1:
         raise ValueError(f"resamples: got {resamples!r}, expected at least 1")
     size = Path(a).stat().st_size

@@ -79,6 +79,7 @@ class RowScores:
         min_score: float = 0.0,
         root: str | Path | None = None,
     ) -> None:
+        check_min_score(min_score)
         self.protocol = protocol
         self.min_score = min_score
         self.root = root
@@ -204,6 +205,12 @@ def mask_score(mask: Any, i: int, key: str = "score") -> float | None:
     if score is not None and not (number and 0 <= score <= 1):
         raise ValueError(f"{PREDICTED}[{i}].{key} is {short(score)}: expected a number in [0, 1]")
     return score
+
+
+def check_min_score(min_score: float) -> None:
+    """ValueError for what no score can be compared with, NaN among it."""
+    if not 0 <= min_score <= 1:
+        raise ValueError(f"min_score: got {min_score!r}, expected a number in [0, 1]")
 
 
 def with_min_score(row: dict[str, Any], min_score: float) -> dict[str, Any]:

@@ -60,7 +60,25 @@ def test_every_verb_has_help(himtok, verb):
         (("init",), "Missing argument"),
         (("init", "out", "--colour", "red"), "No such option"),
         (("init", "out", "--seed", "red"), "Invalid value for '--seed'"),
+        (("init", "out", "--seed", "99999999999999999999"), "Invalid value for '--seed'"),
         (("decode", "text", "--output", "o"), "Missing option '--size'"),
+        (
+            ("eval", "out.jsonl", "--min_score", "7"),
+            "Invalid value for '--min_score': got 7.0, expected a number in [0, 1]",
+        ),
+        (("eval", "out.jsonl", "--min_score", "-0.1"), "'--min_score': got -0.1, expected a number in [0, 1]"),
+        (("eval", "out.jsonl", "--min_score", "nan"), "'--min_score': got nan, expected a number in [0, 1]"),
+        (("eval", "out.jsonl", "--threshold", "2"), "'--threshold': got 2.0, expected a number in [0, 1]"),
+        (("eval", "a.jsonl", "b.jsonl", "--compare", "--seed", "-1"), "Invalid value for '--seed': got -1, expected"),
+        (
+            ("prepare", "coco", "out.jsonl", "--root", "r", "--seed", "-1"),
+            "Invalid value for '--seed': got -1, expected",
+        ),
+        (("prepare", "mix", "mix.yaml", "out.jsonl", "--seed", "-1"), "Invalid value for '--seed': got -1, expected"),
+        (
+            ("prepare", "check", "rows.jsonl", "--samples", "-3"),
+            "Invalid value for '--samples': got -3, expected at least 1",
+        ),
     ],
 )
 def test_usage_errors_are_one_line(himtok, arguments, message):

@@ -187,3 +187,9 @@ def test_bytes_that_are_no_text_name_their_row(tmp_path):
 def test_a_file_without_rows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no rows"):
         score_rows(write(tmp_path, ""))
+
+
+@pytest.mark.parametrize("min_score", [-0.1, 1.5, float("nan")])
+def test_a_least_score_is_a_number_in_0_to_1(min_score):
+    with pytest.raises(ValueError, match=r"min_score: got .*, expected a number in \[0, 1\]"):
+        RowScores(min_score=min_score)

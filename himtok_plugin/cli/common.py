@@ -34,6 +34,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def within(least: float, most: float | None = None) -> Callable[[float | None], float | None]:
+    """Callback of an option that is a number in [least, most]. typer's own `min` and `max` name no value, and let NaN
+    pass."""
+    expected = f"at least {least}" if most is None else f"a number in [{least}, {most}]"
+
+    def checked(value: float | None) -> float | None:
+        if value is not None and not (least <= value and (most is None or value <= most)):
+            raise typer.BadParameter(f"got {value}, expected {expected}")
+        return value
+
+    return checked
+
+
+seed_in_range = within(0, 2**32 - 1)  # that every generator of numpy and torch takes
+
 MaskTokenizerOption = Annotated[
     str, typer.Option("--mask_tokenizer", help="Folder, himtok.pth or hub id; `default` is the one shipped.")
 ]

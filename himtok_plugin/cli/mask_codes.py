@@ -27,6 +27,7 @@ from .common import (
     print_table,
     progress,
     quiet_unless_watched,
+    seed_in_range,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def init(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="A field of the configuration; may be repeated."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the weights that are drawn.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the weights that are drawn.", callback=seed_in_range)] = 0,
     force: ForceOption = False,
 ) -> None:
     """Write a mask tokenizer with fresh weights, to be trained."""

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..data.catalog import FORMATS, Format
-from .common import SOME_REJECTED, JsonOption, app, print_table, progress, wrote_json
+from .common import SOME_REJECTED, JsonOption, app, print_table, progress, seed_in_range, within, wrote_json
 
 prepare_app = typer.Typer(
     help="Public datasets and your own to rows for training: `himtok prepare refcoco --root DIR OUT.jsonl`; rows to "
@@ -65,7 +65,7 @@ def _dataset_command(format: Format):
             Path | None, typer.Option("--prompts", metavar="FILE.yaml", help="Phrasings in place of the shipped ones.")
         ] = None,
         limit: Annotated[int | None, typer.Option("--limit", help="Rows at most, of images drawn by the seed.")] = None,
-        seed: Annotated[int, typer.Option("--seed", help="Of all that is drawn.")] = 0,
+        seed: Annotated[int, typer.Option("--seed", help="Of all that is drawn.", callback=seed_in_range)] = 0,
         num_workers: Annotated[
             int | None, typer.Option("--num_workers", help="Processes that read; by default one per core.")
         ] = None,
@@ -132,7 +132,7 @@ def _tell(summary: dict, out: Path, json_file: str | None) -> None:
 def mix_rows(
     mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.yaml", help="Parts and their ratios.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Rows to write.")],
-    seed: Annotated[int | None, typer.Option("--seed", help="In place of the YAML's.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="In place of the YAML's.", callback=seed_in_range)] = None,
     num_workers: Annotated[
         int | None, typer.Option("--num_workers", help="Processes that read; by default one per core.")
     ] = None,
@@ -168,8 +168,8 @@ def check_rows(
         typer.Option("--without_leaks", metavar="FILE", help="Gets the rows that share no image with them."),
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="PAGE.html", help="Sample rows to look at.")] = None,
-    samples: Annotated[int, typer.Option("--samples", help="Rows on the page.")] = 24,
-    seed: Annotated[int, typer.Option("--seed", help="Of which rows are on the page.")] = 0,
+    samples: Annotated[int, typer.Option("--samples", help="Rows on the page.", callback=within(1))] = 24,
+    seed: Annotated[int, typer.Option("--seed", help="Of which rows are on the page.", callback=seed_in_range)] = 0,
     root: Annotated[
         Path | None, typer.Option("--root", metavar="DIR", help="Where relative images and masks start from.")
     ] = None,

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import JsonOption, RootOption, app, load_mask_tokenizer, print_table, reading_progress, wrote_json
+from .common import (
+    JsonOption,
+    RootOption,
+    app,
+    load_mask_tokenizer,
+    print_table,
+    reading_progress,
+    seed_in_range,
+    within,
+    wrote_json,
+)
 
 if TYPE_CHECKING:
     from ..report import ScoreReport
@@ -45,7 +55,10 @@ def evaluate(
         str | None, typer.Option("--mask_tokenizer", help="With --resize: the one that belongs to the checkpoint.")
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option("--threshold", help="With --resize: where foreground begins. Default: 0.5.")
+        float | None,
+        typer.Option(
+            "--threshold", callback=within(0, 1), help="With --resize: where foreground begins. Default: 0.5."
+        ),
     ] = None,
     boundary: Annotated[
         bool | None,
@@ -54,10 +67,16 @@ def evaluate(
     json_file: JsonOption = None,
     root: RootOption = None,
     min_score: Annotated[
-        float, typer.Option("--min_score", help="Masks with a lower score do not count: to choose inference's own.")
+        float,
+        typer.Option(
+            "--min_score",
+            callback=within(0, 1),
+            help="Masks with a lower score do not count: to choose inference's own.",
+        ),
     ] = 0.0,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="With --compare: of the intervals' draws. Default: 0.")
+        int | None,
+        typer.Option("--seed", help="With --compare: of the intervals' draws. Default: 0.", callback=seed_in_range),
     ] = None,
 ) -> None:
     """Score predicted masks against true ones; several processes (torchrun) share the work."""

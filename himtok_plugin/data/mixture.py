@@ -80,6 +80,8 @@ class Mixture:
         if rows is not None and rows < 1:
             raise ValueError(f"{path}: rows: got {rows}, expected at least 1")
         seed = content.get("seed", 0) if seed is None else seed
+        if seed < 0:
+            raise ValueError(f"{path}: seed: got {seed}, expected at least 0")
         parts = tuple(
             _part(entry, path, f"{path}: parts[{i}]", seed, num_workers, strict)
             for i, entry in enumerate(content["parts"])

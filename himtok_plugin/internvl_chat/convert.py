@@ -161,6 +161,8 @@ def _image_token(config: Mapping[str, Any], ids: Mapping[str, int], given: int |
     rows, found = config["llm_config"]["vocab_size"], ids.get(IMAGE_CONTEXT)
     if given is not None and found not in (None, given):
         raise ValueError(f"image_token_id: got {given}, expected {found}, the id of {IMAGE_CONTEXT} in the tokenizer")
+    if given is not None and not 0 <= given < rows:
+        raise ValueError(f"image_token_id: got {given}, expected 0 to {rows - 1}, an id of the model's vocabulary")
     if given is None and found is None:
         return IMAGE_TOKEN_IDS[llm_architecture(config)], False
     token_id = found if given is None else given

@@ -83,6 +83,7 @@ def test_order_follows_from_the_seed(mix):
         ("parts: [{rows: mine.jsonl, ratio: 0}]", "ratio: got 0"),
         ("parts: [{rows: mine.jsonl, ratio: true}]", "ratio: got True, expected int or float"),
         ("parts: [{rows: mine.jsonl, colour: red}]", "got the field 'colour'"),
+        ("seed: -1\nparts: [{rows: mine.jsonl}]", "seed: got -1, expected at least 0"),
         ("rows: 0\nparts: [{rows: mine.jsonl}]", "rows: got 0"),
         ("rows: 11\nparts: [{rows: mine.jsonl}]", "got 10 rows, expected 11"),
         ("parts: [{rows: mine.jsonl, repeat: true}]", "expected a number of rows"),

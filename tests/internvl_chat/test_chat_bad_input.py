@@ -328,7 +328,7 @@ def test_an_image_token_that_the_tokenizer_has_elsewhere(refused, tmp_path, file
     source = with_tokenizer(files).write(tmp_path / "source")
     refused(source, "image_token_id: got 3, expected", options=("--image_token_id", 3))
     source = chat_model().write(tmp_path / "other")
-    refused(source, "got 512, expected more than 512", options=("--skip_tokenizer", "--image_token_id", 512))
+    refused(source, "image_token_id: got 512, expected 0 to 511", options=("--skip_tokenizer", "--image_token_id", 512))
 
 
 def test_a_conversation_template_of_another_family(refused, tmp_path, files):
