@@ -1,7 +1,19 @@
-"""Changes to ms-swift where it has no hook, by extension point; everything else goes through its registries and
-subclasses. Written against 4.6. `apply` is idempotent. Each function below says what, why, and when it can go; all of
-them change ms-swift by `replacing.around` and `replacing.add` alone, and `arguments.py`, applied while ms-swift is
-only half imported, is the one other place that changes it.
+"""Changes to ms-swift where it has no hook; everything else goes through its registries and subclasses.
+
+What is patched: the functions in the table below, by `replacing.around` and `replacing.add` alone; beside them two
+attributes of RowPreprocessor (`rows`: which columns survive, what caches are called) and a name of evalscope's
+(`evaluating`). `arguments.py`, applied while ms-swift is only half imported, is the one other place that changes it.
+Why: each function of the files below says what it changes, for want of which hook, and when it can go.
+Contract: `apply` is idempotent, and comes before ms-swift loads a model or rows. A replacement is given what stood
+there, and calls it for whatever is not ours: a run without masks is ms-swift's own.
+How a patch notices that ms-swift or transformers changed beneath it. Written against ms-swift 4.6, to which setup.py
+holds it, and transformers 5.19:
+- what is replaced is gone, or has another name or place: `apply` fails, and so every command before it does anything;
+- ms-swift has by now what we add: likewise;
+- a function takes other arguments: a TypeError when it is called, where the replacement names the one concerned, or
+  names all of them;
+- the same name and arguments mean something else: nothing here notices. tests/swift_integration/ runs ms-swift's
+  commands for that, and is to be run before setup.py allows another version.
 
 File        Replaced                                           so that
 ----------  -------------------------------------------------  -------

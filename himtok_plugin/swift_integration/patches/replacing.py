@@ -1,8 +1,10 @@
 """The one way in which ms-swift is changed: functions of its classes and modules are replaced by ours around them.
 
-Contract: `around` keeps a method's kind (plain, class or static), name and signature; `add` gives a class a method it
-has not. `REPLACED` lists what both did, which a test holds against the table in this package's docstring. Does not know
-what is changed, and why.
+Contract: `around` keeps a method's kind (plain, class or static), name and signature, and hands what stood there to the
+replacement, be it ms-swift's or an earlier replacement of ours; `add` gives a class a method it has not. Each refuses
+where ms-swift is another than expected: `around` where there is nothing to replace, `add` where there is something by
+now. `REPLACED` lists what both did, which a test holds against the table in this package's docstring. Does not know
+what is changed, and why, nor whether what it replaced still means the same.
 """
 
 from __future__ import annotations
