@@ -317,9 +317,9 @@ def _referents(record: Record, log: SkipLog) -> Iterator[tuple[str, int, str]]:
             for text in query.expressions:
                 yield text, query.targets[0], query.id
     if not record.queries:
+        uncountable = _uncountable(record)
         for name, regions in _by_class(record, record.objects(log)).items():
-            crowded = any(region.crowd and region.category == name for region in record.regions)
-            if len(regions) == 1 and not crowded and name not in record.incomplete_classes:
+            if len(regions) == 1 and name not in uncountable:
                 yield f"the {name}", regions[0], name
 
 
@@ -394,6 +394,11 @@ def _is_absent(phrase: Phrase, record: Record) -> bool:
 # ----- classes
 
 
+def _uncountable(record: Record) -> set[str | None]:
+    """Classes of which nobody can say how many objects there are, by the reader's word or for a crowd among them."""
+    return {*record.incomplete_classes, *(region.category for region in record.regions if region.crowd)}
+
+
 def _by_class(record: Record, indices: Sequence[int]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for i in indices:
@@ -419,10 +424,10 @@ def segment_class(record: Record, make: Maker) -> Iterator[Row]:
 
 @task("class to a mask per object")
 def segment_instances(record: Record, make: Maker) -> Iterator[Row]:
-    crowded = {region.category for region in record.regions if region.crowd}
+    uncountable = _uncountable(record)
     for name, regions in _by_class(record, record.objects(make.log)).items():
-        if name in crowded or name in record.incomplete_classes:
-            continue  # told by `objects` or the reader: nobody can say how many there are
+        if name in uncountable:
+            continue  # as `objects` or the reader has told
         if make.wanted():
             with make.telling(record, name):
                 _check_count(regions, make.options)
@@ -435,8 +440,8 @@ def segment_instances(record: Record, make: Maker) -> Iterator[Row]:
 @task("all objects, each as a line of label and mask")
 def label_objects(record: Record, make: Maker) -> Iterator[Row]:
     objects = [i for i in record.objects(make.log) if record.regions[i].category]
-    if any(record.regions[i].category in record.incomplete_classes for i in objects):
-        return  # they are not all
+    if _uncountable(record):
+        return  # they are not all, be it that one is of a class of which there is no mask at all
     if objects and make.wanted():
         with make.telling(record, "all objects"):
             _check_count(objects, make.options)

@@ -180,12 +180,21 @@ def test_classes_that_may_not_be_annotated_whole_are_not_asked_for():
     for seed in range(20):
         (row,) = rows("open_vocabulary", of, seed=seed)
         assert "cup" not in str(row["messages"]) and row["messages"][1]["content"] == "dog: <mask>"
-    assert rows("label_objects", of) == []
+    for incomplete in ("cup", "hat"):  # of the latter there is no mask to list
+        assert rows("label_objects", record(queries=(), incomplete_classes=frozenset((incomplete,)))) == []
     alone = record(queries=(), regions=(Region(DOG, "dog"),), incomplete_classes=frozenset(("dog",)))
     assert rows("mask_then_box", alone) == [] and len(rows("box_to_mask", alone)) == 1
     log = SkipLog()
     assert rows("negative", record(incomplete_classes=frozenset(("car",))), log=log) == []  # there may be one
     assert log.counts == {"no expression of another image fits": 2}
+
+
+def test_objects_beside_a_crowd_are_not_said_to_be_all():
+    crowd = Region(CUP2, "cup", crowd=True, id="r2")
+    of = record(queries=(), regions=(Region(DOG, "dog", id="r0"), Region(CUP, "cup", id="r1"), crowd))
+    assert rows("label_objects", of, log=SkipLog()) == []
+    for task in ("segment_instances", "mask_then_box"):
+        assert [row["source"]["id"] for row in rows(task, of, log=SkipLog())] == ["dog"]
 
 
 def test_grounded_texts_and_dialogues():
