@@ -123,15 +123,9 @@ class SamRefiner:
         count = len(chosen)
         one = isinstance(embeddings, Tensor)
         maps = [level.expand(count, *level.shape[1:]) for level in ([embeddings] if one else embeddings)]
-        side = LOW_RESOLUTION * maps[-1].shape[-1]
         frame = inputs.get("reshaped_input_sizes")
-        covered = (side, side) if frame is None else self._covered(frame[0].tolist(), side)
-        logits = [
-            mask_logits(masks[i].astype(np.float32) if squares is None or squares[i] is None else squares[i], covered)
-            for i in chosen
-        ]
-        prompts = torch.full((count, 1, side, side), -MAX_LOGIT)
-        prompts[:, 0, : covered[0], : covered[1]] = torch.from_numpy(np.stack(logits))
+        known = [masks[i].astype(np.float32) if squares is None or squares[i] is None else squares[i] for i in chosen]
+        prompts = self._mask_prompts(known, LOW_RESOLUTION * maps[-1].shape[-1], frame)
         output = self.model(
             image_embeddings=maps[0] if one else maps,
             input_points=inputs["input_points"][0][:, None].to(device, dtype),
@@ -147,6 +141,14 @@ class SamRefiner:
             if mask.any():
                 refined[i] = mask
         return refined
+
+    def _mask_prompts(self, squares: Sequence[np.ndarray], side: int, frame: Tensor | None) -> Tensor:
+        """Logits (n, 1, side, side) of masks; `frame`: (h, w) of the image within SAM's padded one, None for SAM 2."""
+        covered = (side, side) if frame is None else self._covered(frame[0].tolist(), side)
+        prompts = torch.full((len(squares), 1, side, side), -MAX_LOGIT)
+        logits = np.stack([mask_logits(square, covered) for square in squares])
+        prompts[:, 0, : covered[0], : covered[1]] = torch.from_numpy(logits)
+        return prompts
 
     def _covered(self, frame: Sequence[int], side: int) -> tuple[int, int]:
         """(h, w) of the part of a mask prompt that the image covers; SAM pads images to a square, SAM 2 stretches."""

@@ -7,7 +7,7 @@ not independent. Kept in memory are a few numbers per row. Does not know picture
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,20 @@ def compare_results(
     order = np.argsort(ious[:, 1] - ious[:, 0], kind="stable")
     rows = [RowDifference(keys[i], float(ious[i, 0]), float(ious[i, 1])) for i in order]
     names, parts, wholes = _shares(counts, protocol)
+    differences = _differences(names, parts, wholes, images, resamples, seed)
+    return RunComparison(protocol, differences, rows, int(images.max()) + 1, resamples=resamples)
+
+
+def _differences(
+    names: Sequence[str], parts: np.ndarray, wholes: np.ndarray, images: np.ndarray, resamples: int, seed: int
+) -> list[Difference]:
+    """Of every metric, with its interval over images.
+
+    Args:
+        names: of the m metrics.
+        parts, wholes: (rows, 2, m), whose sums' quotients the metrics of both runs are.
+        images: (rows,) number of each row's image.
+    """
     number = int(images.max()) + 1
     sums = np.zeros((2, number, *parts.shape[1:]))  # parts and wholes, images, runs, metrics
     np.add.at(sums[0], images, parts)
@@ -142,7 +156,7 @@ def compare_results(
         low, high = np.percentile(drawn, [tail, 100 - tail]).tolist() if known else (None, None)
         pair = [None if np.isnan(value) else float(value) for value in values[:, i]]
         differences.append(Difference(name, *pair, low, high))
-    return RunComparison(protocol, differences, rows, number, resamples=resamples)
+    return differences
 
 
 def row_key(row: dict[str, Any], position: int) -> Any:

@@ -31,6 +31,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from ..internvl_chat.convert import Conversion
     from ..mask_tokenizer import MaskTokenizer
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -83,8 +84,6 @@ def convert(
     with libraries_on_stderr():
         from ..internvl_chat.convert import convert_chat_model, convert_released
         from ..internvl_chat.output import check_apart
-        from ..internvl_chat.processor import TURN_END
-        from ..internvl_chat.tokenizer import IMAGE_CONTEXT
 
     if Path(model).exists():  # first, since the advice to give --force would be wrong
         check_apart(Path(model), out)
@@ -101,6 +100,15 @@ def convert(
         return
     with libraries_on_stderr(), progress("tensor") as report:
         done = convert_chat_model(model, out, skip_tokenizer, image_token_id, report)
+    _tell_unknown(done)
+    print(out)
+
+
+def _tell_unknown(done: Conversion) -> None:
+    """What a converted chat model's files did not say."""
+    from ..internvl_chat.processor import TURN_END
+    from ..internvl_chat.tokenizer import IMAGE_CONTEXT
+
     if done.codebook_size is None:
         print("no mask tokenizer in it: name one with --mask_tokenizer when it is used", file=sys.stderr)
     if not done.image_token_known:
@@ -112,7 +120,6 @@ def convert(
     if not done.turn_end_known:
         unknown = f"eos_token_id: no tokenizer file tells the id of {TURN_END}, with which answers end"
         print(f"{unknown}; generation_config.json has that of the configuration alone", file=sys.stderr)
-    print(out)
 
 
 def _released_file(model: Path) -> Path | None:

@@ -21,6 +21,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from ..evaluation import Redecoder
     from ..report import ScoreReport
     from ..run_comparison import RunComparison
 
@@ -110,18 +111,10 @@ def evaluate(
             _print_comparison(compared)
         return
 
-    from ..evaluation import Redecoder, evaluate_results
+    from ..evaluation import evaluate_results
     from ..processes import Processes
 
-    redecoder = None
-    if resize is not None:
-        from ..protocols import RESIZES
-
-        if resize not in RESIZES:
-            raise ValueError(f"--resize: got {resize!r}, expected one of {', '.join(RESIZES)}")
-        if mask_tokenizer is None:
-            raise ValueError("--mask_tokenizer: got none with --resize, expected the one that wrote the codes")
-        redecoder = Redecoder(load_mask_tokenizer(mask_tokenizer), resize, 0.5 if threshold is None else threshold)
+    redecoder = None if resize is None else _redecoder(resize, mask_tokenizer, threshold)
     with Processes.started() as processes:
         first = processes.rank == 0
         with reading_progress(results[0]) if first else nullcontext() as on_progress:
@@ -134,6 +127,17 @@ def evaluate(
         scored.save(report)
     if not wrote_json({**scored.scores, "protocol": rules.name}, json_file):
         _print_report(scored)
+
+
+def _redecoder(resize: str, mask_tokenizer: str | None, threshold: float | None) -> Redecoder:
+    from ..evaluation import Redecoder
+    from ..protocols import RESIZES
+
+    if resize not in RESIZES:
+        raise ValueError(f"--resize: got {resize!r}, expected one of {', '.join(RESIZES)}")
+    if mask_tokenizer is None:
+        raise ValueError("--mask_tokenizer: got none with --resize, expected the one that wrote the codes")
+    return Redecoder(load_mask_tokenizer(mask_tokenizer), resize, 0.5 if threshold is None else threshold)
 
 
 @app.command()

@@ -153,13 +153,7 @@ def check(
     ids = np.array(images, dtype=np.uint64)
     report.images = len(np.unique(ids))
     report.repeated = report.rows - len(np.unique(np.array(digests, dtype=np.int64)))
-    # A file that holds rows of a training and of an evaluation split.
-    trained = np.array(splits.pop("train"), dtype=np.uint64)
-    for name, own in sorted(splits.items()):
-        if len(trained):
-            shared = np.intersect1d(trained, np.array(own, dtype=np.uint64))
-            if len(shared):
-                report.leaks[name] = {"images": len(shared), "rows": int(np.isin(trained, shared).sum())}
+    report.leaks |= _leaks_within(splits)
     leaked_rows = _leaks_against(against, root, ids, np.array(row_of_image, dtype=np.uint64), report)
     if without_leaks is not None:
         _write_others(path, leaked_rows, without_leaks)
@@ -168,6 +162,17 @@ def check(
 
         write_page(drawn.lines(), html, f"{path.name}: {len(drawn.lines())} of {report.rows} rows", root)
     return report
+
+
+def _leaks_within(splits: dict[str, array]) -> dict[str, dict[str, int]]:
+    """Of a file that holds rows of a training and of evaluation splits, by the latter's names."""
+    leaks = {}
+    trained = np.array(splits["train"], dtype=np.uint64)
+    for name in sorted(splits.keys() - {"train"}):
+        shared = np.intersect1d(trained, np.array(splits[name], dtype=np.uint64))
+        if len(shared):
+            leaks[name] = {"images": len(shared), "rows": int(np.isin(trained, shared).sum())}
+    return leaks
 
 
 def _leaks_against(

@@ -178,7 +178,6 @@ def _from_fast(file: Path) -> Tokenizer:
 def _from_sentencepiece(file: Path, added: Mapping[int, AddedToken]) -> tuple[Tokenizer, tuple[str, str, str]]:
     """The tokenizer, and its own tokens for beginning, end and unknown."""
     from sentencepiece import sentencepiece_model_pb2
-    from transformers.convert_slow_tokenizer import generate_merges
 
     proto = sentencepiece_model_pb2.ModelProto()
     try:
@@ -188,32 +187,7 @@ def _from_sentencepiece(file: Path, added: Mapping[int, AddedToken]) -> tuple[To
     pieces, trained = list(proto.pieces), proto.trainer_spec
     if not 0 <= trained.unk_id < len(pieces):
         raise ValueError(f"{file}: no SentencePiece model (none of {len(pieces)} pieces stands for the unknown)")
-    vocabulary = {piece.piece: i for i, piece in enumerate(pieces)}
-    unknown = pieces[trained.unk_id].piece
-    with_added = _vocabulary_with(vocabulary, added, file)
-    if trained.model_type == BPE:
-        scores = {piece.piece: piece.score for piece in pieces if piece.type == NORMAL}
-        rest = vocabulary.keys() - scores.keys()
-        with _reading(file):
-            model = models.BPE(
-                vocab=with_added,
-                merges=generate_merges(vocabulary, scores, rest),
-                unk_token=unknown,
-                fuse_unk=True,
-                byte_fallback=trained.byte_fallback,
-            )
-    elif trained.model_type == UNIGRAM:
-        scores = {piece.piece: piece.score for piece in pieces}
-        by_id = {i: text for text, i in with_added.items()}
-        gaps = sorted(set(range(max(by_id))) - by_id.keys())
-        if gaps:
-            raise ValueError(f"{file}: no tokens with ids {gaps}, expected no gaps")
-        scored = [(by_id[i], scores.get(by_id[i], 0.0)) for i in range(len(by_id))]
-        with _reading(file):
-            model = models.Unigram(scored, unk_id=trained.unk_id, byte_fallback=trained.byte_fallback)
-    else:
-        raise ValueError(f"{file}: model type {trained.model_type}, expected BPE ({BPE}) or unigram ({UNIGRAM})")
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer(_model_of(proto, added, file))
     spec = proto.normalizer_spec
     with _reading(file):
         steps = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
@@ -237,3 +211,33 @@ def _from_sentencepiece(file: Path, added: Mapping[int, AddedToken]) -> tuple[To
     )
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in own if text])
     return tokenizer, own
+
+
+def _model_of(proto: Any, added: Mapping[int, AddedToken], file: Path) -> models.Model:
+    """Pieces and added tokens, by the algorithm that the SentencePiece model was trained with."""
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    pieces, trained = list(proto.pieces), proto.trainer_spec
+    vocabulary = {piece.piece: i for i, piece in enumerate(pieces)}
+    with_added = _vocabulary_with(vocabulary, added, file)
+    if trained.model_type == BPE:
+        scores = {piece.piece: piece.score for piece in pieces if piece.type == NORMAL}
+        rest = vocabulary.keys() - scores.keys()
+        with _reading(file):
+            return models.BPE(
+                vocab=with_added,
+                merges=generate_merges(vocabulary, scores, rest),
+                unk_token=pieces[trained.unk_id].piece,
+                fuse_unk=True,
+                byte_fallback=trained.byte_fallback,
+            )
+    if trained.model_type == UNIGRAM:
+        scores = {piece.piece: piece.score for piece in pieces}
+        by_id = {i: text for text, i in with_added.items()}
+        gaps = sorted(set(range(max(by_id))) - by_id.keys())
+        if gaps:
+            raise ValueError(f"{file}: no tokens with ids {gaps}, expected no gaps")
+        scored = [(by_id[i], scores.get(by_id[i], 0.0)) for i in range(len(by_id))]
+        with _reading(file):
+            return models.Unigram(scored, unk_id=trained.unk_id, byte_fallback=trained.byte_fallback)
+    raise ValueError(f"{file}: model type {trained.model_type}, expected BPE ({BPE}) or unigram ({UNIGRAM})")

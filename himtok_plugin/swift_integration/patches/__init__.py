@@ -67,6 +67,7 @@ def apply() -> None:
 
     if getattr(Template, _MARK, False):
         return
+    rows.number_rows()
     rows.keep_mask_columns()
     rows.pair_answers_with_their_masks()
     loading.compose_templates()
@@ -82,6 +83,7 @@ def apply() -> None:
     answering.constrain_engines()
     answering.attach_masks_to_responses()
     answering.write_masks_to_results()
+    answering.go_on_with_results()
     answering.gather_results_on_cpus()
     deploying.serve_segments()
     deploying.hand_on_text_at_masks()

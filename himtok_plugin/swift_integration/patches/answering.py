@@ -54,16 +54,47 @@ def attach_masks_to_responses() -> None:
         return responses
 
 
+@contextmanager
+def _noting_responses(pipeline):
+    """What the pipeline's engine answers within; of a stream that is no response."""
+    noted = []
+
+    def infer(*args, **kwargs):
+        found = pipeline.infer_engine.infer(*args, **kwargs)
+        noted.extend(found)
+        return found
+
+    pipeline.infer = infer
+    try:
+        yield noted
+    finally:
+        del pipeline.infer
+
+
+def go_on_with_results() -> None:
+    """What: with `--resume_result`, rows that have a result already are left out.
+    Why: ms-swift asks all rows of a dataset, whatever its result file holds.
+    Goes when: it can go on, by something that tells rows apart.
+    """
+    from swift.pipelines.infer.infer import SwiftInfer
+
+    from ..inference import without_results
+
+    @around(SwiftInfer, "_prepare_val_dataset")
+    def prepare_val_dataset(original, self):
+        rows = original(self)
+        return without_results(rows, self.args.result_path) if self.args.resume_result else rows
+
+
 def write_masks_to_results() -> None:
-    """What: `swift infer` writes `masks` and `boxes` into its rows, pictures into `--mask_dir`, and a card of the run;
-    with `--resume_result` it goes on where it was.
+    """What: `swift infer` writes `masks` and `boxes` into its rows, pictures into `--mask_dir`, and a card of the run.
     Why: the pipeline builds result rows from fixed fields of the response.
     Goes when: rows can be post-processed by a plugin.
     """
     from swift.pipelines.infer.infer import SwiftInfer
 
     from ..boxes import write_boxes
-    from ..inference import RESPONSE_ATTRIBUTE, MaskPictures, masks_of_text, runtime_of, without_results, write_masks
+    from ..inference import RESPONSE_ATTRIBUTE, MaskPictures, masks_of_text, runtime_of, write_masks
     from ..run_card import leave_card
 
     def pictures(pipeline) -> MaskPictures | None:
@@ -72,22 +103,6 @@ def write_masks_to_results() -> None:
         if "himtok_pictures" not in pipeline.__dict__:
             pipeline.himtok_pictures = MaskPictures(pipeline.args.mask_dir, pipeline.args.rank)
         return pipeline.himtok_pictures
-
-    @contextmanager
-    def noting_responses(pipeline):
-        """What the pipeline's engine answers within; of a stream that is no response."""
-        noted = []
-
-        def infer(*args, **kwargs):
-            found = pipeline.infer_engine.infer(*args, **kwargs)
-            noted.extend(found)
-            return found
-
-        pipeline.infer = infer
-        try:
-            yield noted
-        finally:
-            del pipeline.infer
 
     def masks_of(runtime, noted, text: str, row):
         """Masks that came with the response, else those of its text."""
@@ -103,7 +118,7 @@ def write_masks_to_results() -> None:
         if runtime is None:
             return original(self, val_dataset, request_config)
         leave_card(self.args, runtime)
-        with noting_responses(self) as noted:
+        with _noting_responses(self) as noted:
             rows = original(self, val_dataset, request_config)
         for row, response in zip(rows, noted, strict=False):  # other ranks of a parallel engine write no rows
             masks = masks_of(runtime, response, row["response"], row)
@@ -118,7 +133,7 @@ def write_masks_to_results() -> None:
         runtime = runtime_of(self.template)
         if runtime is not None:
             leave_card(self.args, runtime)
-        with noting_responses(self) as noted:
+        with _noting_responses(self) as noted:
             text = original(self, infer_request, request_config)
         if runtime is not None and isinstance(infer_request, dict):
             masks = masks_of(runtime, noted[0], text, infer_request)
@@ -129,11 +144,6 @@ def write_masks_to_results() -> None:
             if masks and pictures(self) is not None:
                 print("masks: " + ", ".join(pictures(self).write(infer_request, masks)))
         return text
-
-    @around(SwiftInfer, "_prepare_val_dataset")
-    def prepare_val_dataset(original, self):
-        rows = original(self)
-        return without_results(rows, self.args.result_path) if self.args.resume_result else rows
 
 
 def gather_results_on_cpus() -> None:

@@ -15,22 +15,18 @@ from .replacing import around
 logger = get_logger()
 
 
-def keep_mask_columns() -> None:
-    """What: rows pass `pack_mask_column` before ms-swift's preprocessing, and `masks` survives it.
-    Why: `standard_keys` decides which columns survive, but nothing lets a plugin see a raw row of any dataset.
-    Goes when: preprocessors can be registered to run before the automatic one.
+def _has_masks(columns) -> bool:
+    return any(name in columns for name in ("masks", "mask", CODES))
+
+
+def number_rows() -> None:
+    """What: rows with masks know their number and the dataset that they are of.
+    Why: errors and results name rows, and preprocessors are told neither.
+    Goes when: ms-swift numbers rows itself.
     """
     from datasets import Features, IterableDataset, Value
-    from swift.dataset import AutoPreprocessor, MessagesPreprocessor, RowPreprocessor
+    from swift.dataset import RowPreprocessor
     from swift.dataset.loader import DatasetLoader
-
-    if "masks" not in RowPreprocessor.standard_keys:
-        RowPreprocessor.standard_keys.append("masks")
-    # ms-swift's caches are named after the input alone: rows cached without masks must not be taken for ours.
-    RowPreprocessor.cache_format_version += "_himtok2"
-
-    def has_masks(features) -> bool:
-        return any(name in features for name in ("masks", "mask", CODES))
 
     loading: list[str] = []  # the dataset that is being loaded: preprocessors are not told
 
@@ -60,7 +56,7 @@ def keep_mask_columns() -> None:
     def prepare_dataset(original, self, dataset):
         dataset = original(self, dataset)
         features = self.get_features_dataset(dataset).features
-        if not has_masks(features) or ROW_NUMBER in features:
+        if not _has_masks(features) or ROW_NUMBER in features:
             return dataset
         name = dataset_name(dataset)
         if isinstance(dataset, IterableDataset):
@@ -78,11 +74,24 @@ def keep_mask_columns() -> None:
         # is ms-swift's own, for the same purpose.
         return dataset.rename_column("masks", "__@masks") if "masks" in features else dataset
 
+
+def keep_mask_columns() -> None:
+    """What: rows pass `pack_mask_column` before ms-swift's preprocessing, and `masks` survives it.
+    Why: `standard_keys` decides which columns survive, but nothing lets a plugin see a raw row of any dataset.
+    Goes when: preprocessors can be registered to run before the automatic one.
+    """
+    from swift.dataset import AutoPreprocessor, MessagesPreprocessor, RowPreprocessor
+
+    if "masks" not in RowPreprocessor.standard_keys:
+        RowPreprocessor.standard_keys.append("masks")
+    # ms-swift's caches are named after the input alone: rows cached without masks must not be taken for ours.
+    RowPreprocessor.cache_format_version += "_himtok3"
+
     @around(RowPreprocessor, "batched_preprocess")
     def batched_preprocess(original, self, batched_row, **kwargs):
         batched_row = dict(batched_row)
         self._remove_prefix_keys(batched_row, "__@")
-        if has_masks(batched_row):
+        if _has_masks(batched_row):
             rows = []
             for row in self.batched_to_rows(batched_row):
                 try:
@@ -100,7 +109,7 @@ def keep_mask_columns() -> None:
     def get_preprocessor(original, self, dataset):
         # Rows that hold masks only have no column that would tell.
         features = dataset.features
-        if has_masks(features) and not any(name in features for name in (*MESSAGE_COLUMNS, *QUESTION_COLUMNS)):
+        if _has_masks(features) and not any(name in features for name in (*MESSAGE_COLUMNS, *QUESTION_COLUMNS)):
             return MessagesPreprocessor(**self.kwargs)
         return original(self, dataset)
 
