@@ -1,8 +1,26 @@
 """On the path by its presence, so that tests in subfolders find `tiny_models`; fixtures of several files."""
 
+import gc
+from functools import cache
+
 import pytest
+import typer.main
 
 from himtok_plugin import cli
+
+# typer builds all forty commands anew at every call: 0.07 s, most of what a small `himtok prepare` costs.
+typer.main.get_command = cache(typer.main.get_command)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled_objects():
+    """What is there before a module's tests is set aside from garbage collection.
+
+    Every run of ms-swift ends with a full one, which takes half a second and more to find nothing among the objects of
+    all the imported packages.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
