@@ -53,14 +53,17 @@ def rows(world):
 
 @pytest.fixture
 def launch(world, rows, tmp_path):
+    """A run of several processes, or in this one; DeepSpeed and FSDP want a launcher for one process as well."""
+    from swift.pipelines import sft_main
+
     def run(processes, name="out", **options):
         defaults = {"model": world.lmm, "mask_tokenizer": world.mask_tokenizer, "dataset": rows}
-        backend, environment = None, {}
-        # DeepSpeed and FSDP want a launcher for one process as well.
-        if processes > 1 or {"deepspeed", "fsdp", "ddp_backend"} & options.keys():
-            backend, environment = "gloo", {"NPROC_PER_NODE": str(processes)}
-        argv = flags(**{**COMMON, **defaults, "ddp_backend": backend, "output_dir": tmp_path / name, **options})
-        done = run_swift("sft", *argv, cwd=tmp_path, timeout=300, **environment)
+        options = {**COMMON, **defaults, "output_dir": tmp_path / name, **options}
+        if processes == 1 and not {"deepspeed", "fsdp", "ddp_backend"} & options.keys():
+            sft_main(flags(**options))
+            return tmp_path / name
+        argv = flags(**{"ddp_backend": "gloo", **options})
+        done = run_swift("sft", *argv, cwd=tmp_path, timeout=300, NPROC_PER_NODE=str(processes))
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
         return tmp_path / name
 
@@ -129,8 +132,12 @@ CASES = {
 }
 
 
+# Two launches each. Full training and LoRA, every kind of sharding and none remain without these.
+SLOW = {"ddp lora", "zero2", "fsdp2 in one process", "fsdp2 in half precision"}
+
+
 def marks_of(case):
-    return [*([needs_deepspeed] if "zero" in case else []), *([pytest.mark.slow] if "half precision" in case else [])]
+    return [*([needs_deepspeed] if "zero" in case else []), *([pytest.mark.slow] if case in SLOW else [])]
 
 
 @pytest.mark.parametrize("case", [pytest.param(name, marks=marks_of(name)) for name in CASES])
@@ -160,6 +167,7 @@ def test_one_process_that_is_launched_like_several_trains(launch):
     assert len(losses(launch(1, ddp_backend="gloo", max_steps=1, save_strategy="no", **FLOAT32))) == 1
 
 
+@pytest.mark.slow
 def test_rows_without_any_mask_train_beside_others(launch, world, tmp_path):
     """Two processes, one of which never sees a mask."""
     without = {key: value for key, value in world.row("<image>What?", "Nothing.").items() if key != "masks"}
