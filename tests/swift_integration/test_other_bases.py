@@ -32,11 +32,15 @@ needs_qwen = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("qwen_vl_utils", "decord")),
     reason="ms-swift asks for qwen_vl_utils and decord",
 )
+# Further families: those that remain are the ones that most people train, and one whose images enter elsewhere.
+SLOW = {"llava-1.5-7b-hf", "gemma-3-4b-it", "Mistral-Small-3.1-24B-Instruct-2503", "GLM-4.1V-9B-Base"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=needs_qwen if name.startswith("Qwen") else ()) for name in BASES]
-)
+def marks_of(name):
+    return [*([needs_qwen] if name.startswith("Qwen") else []), *([pytest.mark.slow] if name in SLOW else [])]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in BASES])
 def test_base_trains_reloads_and_segments(name, world, tmp_path):
     base = BASES[name](tmp_path / name)
     rows = [world.segment(world.left), world.row("<image>All.", "<mask> <mask>", masks=[world.left, world.right])]
