@@ -16,7 +16,7 @@ from .common import FAILED, ForceOption, app, check_writable, print_table
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("himtok_demo"),
     train: Annotated[
-        bool, typer.Option("--train", help="Train all three stages from nothing first (2 CPU cores, half an hour).")
+        bool, typer.Option("--train", help="Train all three stages from nothing first (2 CPU cores, 25 to 40 minutes).")
     ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Train for a look in a few minutes; too short to learn much.")

@@ -132,8 +132,8 @@ CASES = {
 }
 
 
-# Two launches each. Full training and LoRA, every kind of sharding and none remain without these.
-SLOW = {"ddp lora", "zero2", "fsdp2 in one process", "fsdp2 in half precision"}
+# Two launches each. No sharding, and both kinds that shard the weights, remain without these.
+SLOW = {"ddp lora", "zero2", "zero2 lora", "fsdp2 in one process", "fsdp2 in half precision"}
 
 
 def marks_of(case):

@@ -159,6 +159,7 @@ def test_mask_loss_gathers_the_detokenizer_and_nothing_else(gathers, world):
         assert ways == {"all_gather_coalesced"}  # as modules are called, not as something reads a parameter by the way
 
 
+@pytest.mark.slow
 def test_without_a_mask_loss_nothing_of_the_mask_tokenizer_is_gathered(gathers):
     for events in gathers():
         assert names_in(events, "forward")
