@@ -166,9 +166,9 @@ class Recipe:
             "chat_template.jinja",
             "processor_config.json",
         ]
-        files = {packed / name: self._checkpoint(3) / name for name in names}
-        for name in ("config.json", "model.safetensors"):
-            files[packed / SIDECAR_FOLDER / name] = self._checkpoint(1) / name
+        lmm, tokenizer = self._checkpoint(3), self._checkpoint(1)
+        files = {packed / name: lmm / name for name in names}
+        files |= {packed / SIDECAR_FOLDER / name: tokenizer / name for name in ("config.json", "model.safetensors")}
         for target, source in files.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.suffix == ".safetensors":

@@ -25,6 +25,8 @@ MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
 HISTORY_COLUMN = "history"
 QUESTION_COLUMNS = ("query", "prompt", "instruction", "input", "question", "problem")
 ANSWER_COLUMNS = ("response", "answer", "output")
+PLAIN_COLUMNS = (HISTORY_COLUMN, *QUESTION_COLUMNS, *ANSWER_COLUMNS)
+TEXT_COLUMNS = (*MESSAGE_COLUMNS, *PLAIN_COLUMNS)
 TEXT_KEYS = ("content", "value", "text")  # of a message, or of a part of one
 
 
@@ -41,6 +43,11 @@ def parse_row(line: bytes) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"is {short(row)}: expected a JSON object")
     return row
+
+
+def row_messages(row: Mapping[str, Any]) -> Any:
+    """The first of the message columns that says something; None where the plain columns are the row's text."""
+    return next((row[column] for column in MESSAGE_COLUMNS if row.get(column)), None)
 
 
 def row_masks(row: Mapping[str, Any], name: str = "row") -> list[Any] | None:

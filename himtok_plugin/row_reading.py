@@ -23,15 +23,14 @@ import numpy as np
 from .mask_rows import (
     ANSWER_COLUMNS,
     CODES,
-    HISTORY_COLUMN,
-    MESSAGE_COLUMNS,
-    QUESTION_COLUMNS,
+    PLAIN_COLUMNS,
     TEXT_KEYS,
     find_file,
     first_image_size,
     load_squares,
     parse_row,
     row_masks,
+    row_messages,
 )
 from .mask_text import MASK_PLACEHOLDER, count_placeholders, reference_placeholder_to_mask
 from .resumable_output import REJECTED
@@ -108,9 +107,9 @@ def _check_placeholders(row: dict[str, Any], masks: int, name: str) -> None:
     Text without any placeholder is none of stage 1's business. A row without an answer may have more masks than
     placeholders: those that reinforcement learning expects the answer to have.
     """
-    messages = next((row[column] for column in MESSAGE_COLUMNS if row.get(column)), None)
+    messages = row_messages(row)
     if messages is None:
-        texts = [row.get(column) for column in (HISTORY_COLUMN, *QUESTION_COLUMNS, *ANSWER_COLUMNS)]
+        texts = [row.get(column) for column in PLAIN_COLUMNS]
         answered = any(row.get(column) for column in ANSWER_COLUMNS)
     else:
         texts, last = messages, messages[-1] if isinstance(messages, list) else None

@@ -29,11 +29,11 @@ from ..mask_rows import (
     ANSWER_COLUMNS,
     CODES,
     HISTORY_COLUMN,
-    MESSAGE_COLUMNS,
     QUESTION_COLUMNS,
     as_list,
     parse_row,
     row_masks,
+    row_messages,
 )
 from ..mask_text import BOX_PLACEHOLDER, IMAGE_PLACEHOLDER, MASK_PLACEHOLDER, reference_placeholder_to_mask
 from ..masks import load_mask
@@ -365,7 +365,7 @@ def messages_of(row: dict[str, Any]) -> list[tuple[str, str]]:
     Raises:
         ValueError: of another form.
     """
-    messages = next((row[column] for column in MESSAGE_COLUMNS if row.get(column)), None)
+    messages = row_messages(row)
     if messages is None:
         columns = ("user", QUESTION_COLUMNS), ("assistant", ANSWER_COLUMNS)
         history = row.get(HISTORY_COLUMN) if isinstance(row.get(HISTORY_COLUMN), list) else []

@@ -60,6 +60,8 @@ SHARES = {"N-acc": "n_acc", "T-acc": "t_acc"}
 class RowBenchmark(VisionLanguageAdapter):
     """A benchmark whose samples are dataset rows: all but the last answer is asked, the last answer is the truth."""
 
+    decodes_masks = False  # whether scores depend on how masks are decoded
+
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.add_overall_metric = False  # subsets are splits, whose mean means nothing
@@ -135,11 +137,6 @@ class RowBenchmark(VisionLanguageAdapter):
     def truth(self, row: dict[str, Any], answer: str, size: tuple[int, int]) -> dict[str, Any]:
         """What else of a row is needed to score its answer; ValueError where that is missing."""
         raise NotImplementedError
-
-    @property
-    def decodes_masks(self) -> bool:
-        """Whether scores depend on how masks are decoded."""
-        return False
 
     def check_options(self) -> None:
         """ValueError for an option that would have no effect here, though its name would stand in the report."""
@@ -243,12 +240,12 @@ class RowBenchmark(VisionLanguageAdapter):
 class MaskBenchmark(RowBenchmark):
     """Masks of an answer against the true ones."""
 
+    decodes_masks = True
+
     def _sample(self, row: dict[str, Any], number: int) -> Sample:
         sample = super()._sample(row, number)
         self.protocol.check_question(sample.metadata["messages"][-1]["content"], sample.metadata.get("expressions"))
         return sample
-
-    decodes_masks = True
 
     def truth(self, row, answer, size):
         masks = answer_masks(row_masks(row), row["messages"], row.get(ASKS_FOR_MASKS))

@@ -14,23 +14,12 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..mask_rows import (
-    ANSWER_COLUMNS,
-    CODES,
-    HISTORY_COLUMN,
-    MESSAGE_COLUMNS,
-    QUESTION_COLUMNS,
-    TEXT_KEYS,
-    as_list,
-    row_masks,
-    without_nulls,
-)
+from ..mask_rows import CODES, TEXT_COLUMNS, TEXT_KEYS, as_list, row_masks, without_nulls
 from ..mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
 from ..row_truths import ASKS_FOR_MASKS
 
 ROW_NUMBER, ROW_DATASET = "himtok_row", "himtok_dataset"
 PACKED = "himtok_masks"  # key that tells a packed column from a path
-TEXT_COLUMNS = (*MESSAGE_COLUMNS, HISTORY_COLUMN, *QUESTION_COLUMNS, *ANSWER_COLUMNS)
 # Not read in training; result rows have them again, for protocols that ignore pixels, for classes, for failures.
 EVALUATION_COLUMNS = (ASKS_FOR_MASKS, "ignore", "category", "referent", "expressions", "source")
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from swift.utils import get_logger
 
 from ...mask_rows import CODES, MESSAGE_COLUMNS, QUESTION_COLUMNS
-from ...mask_text import count_placeholders
+from ...mask_text import MASK_PLACEHOLDER
+from ...row_truths import count_asked
 from ..dataset import ROW_DATASET, ROW_NUMBER, MaskColumn, pack_mask_column, with_answer_of
 from .replacing import around
 
@@ -123,9 +124,6 @@ def pair_answers_with_their_masks() -> None:
     """
     from swift.pipelines.train.kto import KTOPreprocessor
 
-    def questions_masks(messages) -> int:
-        return sum(count_placeholders(m["content"]) for m in messages[:-1] if isinstance(m.get("content"), str))
-
     @around(KTOPreprocessor, "batched_preprocess")
     def batched_preprocess(original, self, batched_row, **kwargs):
         batched_row = dict(batched_row)
@@ -143,7 +141,7 @@ def pair_answers_with_their_masks() -> None:
                 if name in paired:
                     paired[f"rejected_{name}"] = paired[name]
             columns = [MaskColumn.parse([] if masks is None else masks) for masks in paired["masks"]]
-            given = [questions_masks(messages) for messages in paired["messages"]]
+            given = [count_asked(messages, MASK_PLACEHOLDER) for messages in paired["messages"]]
             paired["rejected_masks"] = [
                 with_answer_of(columns[i], given[i], columns[i - 1], given[i - 1]).to_json()
                 for i in range(len(columns))
