@@ -47,7 +47,7 @@ class HimTokArguments:
         None, "Folder or hub id of the mask tokenizer. None: the folder mask_tokenizer/ beside the checkpoint."
     )
     mask_rows_init: Literal["codebook", "noise"] = _option(
-        "codebook",  # three seeds of examples/05_compare_choices.py: better at every point of the curve
+        "codebook",  # three seeds each: cIoU 0.260 and 0.229 after 200 steps, alike after 400
         "How new embedding rows begin: the old rows' mean plus their code's place in the codebook, or plus noise.",
     )
 
