@@ -16,10 +16,10 @@ from .common import FAILED, ForceOption, app, check_writable, print_table
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("himtok_demo"),
     train: Annotated[
-        bool, typer.Option("--train", help="Train all three stages from nothing first (2 CPU cores, 25 to 40 minutes).")
+        bool, typer.Option("--train", help="Train all three stages from nothing first (2 CPU cores, half an hour).")
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Train for a look in a few minutes; too short to learn much.")
+        bool, typer.Option("--quick", help="Train for a look in three minutes; too short to learn much.")
     ] = False,
     force: ForceOption = False,
 ) -> None:
