@@ -18,7 +18,7 @@ from himtok_plugin.mask_text import codes_to_text, text_to_codes
 from himtok_plugin.masks import mask_bbox, to_rle
 from himtok_plugin.protocols import find_protocol
 from himtok_plugin.scoring import RowScores
-from himtok_plugin.swift_integration import benchmarks
+from himtok_plugin.swift_integration import arguments, benchmark_masks, benchmarks
 
 BENCHMARKS = ["refcoco_seg", "grefcoco_seg", "reasonseg", "rec", "mask_perception"]
 
@@ -199,8 +199,8 @@ def adapter(settings, rows, monkeypatch):
     from evalscope.config import TaskConfig
 
     benchmarks.register_benchmarks()
-    monkeypatch.setattr(benchmarks, "current_arguments", lambda: settings)
-    for cached in (benchmarks._source, benchmarks.mask_tokenizer, benchmarks.mask_predictor):
+    monkeypatch.setattr(arguments, "_current", [settings])
+    for cached in (benchmark_masks.source, benchmark_masks.mask_tokenizer, benchmark_masks.mask_predictor):
         cached.cache_clear()
 
     def make(name, path, limit=None, **extra):
@@ -214,7 +214,7 @@ def adapter(settings, rows, monkeypatch):
         return get_benchmark(name, task)
 
     yield make
-    for cached in (benchmarks._source, benchmarks.mask_tokenizer, benchmarks.mask_predictor):
+    for cached in (benchmark_masks.source, benchmark_masks.mask_tokenizer, benchmark_masks.mask_predictor):
         cached.cache_clear()
 
 
