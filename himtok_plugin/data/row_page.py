@@ -22,7 +22,7 @@ from ..mask_text import MASK_PLACEHOLDER
 from ..masks import load_mask
 from ..visualization import COLORS, overlay
 from .prepare import replacing
-from .row_check import as_images, located, messages_of
+from .row_faults import as_images, located, messages_of
 
 SIDE = 480  # longest side of a picture
 _STYLE = """

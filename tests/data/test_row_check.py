@@ -10,7 +10,7 @@ import pytest
 from on_disk import blob, read_rows, write_image
 from PIL import Image
 
-from himtok_plugin.data.row_check import image_key
+from himtok_plugin.data.row_faults import image_key
 from himtok_plugin.masks import to_rle
 
 SIZE = (48, 64)
