@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from himtok_plugin.data.expressions import ANY_KIND, TASKS, Attributes, beside, matching, refer
+from himtok_plugin.data.questions import Question, ask
 from himtok_plugin.data.scenes import (
     MIN_VISIBLE_PIXELS,
     generate_masks,
@@ -104,6 +105,54 @@ def test_further_turns_ask_for_something_new():
             assert sorted(expression.targets) == sorted(understand(expression.text, list(scene.shapes), 64))
             assert not expression.targets or set(expression.targets) - named
             named.update(expression.targets)
+
+
+def test_questions_have_the_only_right_answer_and_stand_between_the_requests():
+    scenes = list(generate_scenes(120, seed=4, turns=3, questions=3, max_shapes=5))
+    answers, first = set(), set()
+    for scene in scenes:
+        questions = [turn for turn in scene.turns if isinstance(turn, Question)]
+        assert len({question.text for question in questions}) == len(questions) <= 3
+        assert len(scene.messages) == 2 * (len(questions) + len(scene.expressions))
+        assert scene.messages[0]["content"].startswith("<image>")
+        first.add(scene.messages[0]["content"].split()[0])
+        for question in questions:
+            words = question.text.removesuffix("?").split()
+            said = question.answer.removesuffix(".").split()
+            found = understand(" ".join(words[2:]), list(scene.shapes), 64)
+            if words[0] == "Is":
+                assert question.answer == ("Yes." if found else "No.")
+            else:
+                (target,) = found
+                assert said[-1] == getattr(scene.shapes[target], words[1])
+            answers.add(said[-1])
+    assert answers == {"Yes", "No", *SIZES, *COLOURS, *KINDS}
+    assert first == {"<image>Segment", "<image>What", "<image>Is"}
+
+
+def test_nothing_is_asked_about_shapes_that_no_words_tell_apart():
+    twins = [SceneShape("circle", "red", "small", x, 32, 8) for x in (16, 48)]
+    asked = {ask(twins, 64, np.random.default_rng(seed)) for seed in range(60)} - {None}
+    assert {question.answer for question in asked} <= {"No.", "It is small.", "It is red.", "It is a circle."}
+
+
+def test_a_negative_number_of_questions_is_named():
+    with pytest.raises(ValueError, match="questions: got -1, expected 0 or more"):
+        next(generate_scenes(1, seed=0, questions=-1))
+
+
+def test_a_named_answer_says_what_each_mask_shows():
+    plain, named = (list(generate_scenes(40, seed=6, named=named)) for named in (False, True))
+    for scene, other in zip(plain, named, strict=True):
+        assert scene.expression == other.expression
+        targets = [scene.shapes[i] for i in scene.expression.targets]
+        if not targets:
+            assert scene.messages == other.messages
+            continue
+        parts = other.messages[1]["content"].split("<mask>")
+        assert len(parts) == len(targets) + 1
+        for part, shape in zip(parts, targets, strict=False):
+            assert f"the {shape.size} {shape.colour} {shape.kind} at " in part
 
 
 def test_task_shares_select_tasks():

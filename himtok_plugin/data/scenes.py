@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from himtok_plugin.data.expressions import TASKS, Expression, refer
+from himtok_plugin.data.questions import Question, ask
 from himtok_plugin.data.shapes import COLOURS, KINDS, SIZES, SceneShape, coverage
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER, MASK_PLACEHOLDER
 from himtok_plugin.masks import to_rle
@@ -30,6 +31,7 @@ MIN_VISIBLE_SHARE = 0.8  # A shape hidden further no longer looks like its kind.
 PLACEMENT_TRIES = 50
 SCENE_TRIES = 1000
 EXPRESSION_TRIES = 10
+QUESTION_TRIES = 4  # for each question
 COLOUR_JITTER = 18
 BACKGROUND_RANGE = (90, 165)  # Greys away from every colour of the palette.
 BACKGROUND_SLOPE = 25
@@ -40,13 +42,19 @@ BACKGROUND_NOISE = 6.0
 class Scene:
     """``image`` RGB; ``shapes`` in drawing order; ``shape_masks`` their visible pixels, bool (h, w).
 
-    ``expressions`` hold one request per turn of the conversation about the image; `expression` is the first.
+    ``turns`` are the conversation about the image: requests for masks, `expressions`, of which `expression` is the
+    first, and questions that words answer. ``named`` says whether an answer names what its masks show.
     """
 
     image: Image.Image
     shapes: tuple[SceneShape, ...]
     shape_masks: tuple[np.ndarray, ...]
-    expressions: tuple[Expression, ...]
+    turns: tuple[Expression | Question, ...]
+    named: bool = False
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        return tuple(turn for turn in self.turns if isinstance(turn, Expression))
 
     @property
     def expression(self) -> Expression:
@@ -59,21 +67,29 @@ class Scene:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The conversation: every request and its answer, with a ``<mask>`` per target."""
+        """The conversation: every question or request and its answer, with a ``<mask>`` per target."""
         messages = []
-        for turn, expression in enumerate(self.expressions):
-            image = IMAGE_PLACEHOLDER if turn == 0 else ""
-            messages.append({"role": "user", "content": f"{image}Segment {expression.text}."})
-            messages.append({"role": "assistant", "content": _answer(expression)})
+        for number, turn in enumerate(self.turns):
+            image = IMAGE_PLACEHOLDER if number == 0 else ""
+            if isinstance(turn, Question):
+                request, answer = turn.text, turn.answer
+            else:
+                request, answer = f"Segment {turn.text}.", self._answer(turn)
+            messages.append({"role": "user", "content": image + request})
+            messages.append({"role": "assistant", "content": answer})
         return messages
 
-
-def _answer(expression: Expression) -> str:
-    if not expression.targets:
-        return f"There is no {expression.attributes.words()} in the image."
-    if len(expression.targets) == 1:
-        return "The mask appears at <mask>."
-    return "The masks appear at " + " and ".join([MASK_PLACEHOLDER] * len(expression.targets)) + "."
+    def _answer(self, expression: Expression) -> str:
+        if not expression.targets:
+            return f"There is no {expression.attributes.words()} in the image."
+        one = len(expression.targets) == 1
+        if self.named:
+            found = [self.shapes[i] for i in expression.targets]
+            named = [f"the {shape.size} {shape.colour} {shape.kind} at {MASK_PLACEHOLDER}" for shape in found]
+            return f"{'It is' if one else 'They are'} {' and '.join(named)}."
+        if one:
+            return f"The mask appears at {MASK_PLACEHOLDER}."
+        return "The masks appear at " + " and ".join([MASK_PLACEHOLDER] * len(expression.targets)) + "."
 
 
 def generate_scenes(
@@ -83,15 +99,21 @@ def generate_scenes(
     max_shapes: int = MAX_SHAPES,
     task_shares: Mapping[str, float] = TASK_SHARES,
     turns: int = 1,
+    questions: int = 0,
+    named: bool = False,
 ) -> Iterator[Scene]:
     """Yield ``count`` scenes of ``side`` x ``side`` pixels with 1 to ``max_shapes`` shapes.
 
     ``task_shares`` gives the probability of each task of `expressions.TASKS`; they need not add up to 1. ``turns`` is
-    the most requests about one image; there are fewer when the scene has nothing new to ask for.
+    the most requests about one image; there are fewer when the scene has nothing new to ask for. ``questions`` is the
+    most questions that words answer, asked in between. With ``named``, an answer says which shape a mask shows before
+    it shows it: to have found a shape in words is a step on the way to its codes.
     """
     _check(count, side, max_shapes)
     if turns < 1:
         raise ValueError(f"turns: got {turns}, expected at least 1")
+    if questions < 0:
+        raise ValueError(f"questions: got {questions}, expected 0 or more")
     shares = _shares(task_shares)
     rng = np.random.default_rng(seed)
     for _ in range(count):
@@ -100,7 +122,8 @@ def generate_scenes(
         expressions = [expression]
         while len(expressions) < turns and (more := _next_expression(shapes, expressions, side, shares, rng)):
             expressions.append(more)
-        yield Scene(_draw(shapes, masks, side, rng), tuple(shapes), tuple(masks), tuple(expressions))
+        conversation = _with_questions(expressions, questions, shapes, side, rng) if questions else expressions
+        yield Scene(_draw(shapes, masks, side, rng), tuple(shapes), tuple(masks), tuple(conversation), named)
 
 
 def generate_masks(
@@ -125,6 +148,8 @@ def write_rows(
     max_shapes: int = MAX_SHAPES,
     task_shares: Mapping[str, float] = TASK_SHARES,
     turns: int = 1,
+    questions: int = 0,
+    named: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Path:
     """Write ``count`` scenes to ``out_dir``: ``images/*.png`` and ``rows.jsonl``, whose path is returned.
@@ -136,7 +161,8 @@ def write_rows(
     (out_dir / "images").mkdir(parents=True, exist_ok=True)
     rows = out_dir / "rows.jsonl"
     with rows.open("w", encoding="utf-8") as file:
-        for i, scene in enumerate(progress(generate_scenes(count, seed, side, max_shapes, task_shares, turns))):
+        scenes = generate_scenes(count, seed, side, max_shapes, task_shares, turns, questions, named)
+        for i, scene in enumerate(progress(scenes)):
             image = out_dir / "images" / f"{i:06d}.png"
             scene.image.save(image, compress_level=1)  # Speed: the images live as long as the demo does.
             file.write(json.dumps(scene_row(scene, str(image))) + "\n")
@@ -219,6 +245,20 @@ def _next_expression(
         if not expression.targets or set(expression.targets) - named:
             return expression
     return None
+
+
+def _with_questions(
+    expressions: list[Expression], count: int, shapes: list[SceneShape], side: int, rng: np.random.Generator
+) -> list[Expression | Question]:
+    """Up to ``count`` different questions at random places between the expressions, which stay in their order."""
+    asked: dict[str, Question] = {}
+    for _ in range(count * QUESTION_TRIES):
+        if len(asked) < count and (question := ask(shapes, side, rng)):
+            asked.setdefault(question.text, question)
+    turns: list[Expression | Question] = list(expressions)
+    for question in asked.values():
+        turns.insert(int(rng.integers(len(turns) + 1)), question)
+    return turns
 
 
 def _place(side: int, count: int, rng: np.random.Generator) -> tuple[list[SceneShape], list[np.ndarray]]:
