@@ -33,6 +33,7 @@ TRAIN_SEED, HELD_OUT_SEED, TEXT_SEED = 1, 2, 3
 TRAIN_TURNS = 3  # questions about one image: the image, most of the work, is read once for all of them
 PICTURE_ROWS = 6
 POLL_SECONDS = 0.5
+LAST_CHECKPOINT = "last-checkpoint"  # ms-swift's link
 BFLOAT16_GAIN = 1.5  # that its products must have for a training step to have any: casting costs time as well
 Report = Callable[[str, int, int], None]  # (what is going on, done, total)
 
@@ -46,7 +47,7 @@ class DemoPlan:
     train_masks: int
     held_out_masks: int
     steps: tuple[int | None, int | None, int | None] = (None, None, None)
-    warmup_steps: int | None = None  # continuous warm-up of stage 1
+    stage_one: tuple[str, ...] = ()  # further options of stage 1
     measured: tuple[int, ...] = (2, 3)  # stages whose checkpoint is asked about the held-out scenes
 
 
@@ -59,7 +60,8 @@ QUICK = DemoPlan(
     train_masks=2000,
     held_out_masks=100,
     steps=(80, 20, 20),
-    warmup_steps=30,
+    # In so few steps, AdamW has not begun to learn.
+    stage_one=("--optimizer", "muon_adamw", "--continuous_warmup_steps", "30"),
     measured=(3,),
 )
 
@@ -285,11 +287,8 @@ class TrainingDemo(Demo):
         torch.manual_seed(TRAIN_SEED)
         fresh = self.folder / "mask_tokenizer_untrained"
         build_mask_tokenizer("tiny").save_pretrained(fresh)
-        warmup = self.plan.warmup_steps
-        extra = [] if warmup is None else ["--continuous_warmup_steps", str(warmup)]
-        return self._stage(
-            1, os.fspath(fresh), self.folder / "masks.jsonl", self.folder / "held_out_masks.jsonl", *extra
-        )
+        rows = self.folder / "masks.jsonl", self.folder / "held_out_masks.jsonl"
+        return self._stage(1, os.fspath(fresh), *rows, *self.plan.stage_one)
 
     def _stage(self, number: int, model: str, train: Path, held_out: Path, *extra: str) -> str:
         """`swift sft` with the stage's config; returns the last checkpoint."""
@@ -307,8 +306,7 @@ class TrainingDemo(Demo):
             *([] if self.in_bfloat16 else ["--bf16", "false"]),
             *extra,
         )
-        checkpoints = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        return os.fspath(checkpoints[-1])
+        return os.fspath(output / LAST_CHECKPOINT)
 
     def _score_tokenizer(self, tokenizer: str) -> dict[str, float]:
         from .mask_tokenizer import MaskTokenizer

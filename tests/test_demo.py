@@ -17,7 +17,12 @@ def test_shipped_checkpoint_segments_scenes_that_it_has_not_seen(tmp_path):
 @pytest.mark.slow
 def test_demo_leaves_checkpoints_scores_and_a_picture(tmp_path):
     plan = DemoPlan(
-        train_scenes=60, held_out_scenes=8, train_masks=200, held_out_masks=20, steps=(20, 6, 4), warmup_steps=8
+        train_scenes=60,
+        held_out_scenes=8,
+        train_masks=200,
+        held_out_masks=20,
+        steps=(20, 6, 4),
+        stage_one=("--continuous_warmup_steps", "8"),
     )
     reported = []
     scores = TrainingDemo(tmp_path, plan, lambda *progress: reported.append(progress)).run()
