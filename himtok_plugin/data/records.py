@@ -1,6 +1,6 @@
 """What every annotation format is read as: images with regions, queries about them and dialogues, and what was skipped.
 
-Purpose: the seam between readers (`formats/`) and task makers (`tasks.py`), so that neither knows the other.
+Purpose: the seam between readers (`formats/`) and task makers (`tasks/`), so that neither knows the other.
 Contract: a `Record` is one image's worth of annotations, made and used up within one process. Masks are not rasterised
 before `encode_region` asks for them. What cannot be used is told to the `SkipLog`, which counts it, or stops the run.
 Does not know formats, prompts, rows and processes.
