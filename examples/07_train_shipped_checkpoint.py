@@ -4,15 +4,14 @@
 
 MASKS.jsonl: one `{"image_id": …, "segmentation": COCO RLE}` per line, as COCO's annotations hold them. Every fifth
 image is held out; the others' masks are shown to the tokenizer at many sizes and places, beside generated masks. The
-LMM learns from generated scenes alone; stage 3 comes in two parts, of which the second also asks about the scenes in
-words. Seeds are fixed. On two CPU cores it takes some hours; parts can be run one by one: masks, stage1, scenes,
-stage2, stage3, words, pack, measure. `--only measure` in a new folder measures the checkpoint that ships.
+LMM learns from generated scenes alone: first from questions that words answer, then to segment. Seeds are fixed. On two
+CPU cores it takes some hours; parts can be run one by one: masks, stage1, scenes, words, stage2, stage3, pack, measure.
+`--only measure` in a new folder measures the checkpoint that ships.
 """
 
 import argparse
 import functools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from himtok_plugin import MaskTokenizer, load_mask
 from himtok_plugin.data.object_masks import SIZES, moved, object_mask
 from himtok_plugin.data.scenes import generate_masks, generate_scenes, write_rows
+from himtok_plugin.mask_text import IMAGE_PLACEHOLDER
 from himtok_plugin.mask_tokenizer import build_mask_tokenizer
 from himtok_plugin.mask_tokenizer.conversion import SIDECAR_FOLDER
 from himtok_plugin.masks import to_rle
@@ -40,17 +40,16 @@ TRAIN_MASKS, MEASURED_MASKS = 200_000, 1000
 LEAST_SHARE = 8 / 64**2  # of its picture: what is smaller vanishes in the tokenizer's square
 # Of the tokenizer's training masks, before those that are too small are left out.
 KINDS = {"scene": 0.3, "real": 0.3, "generated": 0.4}
-TRAIN_SCENES, MEASURED_SCENES = 100_000, 1000
-TURNS = 3
-# More questions about what is not there than the scenes of the demo have: rarely asked, it is hardly learned.
+SCENE_SEEDS, TRAIN_SCENES, MEASURED_SCENES = (11, 12), 16_500, 1000  # scenes of each seed
+# Up to five shapes and several requests about them, so that guessing what is meant does not pay, and more requests for
+# what is not there than the scenes of the demo have: rarely asked, it is hardly learned.
+CONVERSATIONS = {"turns": 4, "questions": 3, "named": True, "max_shapes": 5}
 TASK_SHARES = {"attribute": 0.45, "relation": 0.2, "two": 0.15, "none": 0.2}
-# Rows of the second part of stage 3. Crowded scenes, so that what is meant cannot be guessed; see data/questions.py.
-WORD_ROWS = {"task_shares": TASK_SHARES, "turns": 4, "questions": 3, "named": True, "max_shapes": 5}
-WORD_SEEDS, WORD_SCENES = (11, 12), 16_500  # scenes of each seed
-WORD_STEPS, WORD_BATCH = 3600, 8  # a row is as long as two of the first part's
+REQUEST = "Segment "  # how a scene's requests begin; its other turns are questions that words answer
+KEPT_QUESTIONS = 3  # one of so many stays beside the requests
+WORD_STEPS, WORD_BATCH = 150, 32
 SMALL, LARGE = 32**2, 96**2  # COCO's areas, in pixels
-BATCH = 16  # rows of a step of the LMM
-PARTS = ("masks", "stage1", "scenes", "stage2", "stage3", "words", "pack", "measure")
+PARTS = ("masks", "stage1", "scenes", "words", "stage2", "stage3", "pack", "measure")
 
 
 def main() -> None:
@@ -59,10 +58,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("shipped"))
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of masks, scenes and steps: for a try")
-    parser.add_argument("--processes", type=int, default=1, help="that train the LMM; a step stays as large")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(arguments.output.resolve(), arguments.masks, arguments.scale, arguments.processes)
+    recipe = Recipe(arguments.output.resolve(), arguments.masks, arguments.scale)
     for part in PARTS:
         if part in arguments.only:
             getattr(recipe, part)()
@@ -71,10 +69,9 @@ def main() -> None:
 class Recipe:
     """The parts, each of which reads from the folder what earlier ones wrote."""
 
-    def __init__(self, folder: Path, real_masks: Path | None, scale: float, processes: int):
+    def __init__(self, folder: Path, real_masks: Path | None, scale: float):
         self.folder = folder
         self.scale = scale
-        self.processes = processes
         self.real: dict[bool, list[np.ndarray]] = {True: [], False: []}  # by whether they are held out
         entries = [json.loads(line) for line in real_masks.read_text().splitlines()] if real_masks else []
         unseen = set(sorted({entry["image_id"] for entry in entries})[::HELD_OUT_EVERY])
@@ -110,41 +107,52 @@ class Recipe:
         torch.manual_seed(TRAIN_SEED)
         fresh = self.folder / "mask_tokenizer_untrained"
         build_mask_tokenizer("pocket").save_pretrained(fresh)
-        held_out = self.folder / "held_out_masks.jsonl"
-        self._train("stage1", "stage1_pocket_full", fresh, [self.folder / "masks.jsonl"], held_out, *self._steps())
+        self._train("stage1", "stage1_pocket_full", fresh, "masks.jsonl")
 
     # ----- the LMM
 
     def scenes(self) -> None:
+        """Rows of questions alone, rows of requests with few questions, and an LMM that has seen neither."""
         number = self.count(TRAIN_SCENES)
-        progress = functools.partial(tqdm, total=number, desc="scenes")
-        write_rows(self.folder / "train", number, TRAIN_SEED, task_shares=TASK_SHARES, turns=TURNS, progress=progress)
-        self._held_out()
-        texts = [turn["content"] for scene in generate_scenes(500, TEXT_SEED) for turn in scene.messages]
-        build_tiny_internvl(self.folder / "lmm", texts, "pocket", seed=TRAIN_SEED)
-
-    def stage2(self) -> None:
-        self._train_lmm("stage2", self.folder / "lmm", "--mask_tokenizer", self._checkpoint("stage1"))
-
-    def stage3(self) -> None:
-        self._train_lmm("stage3", self._checkpoint("stage2"))
-
-    def words(self) -> None:
-        """Stage 3 goes on, with rows that ask in words and answers that name what they segment."""
-        number = self.count(WORD_SCENES)
-        rows = [
-            write_rows(
-                *(self.folder / f"words{seed}", number, seed),
-                **WORD_ROWS,
+        rows = []
+        for seed in SCENE_SEEDS:
+            path = write_rows(
+                *(self.folder / f"scenes{seed}", number, seed),
+                task_shares=TASK_SHARES,
+                **CONVERSATIONS,
                 progress=functools.partial(tqdm, total=number, desc=f"scenes, seed {seed}"),
             )
-            for seed in WORD_SEEDS
-        ]
+            rows += map(json.loads, path.read_text().splitlines())
+        with (self.folder / "words.jsonl").open("w") as words, (self.folder / "requests.jsonl").open("w") as requests:
+            for i, row in enumerate(rows):
+                turns = list(zip(row["messages"][::2], row["messages"][1::2], strict=True))
+                questions = [turn for turn in turns if REQUEST not in turn[0]["content"]]
+                left_out = [turn for k, turn in enumerate(questions, start=1) if (i + k) % KEPT_QUESTIONS]
+                if questions:
+                    words.write(json.dumps({"messages": conversation(questions), "images": row["images"]}) + "\n")
+                kept = [turn for turn in turns if turn not in left_out]
+                requests.write(json.dumps({**row, "messages": conversation(kept)}) + "\n")
+        self._held_out()
+        spoken = {**CONVERSATIONS, "turns": 3, "questions": 4}  # questions have the more various words
+        texts = [turn["content"] for scene in generate_scenes(800, TEXT_SEED, **spoken) for turn in scene.messages]
+        build_tiny_internvl(self.folder / "lmm", texts, "pocket", seed=TRAIN_SEED)
+
+    def words(self) -> None:
+        """What the paper's LMM knows before it sees a mask, and this one does not: to look, and to read.
+
+        Shown masks at once, it learned where things are and was blind to colours after 2400 steps.
+        """
         self._train(
-            *("words", "stage3_pocket_full", self._checkpoint("stage3"), rows, self._held_out()),
-            *("--max_steps", self.count(WORD_STEPS), "--eval_strategy", "no", "--warmup_ratio", 0.02),
-            *("--per_device_train_batch_size", WORD_BATCH, "--gradient_accumulation_steps", 1),
+            *("words", "stage3_pocket_full", self.folder / "lmm", "words.jsonl", WORD_STEPS),
+            *("--mask_tokenizer", self._checkpoint("stage1"), "--per_device_train_batch_size", WORD_BATCH),
+            *("--lr_scheduler_type", "constant_with_warmup", "--warmup_ratio", 0.1),
         )
+
+    def stage2(self) -> None:
+        self._train("stage2", "stage2_pocket_full", self._checkpoint("words"), "requests.jsonl")
+
+    def stage3(self) -> None:
+        self._train("stage3", "stage3_pocket_full", self._checkpoint("stage2"), "requests.jsonl")
 
     def _held_out(self) -> Path:
         rows = self.folder / "held_out" / "rows.jsonl"
@@ -152,22 +160,16 @@ class Recipe:
             write_rows(rows.parent, self.count(MEASURED_SCENES), HELD_OUT_SEED)
         return rows
 
-    def _train_lmm(self, stage: str, model: Path, *options: object) -> None:
-        options += self._steps()
-        if self.processes > 1:
-            os.environ["NPROC_PER_NODE"] = str(self.processes)
-            options += ("--ddp_backend", "gloo", "--per_device_train_batch_size", BATCH // self.processes)
-        rows = self.folder / "train" / "rows.jsonl"
-        self._train(stage, f"{stage}_pocket_full", model, [rows], self._held_out(), *options)
-        os.environ.pop("NPROC_PER_NODE", None)
-
-    def _steps(self) -> tuple[object, ...]:
-        return () if self.scale == 1 else ("--max_steps", self.count(1000))
-
-    def _train(self, part: str, config: str, model: Path, rows: list[Path], held_out: Path, *options: object) -> None:
+    def _train(
+        self, part: str, config: str, model: Path, rows: str, steps: int | None = None, *options: object
+    ) -> None:
+        held_out = self.folder / "held_out_masks.jsonl" if part == "stage1" else self._held_out()
+        if self.scale != 1:
+            steps = self.count(1000)
         swift(
-            *("sft", config_path(config), "--model", model, "--dataset", *rows),
+            *("sft", config_path(config), "--model", model, "--dataset", self.folder / rows),
             *("--val_dataset", held_out, "--output_dir", self.folder / part, *options),
+            *(() if steps is None else ("--max_steps", steps)),
         )
 
     def _checkpoint(self, part: str) -> Path:
@@ -191,7 +193,7 @@ class Recipe:
             "chat_template.jinja",
             "processor_config.json",
         ]
-        lmm, tokenizer = self._checkpoint("words"), self._checkpoint("stage1")
+        lmm, tokenizer = self._checkpoint("stage3"), self._checkpoint("stage1")
         files = {packed / name: lmm / name for name in names}
         files |= {packed / SIDECAR_FOLDER / name: tokenizer / name for name in ("config.json", "model.safetensors")}
         for target, source in files.items():
@@ -238,6 +240,15 @@ class Recipe:
         text = json.dumps(figures, indent=2)
         (self.folder / "figures.json").write_text(text + "\n")
         print(text)
+
+
+def conversation(turns: list[tuple[dict[str, str], dict[str, str]]]) -> list[dict[str, str]]:
+    """Messages of turns of a scene, the image before the first of them."""
+    messages = [dict(message) for turn in turns for message in turn]
+    for message in messages:
+        message["content"] = message["content"].removeprefix(IMAGE_PLACEHOLDER)
+    messages[0]["content"] = IMAGE_PLACEHOLDER + messages[0]["content"]
+    return messages
 
 
 def swift(*words: object) -> None:
