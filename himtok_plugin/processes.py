@@ -28,7 +28,7 @@ class Processes:
     @contextmanager
     def started(cls) -> Iterator[Processes]:
         """The processes that the environment speaks of (RANK, WORLD_SIZE and the address, as torchrun sets them)."""
-        count = int(os.environ.get("WORLD_SIZE", 1))
+        count = environment_int("WORLD_SIZE", 1)
         if count == 1:
             yield cls()
             return
@@ -77,3 +77,18 @@ class Processes:
         everywhere: list[Any] = [None] * self.count
         dist.all_gather_object(everywhere, value)
         return everywhere
+
+
+def environment_int(name: str, default: int) -> int:
+    """What the environment says of this process, such as torchrun's RANK.
+
+    Raises:
+        ValueError: it is no integer.
+    """
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: got {text!r} in the environment, expected an integer") from error

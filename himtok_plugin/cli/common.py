@@ -6,7 +6,6 @@ Contract: imports nothing heavy. Does not know any verb.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..mask_tokenizer.sizes import SIZES
+from ..processes import environment_int
 from ..worker_pool import usable_cores
 
 if TYPE_CHECKING:
@@ -133,10 +133,6 @@ def choose_device(name: str | None) -> str:
 def free_cores() -> int:
     """Cores that are left for reading: all but one for each of torchrun's processes on this machine."""
     return max(usable_cores() // environment_int("LOCAL_WORLD_SIZE", 1) - 1, 0)
-
-
-def environment_int(name: str, default: int) -> int:
-    return int(os.environ.get(name, default))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..processes import environment_int
 from .common import (
     NOTHING_TO_DO,
     SIZE_NAMES,
@@ -20,7 +21,6 @@ from .common import (
     MaskTokenizerOption,
     app,
     check_writable,
-    environment_int,
     free_cores,
     libraries_on_stderr,
     load_mask_tokenizer,
