@@ -61,7 +61,7 @@ def test_segments_scenes_that_it_has_not_seen(segmenter):
         empty = np.zeros((scene.image.height, scene.image.width), bool)
         truth = np.logical_or.reduce([empty, *scene.masks])
         metrics.update(np.logical_or.reduce([empty, *result.masks]), truth, missing=not len(result) and truth.any())
-    assert metrics.compute()["gIoU"] > 0.45  # the card says 0.58
+    assert metrics.compute()["gIoU"] > 0.45  # the card says 0.57
 
 
 def test_card_names_data_recipe_figures_limits_and_licence():
