@@ -10,11 +10,11 @@ CPU cores it takes some hours; parts can be run one by one: masks, stage1, scene
 """
 
 import argparse
-import functools
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,15 @@ from tqdm import tqdm
 
 from himtok_plugin import MaskTokenizer, load_mask
 from himtok_plugin.data.object_masks import SIZES, moved, object_mask
-from himtok_plugin.data.scenes import generate_masks, generate_scenes, write_rows
-from himtok_plugin.mask_text import IMAGE_PLACEHOLDER
+from himtok_plugin.data.questions import Question
+from himtok_plugin.data.scenes import (
+    Scene,
+    generate_masks,
+    generate_scenes,
+    scene_row,
+    with_saved_images,
+    write_rows,
+)
 from himtok_plugin.mask_tokenizer import build_mask_tokenizer
 from himtok_plugin.mask_tokenizer.conversion import SIDECAR_FOLDER
 from himtok_plugin.masks import to_rle
@@ -45,7 +52,6 @@ SCENE_SEEDS, TRAIN_SCENES, MEASURED_SCENES = (11, 12), 16_500, 1000  # scenes of
 # what is not there than the scenes of the demo have: rarely asked, it is hardly learned.
 CONVERSATIONS = {"turns": 4, "questions": 3, "named": True, "max_shapes": 5}
 TASK_SHARES = {"attribute": 0.45, "relation": 0.2, "two": 0.15, "none": 0.2}
-REQUEST = "Segment "  # how a scene's requests begin; its other turns are questions that words answer
 KEPT_QUESTIONS = 3  # one of so many stays beside the requests
 WORD_STEPS, WORD_BATCH = 150, 32
 SMALL, LARGE = 32**2, 96**2  # COCO's areas, in pixels
@@ -107,35 +113,33 @@ class Recipe:
         torch.manual_seed(TRAIN_SEED)
         fresh = self.folder / "mask_tokenizer_untrained"
         build_mask_tokenizer("pocket").save_pretrained(fresh)
-        self._train("stage1", "stage1_pocket_full", fresh, "masks.jsonl")
+        self._train("stage1", "stage1_pocket_full", fresh, "masks.jsonl", self.folder / "held_out_masks.jsonl")
 
     # ----- the LMM
 
     def scenes(self) -> None:
         """Rows of questions alone, rows of requests with few questions, and an LMM that has seen neither."""
-        number = self.count(TRAIN_SCENES)
-        rows = []
-        for seed in SCENE_SEEDS:
-            path = write_rows(
-                *(self.folder / f"scenes{seed}", number, seed),
-                task_shares=TASK_SHARES,
-                **CONVERSATIONS,
-                progress=functools.partial(tqdm, total=number, desc=f"scenes, seed {seed}"),
-            )
-            rows += map(json.loads, path.read_text().splitlines())
         with (self.folder / "words.jsonl").open("w") as words, (self.folder / "requests.jsonl").open("w") as requests:
-            for i, row in enumerate(rows):
-                turns = list(zip(row["messages"][::2], row["messages"][1::2], strict=True))
-                questions = [turn for turn in turns if REQUEST not in turn[0]["content"]]
+            for i, (scene, image) in enumerate(self._conversations()):
+                questions = [turn for turn in scene.turns if isinstance(turn, Question)]
                 left_out = [turn for k, turn in enumerate(questions, start=1) if (i + k) % KEPT_QUESTIONS]
-                if questions:
-                    words.write(json.dumps({"messages": conversation(questions), "images": row["images"]}) + "\n")
-                kept = [turn for turn in turns if turn not in left_out]
-                requests.write(json.dumps({**row, "messages": conversation(kept)}) + "\n")
+                for file, turns in (
+                    (words, questions),
+                    (requests, [turn for turn in scene.turns if turn not in left_out]),
+                ):
+                    if turns:
+                        file.write(json.dumps(scene_row(replace(scene, turns=tuple(turns)), image)) + "\n")
         self._held_out()
         spoken = {**CONVERSATIONS, "turns": 3, "questions": 4}  # questions have the more various words
         texts = [turn["content"] for scene in generate_scenes(800, TEXT_SEED, **spoken) for turn in scene.messages]
         build_tiny_internvl(self.folder / "lmm", texts, "pocket", seed=TRAIN_SEED)
+
+    def _conversations(self) -> Iterator[tuple[Scene, str]]:
+        number = self.count(TRAIN_SCENES)
+        for seed in SCENE_SEEDS:
+            scenes = generate_scenes(number, seed, task_shares=TASK_SHARES, **CONVERSATIONS)
+            progress = tqdm(scenes, total=number, desc=f"scenes, seed {seed}")
+            yield from with_saved_images(self.folder / f"scenes{seed}", progress)
 
     def words(self) -> None:
         """What the paper's LMM knows before it sees a mask, and this one does not: to look, and to read.
@@ -143,16 +147,16 @@ class Recipe:
         Shown masks at once, it learned where things are and was blind to colours after 2400 steps.
         """
         self._train(
-            *("words", "stage3_pocket_full", self.folder / "lmm", "words.jsonl", WORD_STEPS),
-            *("--mask_tokenizer", self._checkpoint("stage1"), "--per_device_train_batch_size", WORD_BATCH),
-            *("--lr_scheduler_type", "constant_with_warmup", "--warmup_ratio", 0.1),
+            *("words", "stage3_pocket_full", self.folder / "lmm", "words.jsonl", self._held_out()),
+            *("--mask_tokenizer", self._checkpoint("stage1"), "--lr_scheduler_type", "constant_with_warmup"),
+            *("--max_steps", WORD_STEPS, "--warmup_ratio", 0.1, "--per_device_train_batch_size", WORD_BATCH),
         )
 
     def stage2(self) -> None:
-        self._train("stage2", "stage2_pocket_full", self._checkpoint("words"), "requests.jsonl")
+        self._train("stage2", "stage2_pocket_full", self._checkpoint("words"), "requests.jsonl", self._held_out())
 
     def stage3(self) -> None:
-        self._train("stage3", "stage3_pocket_full", self._checkpoint("stage2"), "requests.jsonl")
+        self._train("stage3", "stage3_pocket_full", self._checkpoint("stage2"), "requests.jsonl", self._held_out())
 
     def _held_out(self) -> Path:
         rows = self.folder / "held_out" / "rows.jsonl"
@@ -160,16 +164,11 @@ class Recipe:
             write_rows(rows.parent, self.count(MEASURED_SCENES), HELD_OUT_SEED)
         return rows
 
-    def _train(
-        self, part: str, config: str, model: Path, rows: str, steps: int | None = None, *options: object
-    ) -> None:
-        held_out = self.folder / "held_out_masks.jsonl" if part == "stage1" else self._held_out()
-        if self.scale != 1:
-            steps = self.count(1000)
+    def _train(self, part: str, config: str, model: Path, rows: str, held_out: Path, *options: object) -> None:
         swift(
             *("sft", config_path(config), "--model", model, "--dataset", self.folder / rows),
             *("--val_dataset", held_out, "--output_dir", self.folder / part, *options),
-            *(() if steps is None else ("--max_steps", steps)),
+            *(() if self.scale == 1 else ("--max_steps", self.count(1000))),
         )
 
     def _checkpoint(self, part: str) -> Path:
@@ -240,15 +239,6 @@ class Recipe:
         text = json.dumps(figures, indent=2)
         (self.folder / "figures.json").write_text(text + "\n")
         print(text)
-
-
-def conversation(turns: list[tuple[dict[str, str], dict[str, str]]]) -> list[dict[str, str]]:
-    """Messages of turns of a scene, the image before the first of them."""
-    messages = [dict(message) for turn in turns for message in turn]
-    for message in messages:
-        message["content"] = message["content"].removeprefix(IMAGE_PLACEHOLDER)
-    messages[0]["content"] = IMAGE_PLACEHOLDER + messages[0]["content"]
-    return messages
 
 
 def swift(*words: object) -> None:

@@ -148,8 +148,6 @@ def write_rows(
     max_shapes: int = MAX_SHAPES,
     task_shares: Mapping[str, float] = TASK_SHARES,
     turns: int = 1,
-    questions: int = 0,
-    named: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Path:
     """Write ``count`` scenes to ``out_dir``: ``images/*.png`` and ``rows.jsonl``, whose path is returned.
@@ -157,16 +155,23 @@ def write_rows(
     Image paths are absolute, because ms-swift resolves relative ones against the working directory. ``progress`` wraps
     the iteration, e.g. ``functools.partial(tqdm, total=count)``.
     """
-    out_dir = Path(out_dir).resolve()
-    (out_dir / "images").mkdir(parents=True, exist_ok=True)
-    rows = out_dir / "rows.jsonl"
+    rows = Path(out_dir).resolve() / "rows.jsonl"
+    rows.parent.mkdir(parents=True, exist_ok=True)
     with rows.open("w", encoding="utf-8") as file:
-        scenes = generate_scenes(count, seed, side, max_shapes, task_shares, turns, questions, named)
-        for i, scene in enumerate(progress(scenes)):
-            image = out_dir / "images" / f"{i:06d}.png"
-            scene.image.save(image, compress_level=1)  # Speed: the images live as long as the demo does.
-            file.write(json.dumps(scene_row(scene, str(image))) + "\n")
+        scenes = generate_scenes(count, seed, side, max_shapes, task_shares, turns)
+        for scene, image in with_saved_images(rows.parent, progress(scenes)):
+            file.write(json.dumps(scene_row(scene, image)) + "\n")
     return rows
+
+
+def with_saved_images(out_dir: str | Path, scenes: Iterable[Scene]) -> Iterator[tuple[Scene, str]]:
+    """Every scene and the absolute path of its image, which was written to ``out_dir/images``."""
+    images = Path(out_dir).resolve() / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    for i, scene in enumerate(scenes):
+        path = images / f"{i:06d}.png"
+        scene.image.save(path, compress_level=1)  # Speed: the images live as long as the demo does.
+        yield scene, str(path)
 
 
 def scene_row(scene: Scene, image_path: str) -> dict:

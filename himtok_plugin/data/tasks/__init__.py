@@ -9,17 +9,14 @@ this package registers all of them.
 """
 
 from . import referring, classes, regions, conversations  # noqa: F401, I001 - in the order in which TASKS lists them
-from .making import DEFAULT_SENTENCES, SENTENCES, TASKS, Maker, Phrase, Row, Task, TaskOptions, named_share
+from .making import DEFAULT_SENTENCES, TASKS, Maker, Phrase, TaskOptions, named_share
 from .wording import clean
 
 __all__ = [
     "DEFAULT_SENTENCES",
-    "SENTENCES",
     "TASKS",
     "Maker",
     "Phrase",
-    "Row",
-    "Task",
     "TaskOptions",
     "clean",
     "named_share",
