@@ -60,8 +60,7 @@ QUICK = DemoPlan(
     train_masks=2000,
     held_out_masks=100,
     steps=(80, 20, 20),
-    # In so few steps, AdamW has not begun to learn.
-    stage_one=("--optimizer", "muon_adamw", "--continuous_warmup_steps", "30"),
+    stage_one=("--continuous_warmup_steps", "30"),
     measured=(3,),
 )
 

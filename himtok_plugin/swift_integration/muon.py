@@ -1,9 +1,9 @@
-"""`--optimizer muon_adamw`: Muon for the matrices of hidden layers, AdamW for everything else.
+"""`--optimizer muon_adamw`: Muon for the matrices and kernels of hidden layers, AdamW for everything else.
 
 Muon (https://kellerjordan.github.io/posts/muon) orthogonalises the momentum of a matrix; with its step scaled to the
 size of AdamW's (arXiv 2502.16982), AdamW's learning rate and weight decay fit. A model from nothing learns with it in a
-fraction of the steps what an image shows. ms-swift's own `muon` fetches its code from GitHub; this one is torch's, but
-for the orthogonalisation, which in bfloat16 takes most processors longer than the rest of a step.
+fraction of the steps what an image shows. ms-swift's own `muon` fetches its code from GitHub; torch's takes no kernels
+of convolutions, and orthogonalises in bfloat16, which takes most processors longer than the rest of a step.
 
 Contract: registers an optimizer with ms-swift. Does not know what is learned.
 """
@@ -24,19 +24,26 @@ from ..mask_tokenizer.transformer import SelfAttention
 NAME = "muon_adamw"
 IS_MUON = "muon"  # key of a parameter group
 RMS_OF_ADAMW = 0.2  # of AdamW's updates, which an orthogonal matrix is brought to (arXiv 2502.16982)
+# Those of Muon's author, as torch has them.
+MOMENTUM = 0.95
+NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.775, 2.0315), 5  # of x, x^3 and x^5 of every singular value, per step
+NORM_EPS = 1e-7
+IMAGE_CHANNELS = 4  # at most; layers of so few channels read or make pixels
 
 
-class Muon(torch.optim.Muon):
-    """torch's Muon with `adjust_lr_fn="match_rms_adamw"`; on a CPU it orthogonalises in float32, and always matrices of
-    one shape together. Rounding aside, state and steps are torch's.
+class Muon(Optimizer):
+    """Muon with steps of AdamW's size; of matrices, torch's with `adjust_lr_fn="match_rms_adamw"` but for rounding.
+
+    A convolution's kernel (out, in, h, w) is taken as the matrix (out, in * h * w). On a CPU it orthogonalises in
+    float32, and always matrices of one shape together.
 
     Args:
-        muon_groups: parameter groups of matrices (out, in).
+        muon_groups: parameter groups of matrices (out, in) and kernels.
         lr: learning rate, as one for AdamW.
     """
 
     def __init__(self, muon_groups: list[dict[str, Any]], lr: float):
-        super().__init__(muon_groups, lr=lr, adjust_lr_fn="match_rms_adamw")
+        super().__init__(muon_groups, {"lr": lr, "weight_decay": 0.0})
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -45,48 +52,42 @@ class Muon(torch.optim.Muon):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            with_gradient: list[Tensor] = []
-            gradients: list[Tensor] = []
-            momenta: list[Tensor] = []
-            self._init_group(group, with_gradient, gradients, momenta)
             by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-            for parameter, gradient, momentum in zip(with_gradient, gradients, momenta, strict=True):
-                momentum.lerp_(gradient, 1 - group["momentum"])
-                update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-                by_shape[parameter.shape].append((parameter, update))
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                momentum = state["momentum_buffer"]
+                momentum.lerp_(parameter.grad, 1 - MOMENTUM)
+                update = parameter.grad.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov's
+                by_shape[update.shape].append((parameter, update))
             for shape, pairs in by_shape.items():
                 rate = group["lr"] * RMS_OF_ADAMW * max(shape) ** 0.5
-                updates = orthogonalise(
-                    torch.stack([update for _, update in pairs]),
-                    group["ns_coefficients"],
-                    group["ns_steps"],
-                    group["eps"],
-                )
+                updates = orthogonalise(torch.stack([update for _, update in pairs]))
                 for (parameter, _), update in zip(pairs, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-rate)
+                    parameter.add_(update.view_as(parameter), alpha=-rate)
         return loss
 
 
-def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+def orthogonalise(matrices: Tensor) -> Tensor:
     """Newton-Schulz iterations towards U V^T of U S V^T (https://kellerjordan.github.io/posts/muon).
 
     Args:
         matrices: (m, rows, columns).
-        coefficients: of x, x^3 and x^5, by which every singular value goes in a step.
-        steps: how often.
-        eps: least norm that a matrix is divided by.
 
     Returns:
         (m, rows, columns), bfloat16 on accelerators and float32 on a CPU, which seldom has products of the former.
     """
-    linear, cubic, quintic = coefficients
+    linear, cubic, quintic = NEWTON_SCHULZ
     x = matrices.to(torch.float32 if matrices.device.type == "cpu" else torch.bfloat16)
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
-    for _ in range(steps):
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=NORM_EPS)
+    for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear)
     return x.mT if tall else x
@@ -96,7 +97,7 @@ class MuonAndAdamW(Optimizer):
     """Two optimizers that schedules, checkpoints and callers see as one.
 
     Args:
-        muon_groups: parameter groups of matrices (out, in).
+        muon_groups: parameter groups of matrices (out, in) and kernels (out, in, h, w).
         adamw_groups: parameter groups of everything else.
         lr: learning rate of both.
         betas, eps: AdamW's.
@@ -149,7 +150,7 @@ class MuonAdamWCallback(OptimizerCallback):
             )
         model = trainer.model if model is None else model
         decayed = set(trainer.get_decay_parameter_names(model))
-        hidden = _hidden_matrices(model)
+        hidden = _hidden_weights(model)
         groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         for is_muon in groups:
             for decays in (True, False):
@@ -171,9 +172,10 @@ class MuonAdamWCallback(OptimizerCallback):
         )
 
 
-def _hidden_matrices(model: nn.Module) -> set[int]:
-    """Ids of the weights of linear layers, without those of embeddings, logits (tied or not) and codebooks."""
-    outside = set()
+def _hidden_weights(model: nn.Module) -> set[int]:
+    """Ids of the weights of linear layers and 2D convolutions, without those of embeddings, logits (tied or not),
+    codebooks, and layers that read or make pixels."""
+    outside, weights = set(), set()
     for module in model.modules():
         for get in ("get_input_embeddings", "get_output_embeddings"):
             try:
@@ -184,8 +186,12 @@ def _hidden_matrices(model: nn.Module) -> set[int]:
                 outside.add(id(getattr(layer, "weight", None)))
         if isinstance(module, Quantizer):
             outside.update(map(id, module.parameters()))  # codes are places, like embeddings
-    weights = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    weights |= {id(module.in_proj_weight) for module in model.modules() if isinstance(module, SelfAttention)}
+        elif isinstance(module, SelfAttention):
+            weights.add(id(module.in_proj_weight))
+        elif isinstance(module, nn.Linear):
+            weights.add(id(module.weight))
+        elif isinstance(module, nn.Conv2d) and min(module.in_channels, module.out_channels) > IMAGE_CHANNELS:
+            weights.add(id(module.weight))
     return weights - outside
 
 
