@@ -52,7 +52,7 @@ class DemoPlan:
 
 
 SCENES = 100  # of the demo without training
-FULL = DemoPlan(train_scenes=20000, held_out_scenes=300, train_masks=40000, held_out_masks=500)
+FULL = DemoPlan(train_scenes=18000, held_out_scenes=300, train_masks=40000, held_out_masks=500)
 # Of a look, most of the time goes into starting `swift`: as few commands as there can be.
 QUICK = DemoPlan(
     train_scenes=400,

@@ -18,6 +18,7 @@ from swift.optimizers import OptimizerCallback, optimizers_map
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..mask_tokenizer.encoder import MaskEncoder
 from ..mask_tokenizer.quantizer import Quantizer
 from ..mask_tokenizer.transformer import SelfAttention
 
@@ -174,7 +175,7 @@ class MuonAdamWCallback(OptimizerCallback):
 
 def _hidden_weights(model: nn.Module) -> set[int]:
     """Ids of the weights of linear layers and 2D convolutions, without those of embeddings, logits (tied or not),
-    codebooks, and layers that read or make pixels."""
+    codebooks, and layers that read or make pixels or latents."""
     outside, weights = set(), set()
     for module in model.modules():
         for get in ("get_input_embeddings", "get_output_embeddings"):
@@ -186,6 +187,8 @@ def _hidden_weights(model: nn.Module) -> set[int]:
                 outside.add(id(getattr(layer, "weight", None)))
         if isinstance(module, Quantizer):
             outside.update(map(id, module.parameters()))  # codes are places, like embeddings
+        elif isinstance(module, MaskEncoder):
+            outside.add(id(module.conv_out.weight))  # latents in steps of Muon run away from their codes
         elif isinstance(module, SelfAttention):
             weights.add(id(module.in_proj_weight))
         elif isinstance(module, nn.Linear):

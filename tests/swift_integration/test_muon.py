@@ -70,12 +70,12 @@ def test_kernel_is_stepped_as_its_matrix():
     assert torch.equal(kernel.flatten(1), matrix)
 
 
-def test_codebook_and_layers_of_pixels_are_left_to_adamw():
+def test_codes_and_layers_of_pixels_are_left_to_adamw():
     tokenizer = build_mask_tokenizer("tiny")
     hidden = _hidden_weights(tokenizer)
     chosen = {name for name, parameter in tokenizer.named_parameters() if id(parameter) in hidden}
     assert {"encoder.transformer.0.attn.in_proj_weight", "pixel_decoder.conv_in.weight"} <= chosen
-    outside = ("quantize.", "encoder.patch_embed.", "pixel_decoder.conv_out.")
+    outside = ("quantize.", "encoder.patch_embed.", "encoder.conv_out.", "pixel_decoder.conv_out.")
     assert not any(name.startswith(outside) or name.endswith("bias") for name in chosen)
 
 
