@@ -132,16 +132,14 @@ class Runs:
                 with self.drawing:
                     torch.manual_seed(seed)
                     build_mask_tokenizer("tiny", **choice.tokenizer).save_pretrained(folder / "untrained")
-                warm_up = self.tokenizer_steps // 4
-                # In so few steps AdamW learns nothing from nothing.
-                flags = {"model": folder / "untrained", "continuous_warmup_steps": warm_up, "optimizer": "muon_adamw"}
+                flags = {"model": folder / "untrained", "continuous_warmup_steps": self.tokenizer_steps // 4}
                 self._train(1, self.masks, folder, self.tokenizer_steps, seed, **flags)
         return checkpoint
 
     def _train(self, stage: int, rows: Path, output: Path, steps: int, seed: int, **flags: object) -> Path:
         """A checkpoint after `steps` of a stage."""
         flags |= {"dataset": rows, "output_dir": output, "max_steps": steps, "save_steps": steps, "seed": seed}
-        flags |= {"bf16": "false", "use_cpu": not torch.cuda.is_available(), "eval_strategy": "no"}
+        flags |= {"use_cpu": not torch.cuda.is_available(), "eval_strategy": "no"}
         swift("sft", config_path(f"stage{stage}_tiny_full"), **flags)
         return output / f"checkpoint-{steps}"
 

@@ -170,6 +170,12 @@ def global_batch(name):
     return int(found[1]), factors
 
 
+@pytest.mark.parametrize("name", [name for name in config_names() if part(name, "base") in SMALL])
+def test_configs_for_cpus_need_no_processor_with_bfloat16(name):
+    config = config_of(name)
+    assert config["use_cpu"] is True and config["bf16"] is False
+
+
 @pytest.mark.parametrize("name", [name for name in config_names() if part(name, "base") not in SMALL])
 def test_the_global_batch_of_the_header_is_that_of_launch_line_and_config(name):
     _, factors = global_batch(name)
