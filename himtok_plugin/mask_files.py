@@ -39,17 +39,17 @@ class DecodedSpan:
     path: Path | None
 
 
-def encode_files(paths: Sequence[Path], mask_tokenizer: MaskTokenizer) -> Iterator[EncodedFile]:
-    """Encode mask images, a batch at a time.
+def encode_files(paths: Sequence[Path], mask_tokenizer: MaskTokenizer, candidates: int = 1) -> Iterator[EncodedFile]:
+    """Encode mask images, a batch at a time; `candidates` as of `MaskTokenizer.encode`.
 
     Raises:
-        ValueError: a file that is no mask, named.
+        ValueError: a file that is no mask, named; `candidates` out of range.
     """
     config = mask_tokenizer.config
     for begin in range(0, len(paths), BATCH):
         batch = paths[begin : begin + BATCH]
         squares = np.stack([to_square(load_mask(path), config.image_size) for path in batch])
-        codes = mask_tokenizer.encode(torch.from_numpy(squares).to(mask_tokenizer.device)).tolist()
+        codes = mask_tokenizer.encode(torch.from_numpy(squares).to(mask_tokenizer.device), candidates).tolist()
         for path, own in zip(batch, codes, strict=True):
             yield EncodedFile(path, own, codes_to_text(own, config.codebook_size))
 

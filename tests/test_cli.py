@@ -165,6 +165,17 @@ def test_encode_prints_the_text_of_each_mask_in_order(himtok, tokenizer, tmp_pat
     assert [row["codes"] for row in rows] == expected and [row["mask"] for row in rows] == list(map(str, paths))
 
 
+def test_encode_tries_as_many_candidates_as_it_is_told(himtok, tokenizer, tmp_path):
+    paths = save_masks(tmp_path, 2)
+    model = MaskTokenizer.from_pretrained(tokenizer)
+    squares = torch.from_numpy(np.stack([to_square(path, model.config.image_size) for path in paths]))
+    status, out, _ = himtok("encode", *paths, "--mask_tokenizer", tokenizer, "--candidates", 3, "--json")
+    codes = [json.loads(line)["codes"] for line in out.splitlines()]
+    assert status == 0 and codes == model.encode(squares, candidates=3).tolist() != model.encode(squares).tolist()
+    refused = himtok("encode", *paths, "--mask_tokenizer", tokenizer, "--candidates", 0)
+    assert_refused(refused, "candidates=0: expected")
+
+
 def test_encode_refuses_a_missing_mask_and_a_missing_tokenizer(himtok, tokenizer, tmp_path):
     path = save_masks(tmp_path, 1)[0]
     assert_refused(himtok("encode", tmp_path / "no.png", "--mask_tokenizer", tokenizer), "no.png' cannot be read")

@@ -137,6 +137,13 @@ def encode(
     masks: Annotated[list[Path], typer.Argument(metavar="MASK...", help="Mask images.")],
     mask_tokenizer: MaskTokenizerOption = "default",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per mask: mask, codes, text.")] = False,
+    candidates: Annotated[
+        int,
+        typer.Option(
+            "--candidates",
+            help="Nearest codes tried at every position; the one stays whose mask is closest. 1: the nearest, untried.",
+        ),
+    ] = 1,
 ) -> None:
     """Print the mask text of each mask image, one per line."""
     model = load_mask_tokenizer(mask_tokenizer)
@@ -145,7 +152,9 @@ def encode(
 
     from ..mask_files import encode_files
 
-    for result in tqdm(encode_files(masks, model), total=len(masks), unit="mask", disable=None, leave=False):
+    for result in tqdm(
+        encode_files(masks, model, candidates), total=len(masks), unit="mask", disable=None, leave=False
+    ):
         entry = {"mask": str(result.path), "codes": result.codes, "text": result.text}
         tqdm.write(json.dumps(entry) if as_json else result.text)
 

@@ -40,12 +40,14 @@ class Quantizer(nn.Module):
         with torch.autocast(self.embedding.weight.device.type, enabled=False):
             return F.linear(self.embedding.weight.float(), self.embedding_proj.weight.float())
 
-    def nearest_codes(self, latents: Tensor) -> Tensor:
-        """(b, k, d) latents -> (b, k) int64, nearest row after L2-normalising both sides."""
+    def nearest_codes(self, latents: Tensor, count: int | None = None) -> Tensor:
+        """(b, k, d) latents -> (b, k) int64, nearest row after L2-normalising both sides; with `count` so many of them,
+        nearest first: (b, k, count)."""
         with torch.autocast(latents.device.type, enabled=False):
             directions = F.normalize(latents.float(), dim=-1)
             # Between unit vectors the nearest is the one with the largest inner product.
-            return (directions @ F.normalize(self.codebook(), dim=-1).T).argmax(dim=-1)
+            nearness = directions @ F.normalize(self.codebook(), dim=-1).T
+            return nearness.argmax(dim=-1) if count is None else nearness.topk(count, dim=-1).indices
 
     def rows(self, codes: Tensor) -> Tensor:
         """(b, n) int64 codes -> (b, n, d) float32, the rows that the decoder reads."""

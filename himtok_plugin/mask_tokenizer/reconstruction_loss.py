@@ -34,12 +34,21 @@ def mask_bce(probabilities: Tensor, target: Tensor, weights: Tensor | None = Non
         ValueError: shapes that do not fit each other.
     """
     _check_shapes(probabilities, target, weights)
+    if weights is not None:
+        return (bce_of_each(probabilities, target) * weights).sum()
+    loss = _bce_of_pixels(probabilities, target)
+    return loss.mean() if loss.numel() else loss.sum()
+
+
+def bce_of_each(probabilities: Tensor, target: Tensor) -> Tensor:
+    """`mask_bce` of every square by itself: (..., s, s) -> (...,) float32."""
+    return _bce_of_pixels(probabilities, target).mean(dim=(-2, -1))
+
+
+def _bce_of_pixels(probabilities: Tensor, target: Tensor) -> Tensor:
     p = probabilities.float().clamp(PROBABILITY_CLAMP, 1 - PROBABILITY_CLAMP)
     t = target.float()
-    loss = -(t * p.log() + (1 - t) * (1 - p).log())
-    if weights is not None:
-        return (loss.mean(dim=(-2, -1)) * weights).sum()
-    return loss.mean() if loss.numel() else loss.sum()
+    return -(t * p.log() + (1 - t) * (1 - p).log())
 
 
 def mask_dice(probabilities: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -56,12 +65,21 @@ def mask_dice(probabilities: Tensor, target: Tensor, weights: Tensor | None = No
         ValueError: shapes that do not fit each other.
     """
     _check_shapes(probabilities, target, weights)
+    if weights is None:
+        return _dice_over(probabilities, target, dims=None)
+    return (dice_of_each(probabilities, target) * weights).sum()
+
+
+def dice_of_each(probabilities: Tensor, target: Tensor) -> Tensor:
+    """`mask_dice` of every square by itself: (..., s, s) -> (...,) float32."""
+    return _dice_over(probabilities, target, dims=(-2, -1))
+
+
+def _dice_over(probabilities: Tensor, target: Tensor, dims: tuple[int, int] | None) -> Tensor:
     p, t = probabilities.float(), target.float()
-    dims = None if weights is None else (-2, -1)
     intersection = (p * t).sum(dim=dims)
     total = p.sum(dim=dims) + t.sum(dim=dims)
-    dice = 1 - (2 * intersection + DICE_EPS) / (total + DICE_EPS)
-    return dice if weights is None else (dice * weights).sum()
+    return 1 - (2 * intersection + DICE_EPS) / (total + DICE_EPS)
 
 
 def _check_shapes(probabilities: Tensor, target: Tensor, weights: Tensor | None) -> None:

@@ -31,6 +31,13 @@ def test_the_nearest_code_is_nearest_in_direction_not_in_space():
     assert quantizer().nearest_codes(latents).tolist() == [[0, 1, 2, 3]]
 
 
+def test_several_nearest_codes_come_nearest_first():
+    latents = torch.tensor([[[0.4, 0.3, 0.1], [-1, 0.5, 0.2]]])
+    made = quantizer()
+    assert made.nearest_codes(latents, 3).tolist() == [[[0, 1, 2], [3, 1, 2]]]
+    assert torch.equal(made.nearest_codes(latents, 1)[..., 0], made.nearest_codes(latents))
+
+
 def test_nearest_codes_do_not_depend_on_lengths():
     latents = torch.randn(3, 4, 3)
     made = quantizer()

@@ -1,0 +1,74 @@
+"""Codes chosen by the mask that they decode to: analysis by synthesis, beside the encoder's nearest codes.
+
+An encoder guesses all codes at once and never sees what becomes of them; a small one, or one trained briefly, often
+guesses codes next to better ones (the gap of amortised inference, arXiv 1801.03558). Coordinate descent closes much of
+it: position by position, the nearest few codes are decoded in place, and the one stays whose mask is closest.
+
+Contract: `search_codes` makes codes of squares, never farther from them than the nearest codes are. Does not know how
+a tokenizer is trained.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .reconstruction_loss import bce_of_each, dice_of_each
+
+if TYPE_CHECKING:
+    from .modeling import MaskTokenizer
+
+DECODED_AT_ONCE = 32  # squares; the convolutions of the de-tokenizer need memory
+
+
+@torch.no_grad()
+def search_codes(model: MaskTokenizer, squares: Tensor, candidates: int, sweeps: int = 1) -> Tensor:
+    """Codes whose mask is close to the square, by BCE + Dice at full length.
+
+    Args:
+        model: in evaluation mode.
+        squares: (b, s, s) float in [0, 1].
+        candidates: codes tried at each position, the nearest ones to the encoder's latent, 2 to v.
+        sweeps: passes over the positions, at least 1; each decodes k * candidates masks per square.
+
+    Returns:
+        (b, k) int64.
+
+    Raises:
+        ValueError: `candidates` or `sweeps` out of range, or squares that `encode_latents` refuses.
+    """
+    size = model.config.codebook_size
+    if not 2 <= candidates <= size:
+        raise ValueError(f"candidates={candidates}: expected 2 to {size}, the size of the codebook")
+    if sweeps < 1:
+        raise ValueError(f"sweeps={sweeps}: expected at least 1")
+    near = model.quantize.nearest_codes(model.encode_latents(squares), candidates)
+    codes = near[:, :, 0].clone()
+    distance = _distances(model, codes[:, None], squares)[:, 0]
+    for _ in range(sweeps):
+        before = codes.clone()
+        for position in range(codes.shape[1]):
+            tried = codes[:, None].repeat(1, candidates, 1)  # (b, candidates, k)
+            tried[:, :, position] = near[:, position]
+            least, chosen = _distances(model, tried, squares).min(dim=1)
+            better = least < distance
+            distance = torch.where(better, least, distance)
+            codes[:, position] = torch.where(
+                better, near[:, position].gather(1, chosen[:, None])[:, 0], codes[:, position]
+            )
+        if torch.equal(before, codes):
+            break
+    return codes
+
+
+def _distances(model: MaskTokenizer, codes: Tensor, squares: Tensor) -> Tensor:
+    """(b, c, k) codes and (b, s, s) squares -> (b, c) float32: how far the mask of each choice is from its square."""
+    count = codes.shape[1]
+    owner = torch.arange(len(squares), device=squares.device).repeat_interleave(count)
+    distances = []
+    for own, part in zip(owner.split(DECODED_AT_ONCE), codes.flatten(0, 1).split(DECODED_AT_ONCE), strict=True):
+        decoded, target = model.decode_rows(model.quantize.rows(part)), squares[own]
+        distances.append(bce_of_each(decoded, target) + dice_of_each(decoded, target))
+    return torch.cat(distances).view(-1, count)
