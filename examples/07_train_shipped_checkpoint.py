@@ -4,18 +4,23 @@
 
 MASKS.jsonl: one `{"image_id": …, "segmentation": COCO RLE}` per line, as COCO's annotations hold them. Every fifth
 image is held out; the others' masks are shown to the tokenizer at many sizes and places, beside generated masks. The
-LMM learns from generated scenes alone: first from questions that words answer, then to segment. Seeds are fixed. On two
-CPU cores it takes some hours; parts can be run one by one: masks, stage1, scenes, words, stage2, stage3, pack, measure.
-`--only measure` in a new folder measures the checkpoint that ships.
+LMM learns from generated scenes alone: first from questions that words answer, then to segment. Seeds are fixed. It is
+made for one GPU and 16 cores, where it takes a quarter of an hour; without a GPU it runs too, for days. Parts can be
+run one by one: masks, stage1, scenes, words, stage2, stage3, pack, measure; words needs scenes alone, so it can run
+beside stage1. `--only measure` in a new folder measures the checkpoint that ships. Options that are not the recipe's go
+to every `swift sft`.
 """
 
 import argparse
+import functools
+import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +31,6 @@ from himtok_plugin import MaskTokenizer, load_mask
 from himtok_plugin.data.object_masks import SIZES, moved, object_mask
 from himtok_plugin.data.questions import Question
 from himtok_plugin.data.scenes import (
-    Scene,
     generate_masks,
     generate_scenes,
     scene_row,
@@ -40,21 +44,53 @@ from himtok_plugin.reconstruction import reconstruction_scores
 from himtok_plugin.resources import config_path, default_checkpoint
 from himtok_plugin.scoring import score_rows
 from himtok_plugin.tiny_lmm import build_tiny_internvl
+from himtok_plugin.worker_pool import default_workers, map_ordered
 
 TRAIN_SEED, HELD_OUT_SEED, TEXT_SEED = 1, 2, 3
 HELD_OUT_EVERY = 5
-TRAIN_MASKS, MEASURED_MASKS = 200_000, 1000
-LEAST_SHARE = 8 / 64**2  # of its picture: what is smaller vanishes in the tokenizer's square
+TRAIN_MASKS, EVALUATED_MASKS, MEASURED_MASKS = 400_000, 300, 1000
+CANDIDATES, SEARCHED_MASKS = 16, 200  # a searched mask takes seconds on a CPU
+MASKS_PER_ROW = 8  # a row costs more than a mask does
+SHRINK = 2  # pictures of masks have half of COCO's sides: still far more than the tokenizer's square
+LEAST_SHARE = 8 / 128**2  # of its picture: what is smaller vanishes in the tokenizer's square
 # Of the tokenizer's training masks, before those that are too small are left out.
 KINDS = {"scene": 0.3, "real": 0.3, "generated": 0.4}
-SCENE_SEEDS, TRAIN_SCENES, MEASURED_SCENES = (11, 12), 16_500, 1000  # scenes of each seed
+TRAIN_SCENES, MEASURED_SCENES = 120_000, 1000
 # Up to five shapes and several requests about them, so that guessing what is meant does not pay, and more requests for
 # what is not there than the scenes of the demo have: rarely asked, it is hardly learned.
-CONVERSATIONS = {"turns": 4, "questions": 3, "named": True, "max_shapes": 5}
+CONVERSATIONS = {"turns": 5, "questions": 6, "named": True, "max_shapes": 5}
 TASK_SHARES = {"attribute": 0.45, "relation": 0.2, "two": 0.15, "none": 0.2}
 KEPT_QUESTIONS = 3  # one of so many stays beside the requests
-WORD_STEPS, WORD_BATCH = 150, 32
+WORDS = {  # of ms-swift, without this plugin: any LMM that it gets has learned so
+    "optimizer": "muon_adamw",
+    "learning_rate": 2e-3,
+    "adam_beta2": 0.99,
+    "weight_decay": 0.01,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_ratio": 0.05,
+    "max_steps": 1700,
+    "per_device_train_batch_size": 128,
+    "tuner_type": "full",
+    "freeze_vit": "false",
+    "freeze_aligner": "false",
+    "torch_dtype": "float32",
+    "fp16": "false",
+    "bf16": "true",
+    "attn_impl": "sdpa",
+    "gradient_checkpointing": "false",
+    "dataset_num_proc": 8,
+    "dataloader_num_workers": 8,
+    "logging_steps": 50,
+    "save_steps": 1700,
+    "eval_strategy": "no",
+    "split_dataset_ratio": 0,
+    "add_version": "false",
+    "check_model": "false",
+    "report_to": "none",
+}
+PART = 1000  # masks or scenes that a process draws from one seed
 SMALL, LARGE = 32**2, 96**2  # COCO's areas, in pixels
+Part = tuple[int, int]  # how many of them, and the seed
 PARTS = ("masks", "stage1", "scenes", "words", "stage2", "stage3", "pack", "measure")
 
 
@@ -64,9 +100,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("shipped"))
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of masks, scenes and steps: for a try")
-    arguments = parser.parse_args()
+    parser.add_argument("--processes", type=int, default=default_workers(), help="that draw masks and scenes")
+    arguments, further = parser.parse_known_args()  # the rest is swift sft's, of every training
     arguments.output.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(arguments.output.resolve(), arguments.masks, arguments.scale)
+    options = ("--tf32", "true") if torch.cuda.is_available() else ("--use_cpu", "true", "--bf16", "false")
+    recipe = Recipe(
+        arguments.output.resolve(),
+        arguments.masks,
+        arguments.scale,
+        arguments.processes,
+        (*options, *further),
+    )
     for part in PARTS:
         if part in arguments.only:
             getattr(recipe, part)()
@@ -75,85 +119,79 @@ def main() -> None:
 class Recipe:
     """The parts, each of which reads from the folder what earlier ones wrote."""
 
-    def __init__(self, folder: Path, real_masks: Path | None, scale: float):
+    def __init__(self, folder: Path, real_masks: Path | None, scale: float, processes: int, options: tuple[str, ...]):
         self.folder = folder
         self.scale = scale
-        self.real: dict[bool, list[np.ndarray]] = {True: [], False: []}  # by whether they are held out
+        self.processes = processes
+        self.options = options
+        self.real: dict[bool, list[Any]] = {True: [], False: []}  # RLE by whether they are held out
         entries = [json.loads(line) for line in real_masks.read_text().splitlines()] if real_masks else []
         unseen = set(sorted({entry["image_id"] for entry in entries})[::HELD_OUT_EVERY])
         for entry in entries:
-            self.real[entry["image_id"] in unseen].append(load_mask(entry["segmentation"]))
+            self.real[entry["image_id"] in unseen].append(entry["segmentation"])
 
     def count(self, number: int) -> int:
         return max(int(number * self.scale), 1)
 
+    def _drawn(self, draw: Callable[[Part], Any], number: int, name: str) -> Iterator[Any]:
+        """What `draw` makes of one part after the other of `number` masks or scenes, in several processes."""
+        sizes = [min(PART, number - start) for start in range(0, number, PART)]
+        parts = [(size, PART * TRAIN_SEED + i) for i, size in enumerate(sizes)]
+        yield from tqdm(map_ordered(draw, parts, self.processes), total=len(parts), desc=name)
+
     # ----- the mask tokenizer
 
     def masks(self) -> None:
-        for name, number, seed in (("masks", TRAIN_MASKS, TRAIN_SEED), ("held_out_masks", 300, HELD_OUT_SEED)):
-            number = self.count(number)
-            with (self.folder / f"{name}.jsonl").open("w") as file:
-                for mask in tqdm(self._training_masks(number, seed), total=number, desc=name):
-                    if mask.mean() >= LEAST_SHARE:
-                        file.write(json.dumps({"masks": [to_rle(mask)]}) + "\n")
-
-    def _training_masks(self, number: int, seed: int) -> Iterator[np.ndarray]:
-        rng = np.random.default_rng(seed)
-        shares = np.array([0 if kind == "real" and not self.real[False] else KINDS[kind] for kind in KINDS])
-        scenes = generate_masks(number, seed)
-        for kind in rng.choice([*KINDS], size=number, p=shares / shares.sum()):
-            if kind == "scene":
-                yield next(scenes)
-            elif kind == "real":
-                yield moved(self.real[False][rng.integers(len(self.real[False]))], rng)
-            else:
-                yield object_mask(SIZES[rng.integers(len(SIZES))], rng)
+        draw = functools.partial(mask_rows, self.real[False])
+        write_lines(self.folder / "masks.jsonl", self._drawn(draw, self.count(TRAIN_MASKS), "masks"))
+        held_out = draw((self.count(EVALUATED_MASKS), HELD_OUT_SEED))
+        write_lines(self.folder / "held_out_masks.jsonl", [held_out])
 
     def stage1(self) -> None:
-        torch.manual_seed(TRAIN_SEED)
-        fresh = self.folder / "mask_tokenizer_untrained"
-        build_mask_tokenizer("pocket").save_pretrained(fresh)
-        self._train("stage1", "stage1_pocket_full", fresh, "masks.jsonl", self.folder / "held_out_masks.jsonl")
+        held_out = self.folder / "held_out_masks.jsonl"
+        self._train("stage1", "stage1_pocket_full", self._fresh_tokenizer(), "masks.jsonl", held_out)
+
+    def _fresh_tokenizer(self) -> Path:
+        folder = self.folder / "mask_tokenizer_untrained"
+        if not folder.is_dir():
+            torch.manual_seed(TRAIN_SEED)
+            build_mask_tokenizer("pocket").save_pretrained(folder)
+        return folder
 
     # ----- the LMM
 
     def scenes(self) -> None:
         """Rows of questions alone, rows of requests with few questions, and an LMM that has seen neither."""
+        draw = functools.partial(scene_rows, self.folder / "scenes")
         with (self.folder / "words.jsonl").open("w") as words, (self.folder / "requests.jsonl").open("w") as requests:
-            for i, (scene, image) in enumerate(self._conversations()):
-                questions = [turn for turn in scene.turns if isinstance(turn, Question)]
-                left_out = [turn for k, turn in enumerate(questions, start=1) if (i + k) % KEPT_QUESTIONS]
-                for file, turns in (
-                    (words, questions),
-                    (requests, [turn for turn in scene.turns if turn not in left_out]),
-                ):
-                    if turns:
-                        file.write(json.dumps(scene_row(replace(scene, turns=tuple(turns)), image)) + "\n")
+            for rows in self._drawn(draw, self.count(TRAIN_SCENES), "scenes"):
+                words.writelines(rows["words"])
+                requests.writelines(rows["requests"])
         self._held_out()
-        spoken = {**CONVERSATIONS, "turns": 3, "questions": 4}  # questions have the more various words
-        texts = [turn["content"] for scene in generate_scenes(800, TEXT_SEED, **spoken) for turn in scene.messages]
+        texts = [
+            turn["content"] for scene in generate_scenes(800, TEXT_SEED, **CONVERSATIONS) for turn in scene.messages
+        ]
         build_tiny_internvl(self.folder / "lmm", texts, "pocket", seed=TRAIN_SEED)
-
-    def _conversations(self) -> Iterator[tuple[Scene, str]]:
-        number = self.count(TRAIN_SCENES)
-        for seed in SCENE_SEEDS:
-            scenes = generate_scenes(number, seed, task_shares=TASK_SHARES, **CONVERSATIONS)
-            progress = tqdm(scenes, total=number, desc=f"scenes, seed {seed}")
-            yield from with_saved_images(self.folder / f"scenes{seed}", progress)
 
     def words(self) -> None:
         """What the paper's LMM knows before it sees a mask, and this one does not: to look, and to read.
 
         Shown masks at once, it learned where things are and was blind to colours after 2400 steps.
         """
-        self._train(
-            *("words", "stage3_pocket_full", self.folder / "lmm", "words.jsonl", self._held_out()),
-            *("--mask_tokenizer", self._checkpoint("stage1"), "--lr_scheduler_type", "constant_with_warmup"),
-            *("--max_steps", WORD_STEPS, "--warmup_ratio", 0.1, "--per_device_train_batch_size", WORD_BATCH),
-        )
+        options = {**WORDS, "output_dir": self.folder / "words", "external_plugins": self._optimizer_plugin()}
+        options |= {"model": self.folder / "lmm", "dataset": self.folder / "words.jsonl"}
+        self._swift_sft(*itertools.chain.from_iterable((f"--{key}", value) for key, value in options.items()))
+
+    def _optimizer_plugin(self) -> Path:
+        path = self.folder / "register_muon.py"
+        path.write_text("from himtok_plugin.swift_integration.muon import register_muon\n\nregister_muon()\n")
+        return path
 
     def stage2(self) -> None:
-        self._train("stage2", "stage2_pocket_full", self._checkpoint("words"), "requests.jsonl", self._held_out())
+        self._train(
+            *("stage2", "stage2_pocket_full", self._checkpoint("words"), "requests.jsonl", self._held_out()),
+            *("--mask_tokenizer", self._checkpoint("stage1")),
+        )
 
     def stage3(self) -> None:
         self._train("stage3", "stage3_pocket_full", self._checkpoint("stage2"), "requests.jsonl", self._held_out())
@@ -165,11 +203,14 @@ class Recipe:
         return rows
 
     def _train(self, part: str, config: str, model: Path, rows: str, held_out: Path, *options: object) -> None:
-        swift(
-            *("sft", config_path(config), "--model", model, "--dataset", self.folder / rows),
+        self._swift_sft(
+            *(config_path(config), "--model", model, "--dataset", self.folder / rows),
             *("--val_dataset", held_out, "--output_dir", self.folder / part, *options),
-            *(() if self.scale == 1 else ("--max_steps", self.count(1000))),
         )
+
+    def _swift_sft(self, *words: object) -> None:
+        short = () if self.scale == 1 else ("--max_steps", self.count(1000))
+        swift("sft", *words, *short, *self.options)
 
     def _checkpoint(self, part: str) -> Path:
         return self.folder / part / "last-checkpoint"  # ms-swift's link
@@ -214,19 +255,23 @@ class Recipe:
         tokenizer = MaskTokenizer.from_pretrained(checkpoint)
         measured = {"scenes": list(generate_masks(self.count(MEASURED_MASKS), HELD_OUT_SEED))}
         if self.real[True]:
-            area = np.array([mask.sum() for mask in self.real[True]])
+            real = [load_mask(mask) for mask in self.real[True]]
+            area = np.array([mask.sum() for mask in real])
             for name, chosen in (
                 ("COCO", area > 0),
                 ("COCO small", area < SMALL),
                 ("COCO medium", (area >= SMALL) & (area < LARGE)),
                 ("COCO large", area >= LARGE),
             ):
-                measured[name] = [mask for mask, use in zip(self.real[True], chosen, strict=True) if use]
-        for name, masks in measured.items():
-            scores = reconstruction_scores(tokenizer, masks)
-            figures[f"reconstruction, {name}, {len(masks)} masks"] = {
-                n: {metric: round(score[metric], 4) for metric in ("gIoU", "cIoU")} for n, score in scores.items()
-            }
+                measured[name] = [mask for mask, use in zip(real, chosen, strict=True) if use]
+        for candidates, most in ((1, MEASURED_MASKS), (CANDIDATES, SEARCHED_MASKS)):
+            for name, masks in measured.items():
+                masks = masks[:most]
+                progress = tqdm(masks, desc=f"{name}, {candidates} candidates")
+                scores = reconstruction_scores(tokenizer, progress, candidates=candidates)
+                figures[f"reconstruction, {name}, {len(masks)} masks, {candidates} candidates"] = {
+                    n: {metric: round(score[metric], 4) for metric in ("gIoU", "cIoU")} for n, score in scores.items()
+                }
         for decoding in ("soft", "hard"):
             result = self.folder / f"{decoding}.jsonl"
             result.unlink(missing_ok=True)  # ms-swift appends
@@ -239,6 +284,50 @@ class Recipe:
         text = json.dumps(figures, indent=2)
         (self.folder / "figures.json").write_text(text + "\n")
         print(text)
+
+
+def mask_rows(real: list[Any], part: Part) -> list[str]:
+    """Lines of masks, less those that are too small; `real` are RLE of the real ones among them."""
+    number, seed = part
+    large = (to_rle(mask) for mask in training_masks(real, number, seed) if mask.mean() >= LEAST_SHARE)
+    rows = iter(lambda: list(itertools.islice(large, MASKS_PER_ROW)), [])
+    return [json.dumps({"masks": masks}) + "\n" for masks in rows]
+
+
+def training_masks(real: list[Any], number: int, seed: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shares = np.array([0 if kind == "real" and not real else KINDS[kind] for kind in KINDS])
+    scenes = generate_masks(number, seed)
+    for kind in rng.choice([*KINDS], size=number, p=shares / shares.sum()):
+        if kind == "scene":
+            yield next(scenes)
+        elif kind == "real":
+            mask = load_mask(real[rng.integers(len(real))])
+            smaller = mask[::SHRINK, ::SHRINK]
+            yield moved(smaller if smaller.any() else mask, rng)
+        else:
+            height, width = SIZES[rng.integers(len(SIZES))]
+            yield object_mask((height // SHRINK, width // SHRINK), rng)
+
+
+def scene_rows(folder: Path, part: Part) -> dict[str, list[str]]:
+    """Lines of questions and of requests about scenes, whose images are written into `folder`."""
+    number, seed = part
+    rows: dict[str, list[str]] = {"words": [], "requests": []}
+    scenes = generate_scenes(number, seed, task_shares=TASK_SHARES, **CONVERSATIONS)
+    for i, (scene, image) in enumerate(with_saved_images(folder / str(seed), scenes)):
+        questions = [turn for turn in scene.turns if isinstance(turn, Question)]
+        left_out = [turn for k, turn in enumerate(questions, start=1) if (i + k) % KEPT_QUESTIONS]
+        kept = [turn for turn in scene.turns if turn not in left_out]
+        for name, turns in (("words", questions), ("requests", kept)):
+            if turns:
+                rows[name].append(json.dumps(scene_row(replace(scene, turns=tuple(turns)), image)) + "\n")
+    return rows
+
+
+def write_lines(path: Path, parts: Iterable[list[str]]) -> None:
+    with path.open("w") as file:
+        file.writelines(itertools.chain.from_iterable(parts))
 
 
 def swift(*words: object) -> None:

@@ -89,7 +89,9 @@ class TinyLmmSize:
 SIZES = {
     "nano": TinyLmmSize(hidden=32, layers=2, heads=2, vision_hidden=32, vision_layers=1, vision_heads=2),
     "demo": TinyLmmSize(hidden=192, layers=4, heads=4, vision_hidden=128, vision_layers=3, vision_heads=4),
-    "pocket": TinyLmmSize(hidden=192, layers=6, heads=4, vision_hidden=128, vision_layers=4, vision_heads=4),
+    "pocket": TinyLmmSize(
+        hidden=192, layers=7, heads=4, vision_hidden=128, vision_layers=4, vision_heads=4, patch_size=4
+    ),
 }
 
 
