@@ -39,8 +39,8 @@ from himtok_plugin.data.scenes import (
 )
 from himtok_plugin.mask_tokenizer import build_mask_tokenizer
 from himtok_plugin.mask_tokenizer.conversion import SIDECAR_FOLDER
-from himtok_plugin.masks import to_rle
-from himtok_plugin.reconstruction import reconstruction_scores
+from himtok_plugin.masks import to_rle, to_square
+from himtok_plugin.reconstruction import ReconstructionMetrics
 from himtok_plugin.resources import config_path, default_checkpoint
 from himtok_plugin.scoring import score_rows
 from himtok_plugin.tiny_lmm import build_tiny_internvl
@@ -49,7 +49,7 @@ from himtok_plugin.worker_pool import default_workers, map_ordered
 TRAIN_SEED, HELD_OUT_SEED, TEXT_SEED = 1, 2, 3
 HELD_OUT_EVERY = 5
 TRAIN_MASKS, EVALUATED_MASKS, MEASURED_MASKS = 400_000, 300, 1000
-CANDIDATES, SEARCHED_MASKS = 16, 200  # a searched mask takes seconds on a CPU
+CANDIDATES, SEARCHED_MASKS = 8, 200  # a searched mask takes seconds on a CPU
 MASKS_PER_ROW = 8  # a row costs more than a mask does
 SHRINK = 2  # pictures of masks have half of COCO's sides: still far more than the tokenizer's square
 LEAST_SHARE = 8 / 128**2  # of its picture: what is smaller vanishes in the tokenizer's square
@@ -253,25 +253,13 @@ class Recipe:
         checkpoint = packed if packed.is_dir() else default_checkpoint()
         figures: dict[str, object] = {}
         tokenizer = MaskTokenizer.from_pretrained(checkpoint)
-        measured = {"scenes": list(generate_masks(self.count(MEASURED_MASKS), HELD_OUT_SEED))}
+        masks = {"scenes": list(generate_masks(self.count(MEASURED_MASKS), HELD_OUT_SEED))}
         if self.real[True]:
-            real = [load_mask(mask) for mask in self.real[True]]
-            area = np.array([mask.sum() for mask in real])
-            for name, chosen in (
-                ("COCO", area > 0),
-                ("COCO small", area < SMALL),
-                ("COCO medium", (area >= SMALL) & (area < LARGE)),
-                ("COCO large", area >= LARGE),
-            ):
-                measured[name] = [mask for mask, use in zip(real, chosen, strict=True) if use]
-        for candidates, most in ((1, MEASURED_MASKS), (CANDIDATES, SEARCHED_MASKS)):
-            for name, masks in measured.items():
-                masks = masks[:most]
-                progress = tqdm(masks, desc=f"{name}, {candidates} candidates")
-                scores = reconstruction_scores(tokenizer, progress, candidates=candidates)
-                figures[f"reconstruction, {name}, {len(masks)} masks, {candidates} candidates"] = {
-                    n: {metric: round(score[metric], 4) for metric in ("gIoU", "cIoU")} for n, score in scores.items()
-                }
+            masks["COCO"] = [load_mask(mask) for mask in self.real[True]]
+        for candidates, most in ((1, None), (CANDIDATES, SEARCHED_MASKS)):
+            for name in masks:
+                for part, scores in reconstruction(tokenizer, name, masks[name][:most], candidates).items():
+                    figures[f"reconstruction, {part}, {candidates} candidates"] = scores
         for decoding in ("soft", "hard"):
             result = self.folder / f"{decoding}.jsonl"
             result.unlink(missing_ok=True)  # ms-swift appends
@@ -284,6 +272,30 @@ class Recipe:
         text = json.dumps(figures, indent=2)
         (self.folder / "figures.json").write_text(text + "\n")
         print(text)
+
+
+def reconstruction(
+    tokenizer: MaskTokenizer, name: str, masks: list[np.ndarray], candidates: int
+) -> dict[str, dict[int, dict[str, float]]]:
+    """IoU at numbers of tokens, of all masks and, where they have COCO's areas, of small, medium and large ones."""
+    area = np.array([mask.sum() for mask in masks])
+    parts = {name: area > 0}
+    if name == "COCO":
+        parts |= {"small": area < SMALL, "medium": (area >= SMALL) & (area < LARGE), "large": area >= LARGE}
+    metrics = {part: ReconstructionMetrics(tokenizer.config.num_mask_tokens) for part in parts}
+    for i, mask in enumerate(tqdm(masks, desc=f"{name}, {candidates} candidates")):
+        square = torch.from_numpy(to_square(mask, tokenizer.config.image_size))
+        codes = tokenizer.encode(square[None], candidates)
+        for part in parts:
+            if parts[part][i]:
+                metrics[part].update(tokenizer, codes, [mask])
+    return {
+        f"{parts[part].sum()} {part}": {
+            n: {metric: round(score[metric], 4) for metric in ("gIoU", "cIoU")}
+            for n, score in metrics[part].compute().items()
+        }
+        for part in parts
+    }
 
 
 def mask_rows(real: list[Any], part: Part) -> list[str]:

@@ -59,7 +59,7 @@ class ReconstructionMetrics:
 
 @torch.inference_mode()
 def reconstruction_scores(
-    mask_tokenizer: MaskTokenizer, masks: Iterable[np.ndarray], threshold: float = 0.5, candidates: int = 1
+    mask_tokenizer: MaskTokenizer, masks: Iterable[np.ndarray], threshold: float = 0.5
 ) -> dict[int, dict[str, float | int | None]]:
     """Encode and decode masks.
 
@@ -67,7 +67,6 @@ def reconstruction_scores(
         mask_tokenizer: in evaluation mode.
         masks: bool (h, w) each, of any sizes.
         threshold: probability from which a pixel is foreground.
-        candidates: codes tried at every position, as of `MaskTokenizer.encode`.
 
     Returns:
         See `ReconstructionMetrics.compute`.
@@ -77,5 +76,5 @@ def reconstruction_scores(
     remaining = iter(masks)
     while batch := list(islice(remaining, BATCH)):
         squares = torch.from_numpy(np.stack([to_square(mask, config.image_size) for mask in batch]))
-        metrics.update(mask_tokenizer, mask_tokenizer.encode(squares.to(mask_tokenizer.device), candidates), batch)
+        metrics.update(mask_tokenizer, mask_tokenizer.encode(squares.to(mask_tokenizer.device)), batch)
     return metrics.compute()

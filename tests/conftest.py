@@ -1,15 +1,24 @@
 """On the path by its presence, so that tests in subfolders find `tiny_models`; fixtures of several files."""
 
 import gc
+import os
 from functools import cache
 
 import pytest
+import torch
 import typer.main
 
 from himtok_plugin import cli
 
 # typer builds all forty commands anew at every call: 0.07 s, most of what a small `himtok prepare` costs.
 typer.main.get_command = cache(typer.main.get_command)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Beside other processes of `pytest -n`, threads of one wait for those of another."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", autouse=True)

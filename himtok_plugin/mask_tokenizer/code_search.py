@@ -20,17 +20,18 @@ from .reconstruction_loss import bce_of_each, dice_of_each
 if TYPE_CHECKING:
     from .modeling import MaskTokenizer
 
+SWEEPS = 2  # over all positions; a third changes little
 DECODED_AT_ONCE = 32  # squares; the convolutions of the de-tokenizer need memory
 
 
 @torch.no_grad()
-def search_codes(model: MaskTokenizer, squares: Tensor, candidates: int, sweeps: int = 1) -> Tensor:
+def search_codes(model: MaskTokenizer, squares: Tensor, candidates: int, sweeps: int = SWEEPS) -> Tensor:
     """Codes whose mask is close to the square, by BCE + Dice at full length.
 
     Args:
         model: in evaluation mode.
         squares: (b, s, s) float in [0, 1].
-        candidates: codes tried at each position, the nearest ones to the encoder's latent, 2 to v.
+        candidates: codes tried at each position, those nearest to the encoder's latent, 2 to v.
         sweeps: passes over the positions, at least 1; each decodes k * candidates masks per square.
 
     Returns:

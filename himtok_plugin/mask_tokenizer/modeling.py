@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .code_search import SWEEPS, search_codes
 from .configuration import MaskTokenizerConfig
 from .decoder import MaskDecoder
 from .encoder import MaskEncoder
@@ -114,14 +115,14 @@ class MaskTokenizer(PreTrainedModel):
         """Nothing to do: there are no input embeddings. (ms-swift replaces transformers' method, which would see that,
         in every process that has loaded an InternVL.)"""
 
-    def encode(self, squares: Tensor, candidates: int = 1, sweeps: int = 1) -> Tensor:
+    def encode(self, squares: Tensor, candidates: int = 1, sweeps: int = SWEEPS) -> Tensor:
         """Squares to codes, without gradient.
 
         Args:
             squares: (b, s, s) float in [0, 1], see `masks.to_square`.
             candidates: 1 takes the code nearest to each latent, as training does. More, up to v, decodes so many of
                 the nearest at every position and keeps the one whose mask is closest: better masks, and slower by as
-                much as k * candidates decodings (`code_search.search_codes`).
+                much as k * candidates * sweeps decodings (`code_search.search_codes`).
             sweeps: passes of that search over the positions.
 
         Returns:
@@ -131,9 +132,7 @@ class MaskTokenizer(PreTrainedModel):
             ValueError: no tensor, wrong shape or dtype, numbers out of range; on a CPU, values beyond [0, 1] as well.
                 Elsewhere reading them would let a training step wait for the device.
         """
-        if (candidates, sweeps) != (1, 1):
-            from .code_search import search_codes
-
+        if candidates != 1:
             return search_codes(self, squares, candidates, sweeps)
         with torch.no_grad():
             return self.quantize.nearest_codes(self.encode_latents(squares))
