@@ -30,13 +30,7 @@ from tqdm import tqdm
 from himtok_plugin import MaskTokenizer, load_mask
 from himtok_plugin.data.object_masks import SIZES, moved, object_mask
 from himtok_plugin.data.questions import Question
-from himtok_plugin.data.scenes import (
-    generate_masks,
-    generate_scenes,
-    scene_row,
-    with_saved_images,
-    write_rows,
-)
+from himtok_plugin.data.scenes import generate_masks, generate_scenes, scene_row, with_saved_images, write_rows
 from himtok_plugin.mask_tokenizer import build_mask_tokenizer
 from himtok_plugin.mask_tokenizer.conversion import SIDECAR_FOLDER
 from himtok_plugin.masks import to_rle, to_square
@@ -104,13 +98,8 @@ def main() -> None:
     arguments, further = parser.parse_known_args()  # the rest is swift sft's, of every training
     arguments.output.mkdir(parents=True, exist_ok=True)
     options = ("--tf32", "true") if torch.cuda.is_available() else ("--use_cpu", "true", "--bf16", "false")
-    recipe = Recipe(
-        arguments.output.resolve(),
-        arguments.masks,
-        arguments.scale,
-        arguments.processes,
-        (*options, *further),
-    )
+    folder = arguments.output.resolve()
+    recipe = Recipe(folder, arguments.masks, arguments.scale, arguments.processes, (*options, *further))
     for part in PARTS:
         if part in arguments.only:
             getattr(recipe, part)()
@@ -148,15 +137,12 @@ class Recipe:
         write_lines(self.folder / "held_out_masks.jsonl", [held_out])
 
     def stage1(self) -> None:
+        torch.manual_seed(TRAIN_SEED)
+        fresh = self.folder / "mask_tokenizer_untrained"
+        build_mask_tokenizer("pocket").save_pretrained(fresh)
         held_out = self.folder / "held_out_masks.jsonl"
-        self._train("stage1", "stage1_pocket_full", self._fresh_tokenizer(), "masks.jsonl", held_out)
-
-    def _fresh_tokenizer(self) -> Path:
-        folder = self.folder / "mask_tokenizer_untrained"
-        if not folder.is_dir():
-            torch.manual_seed(TRAIN_SEED)
-            build_mask_tokenizer("pocket").save_pretrained(folder)
-        return folder
+        quantized = () if self.scale == 1 else ("--continuous_warmup_steps", 1)
+        self._train("stage1", "stage1_pocket_full", fresh, "masks.jsonl", held_out, *quantized)
 
     # ----- the LMM
 
@@ -168,9 +154,8 @@ class Recipe:
                 words.writelines(rows["words"])
                 requests.writelines(rows["requests"])
         self._held_out()
-        texts = [
-            turn["content"] for scene in generate_scenes(800, TEXT_SEED, **CONVERSATIONS) for turn in scene.messages
-        ]
+        spoken = generate_scenes(800, TEXT_SEED, **CONVERSATIONS)
+        texts = [turn["content"] for scene in spoken for turn in scene.messages]
         build_tiny_internvl(self.folder / "lmm", texts, "pocket", seed=TRAIN_SEED)
 
     def words(self) -> None:

@@ -1,5 +1,6 @@
-"""The examples run as they stand; the two that train are marked slow."""
+"""The examples run as they stand; those that train are marked slow."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -34,3 +35,27 @@ def test_photographs_are_trained_and_scored(tmp_path):
 def test_reconstruction_is_trained_and_measured(tmp_path):
     printed = run("03_reconstruct_masks.py", "--output", tmp_path, "--steps", 6, cwd=tmp_path)
     assert " 8 tokens: mean IoU" in printed
+
+
+def test_masks_and_scenes_of_the_shipped_checkpoint_are_drawn(tmp_path):
+    options = ("--output", tmp_path, "--only", "masks", "scenes", "--scale", 0.0005, "--processes", 0)
+    run("07_train_shipped_checkpoint.py", *options, cwd=tmp_path)
+    masks, words, requests = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()] for name in ("masks", "words", "requests")
+    )
+    assert {len(row["masks"]) for row in masks[:-1]} == {8}
+    assert not any(row["masks"] for row in words)
+    for row in requests:
+        answers = [turn["content"] for turn in row["messages"] if turn["role"] == "assistant"]
+        assert sum(answer.count("<mask>") for answer in answers) == len(row["masks"])
+        assert Path(row["images"][0]).is_file()
+    assert len(requests) == 60 and (tmp_path / "lmm" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_shipped_checkpoint_is_trained_and_packed(tmp_path):
+    parts = ("masks", "stage1", "scenes", "words", "stage2", "stage3", "pack")
+    short = ("--per_device_train_batch_size", 4, "--dataset_num_proc", 1, "--dataloader_num_workers", 1)
+    options = ("--output", tmp_path, "--scale", 0.003, "--processes", 0, "--eval_strategy", "no", *short)
+    run("07_train_shipped_checkpoint.py", *options, "--only", *parts, cwd=tmp_path)
+    assert (tmp_path / "packed" / "mask_tokenizer" / "model.safetensors").is_file()

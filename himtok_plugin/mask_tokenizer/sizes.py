@@ -2,7 +2,7 @@
 
 The only place where a size has a name; torch is imported when one is built. `large` is the layout of the released
 `himtok.pth`; `small` and `base` are TiTok's sizes around the same codebook and pixel decoder; `tiny` learns on a CPU in
-minutes, `pocket`, which ships with the package, in hours.
+minutes, `pocket`, which ships with the package, on a GPU.
 """
 
 from __future__ import annotations
