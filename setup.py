@@ -95,7 +95,7 @@ EXTRAS_REQUIRE = {
     "dev": [
         "pytest>=8,<10",
         "pytest-timeout>=2.3,<3",
-        "pytest-xdist>=3.6,<4",
+        "pytest-xdist>=3.8,<4",
         "hypothesis>=6.100,<7",
         "ruff>=0.6,<1",
         "scikit-image>=0.24,<1",  # reference values of the metrics

@@ -55,7 +55,7 @@ def test_masks_and_scenes_of_the_shipped_checkpoint_are_drawn(tmp_path):
 @pytest.mark.slow
 def test_the_shipped_checkpoint_is_trained_and_packed(tmp_path):
     parts = ("masks", "stage1", "scenes", "words", "stage2", "stage3", "pack")
-    short = ("--per_device_train_batch_size", 4, "--dataset_num_proc", 1, "--dataloader_num_workers", 1)
-    options = ("--output", tmp_path, "--scale", 0.003, "--processes", 0, "--eval_strategy", "no", *short)
-    run("07_train_shipped_checkpoint.py", *options, "--only", *parts, cwd=tmp_path)
+    short = ("--eval_strategy", "no", "--per_device_train_batch_size", 4, "--dataset_num_proc", 1)
+    options = ("--output", tmp_path, "--scale", 0.003, "--processes", 0, "--only", *parts)
+    run("07_train_shipped_checkpoint.py", *options, "--sft", *short, cwd=tmp_path)
     assert (tmp_path / "packed" / "mask_tokenizer" / "model.safetensors").is_file()

@@ -1,10 +1,10 @@
 """The mask tokenizer: a mask becomes a few discrete codes, coarse to fine, and codes become a mask again.
 
-Knows nothing of language models, of text and of ms-swift. One file per part:
-`configuration` sizes and switches, `sizes` the named ones, `transformer` the shared block, `encoder`, `quantizer`,
-`decoder` and `pixel_decoder` the four parts, `modeling` the model put together, `reconstruction_loss` the loss terms,
-`objective` stage 1's training objective, `conversion` released weights. Names are imported when they are asked for, so
-that the command line can list sizes without torch.
+Knows nothing of language models, of text and of ms-swift. One file per part: `configuration` sizes and switches,
+`sizes` the named ones, `transformer` the shared block, `encoder`, `quantizer`, `decoder` and `pixel_decoder` the four
+parts, `modeling` the model put together, `code_search` better codes than nearest, `reconstruction_loss` the loss
+terms, `objective` stage 1's training objective, `conversion` released weights. Names are imported when they are asked
+for, so that the command line can list sizes without torch.
 """
 
 from importlib import import_module

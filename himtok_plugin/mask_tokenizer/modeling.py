@@ -123,7 +123,7 @@ class MaskTokenizer(PreTrainedModel):
             candidates: 1 takes the code nearest to each latent, as training does. More, up to v, decodes so many of
                 the nearest at every position and keeps the one whose mask is closest: better masks, and slower by as
                 much as k * candidates * sweeps decodings (`code_search.search_codes`).
-            sweeps: passes of that search over the positions.
+            sweeps: passes of that search over the positions, where there is one.
 
         Returns:
             (b, k) int64 in [0, v).

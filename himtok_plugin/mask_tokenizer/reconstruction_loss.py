@@ -1,7 +1,8 @@
 """Loss terms between predicted and true squares, and the blurred targets of short prefixes.
 
-Shared by stage 1 (`objective.py`) and stage 2 (`hierarchical_loss.py`). Formulas and constants are those of HiMTok
-(arXiv 2503.13026, section 3.3). Does not know where predictions come from; nothing here copies to the host.
+Shared by stage 1 (`objective.py`), stage 2 (`hierarchical_loss.py`) and the search of codes (`code_search.py`).
+Formulas and constants are those of HiMTok (arXiv 2503.13026, section 3.3). Does not know where predictions come from;
+nothing here copies to the host.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def mask_bce(probabilities: Tensor, target: Tensor, weights: Tensor | None = Non
 
 
 def bce_of_each(probabilities: Tensor, target: Tensor) -> Tensor:
-    """`mask_bce` of every square by itself: (..., s, s) -> (...,) float32."""
+    """`mask_bce` of every square by itself: (..., s, s) in [0, 1] twice, of one shape -> (...,) float32."""
     return _bce_of_pixels(probabilities, target).mean(dim=(-2, -1))
 
 
@@ -71,7 +72,7 @@ def mask_dice(probabilities: Tensor, target: Tensor, weights: Tensor | None = No
 
 
 def dice_of_each(probabilities: Tensor, target: Tensor) -> Tensor:
-    """`mask_dice` of every square by itself: (..., s, s) -> (...,) float32."""
+    """`mask_dice` of every square by itself: (..., s, s) in [0, 1] twice, of one shape -> (...,) float32."""
     return _dice_over(probabilities, target, dims=(-2, -1))
 
 

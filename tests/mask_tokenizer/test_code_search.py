@@ -46,14 +46,15 @@ def test_encode_searches_when_it_is_told_to(model):
     squares = random_squares(4)
     assert torch.equal(model.encode(squares, candidates=4, sweeps=2), search_codes(model, squares, 4, 2))
     assert torch.equal(model.encode(squares), model.quantize.nearest_codes(model.encode_latents(squares)))
+    assert torch.equal(model.encode(squares), search_codes(model, squares, 1))
     assert not model.encode(squares, candidates=4).requires_grad
 
 
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"candidates": 0}, "candidates=0: expected 2 to 12"),
-        ({"candidates": 13}, "candidates=13: expected 2 to 12"),
+        ({"candidates": 0}, "candidates=0: expected 1 to 12"),
+        ({"candidates": 13}, "candidates=13: expected 1 to 12"),
         ({"candidates": 2, "sweeps": 0}, "sweeps=0: expected at least 1"),
     ],
 )
