@@ -4,7 +4,7 @@
 
 ROWS.jsonl: `image`, `mask`, `conversations` with 32 placeholder tokens, as the authors' own data has it; paths start
 from --root. Without it: four pictures that ship with scikit-image, with masks by threshold. Everything is done by the
-commands that a user would type; the scores come from `himtok eval`. About 6 minutes on 2 cores.
+commands that a user would type; the scores come from `himtok eval`. Six to ten minutes on 2 cores.
 """
 
 import argparse
