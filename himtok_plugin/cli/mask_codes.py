@@ -152,9 +152,8 @@ def encode(
 
     from ..mask_files import encode_files
 
-    for result in tqdm(
-        encode_files(masks, model, candidates), total=len(masks), unit="mask", disable=None, leave=False
-    ):
+    encoded = encode_files(masks, model, candidates)
+    for result in tqdm(encoded, total=len(masks), unit="mask", disable=None, leave=False):
         entry = {"mask": str(result.path), "codes": result.codes, "text": result.text}
         tqdm.write(json.dumps(entry) if as_json else result.text)
 

@@ -56,11 +56,9 @@ def search_codes(model: MaskTokenizer, squares: Tensor, candidates: int, sweeps:
             tried = codes[:, None].repeat(1, candidates, 1)  # (b, candidates, k)
             tried[:, :, position] = near[:, position]
             least, chosen = _distances(model, tried, squares).min(dim=1)
-            better = least < distance
-            distance = torch.where(better, least, distance)
-            codes[:, position] = torch.where(
-                better, near[:, position].gather(1, chosen[:, None])[:, 0], codes[:, position]
-            )
+            best = near[:, position].gather(1, chosen[:, None])[:, 0]
+            codes[:, position] = torch.where(least < distance, best, codes[:, position])
+            distance = torch.minimum(distance, least)
         if torch.equal(before, codes):
             break
     return codes
