@@ -115,11 +115,11 @@ class Recipe:
     def count(self, number: int) -> int:
         return max(int(number * self.scale), 1)
 
-    def _drawn(self, draw: Callable[[Part], Any], number: int, name: str) -> Iterator[Any]:
+    def _drawn(self, draw: Callable[[Part], Any], number: int, name: str) -> Iterable[Any]:
         """What `draw` makes of one part after the other of `number` masks or scenes, in several processes."""
         sizes = [min(PART, number - start) for start in range(0, number, PART)]
         parts = [(size, FIRST_SEED + i) for i, size in enumerate(sizes)]
-        yield from tqdm(map_ordered(draw, parts, self.processes), total=len(parts), desc=name)
+        return tqdm(map_ordered(draw, parts, self.processes), total=len(parts), desc=name)
 
     # ----- the mask tokenizer
 

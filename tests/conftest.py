@@ -15,7 +15,7 @@ typer.main.get_command = cache(typer.main.get_command)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread():
+def one_thread_per_process():
     """Beside other processes of `pytest -n`, threads of one wait for those of another."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)

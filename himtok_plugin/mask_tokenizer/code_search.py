@@ -47,18 +47,13 @@ def search_codes(model: MaskTokenizer, squares: Tensor, candidates: int, sweeps:
         raise ValueError(f"sweeps={sweeps}: expected at least 1")
     near = model.quantize.nearest_codes(model.encode_latents(squares), candidates)
     codes = near[:, :, 0].clone()
-    if candidates == 1:
-        return codes
-    distance = _distances(model, codes[:, None], squares)[:, 0]
     for _ in range(sweeps):
         before = codes.clone()
         for position in range(codes.shape[1]):
             tried = codes[:, None].repeat(1, candidates, 1)  # (b, candidates, k)
-            tried[:, :, position] = near[:, position]
-            least, chosen = _distances(model, tried, squares).min(dim=1)
-            best = near[:, position].gather(1, chosen[:, None])[:, 0]
-            codes[:, position] = torch.where(least < distance, best, codes[:, position])
-            distance = torch.minimum(distance, least)
+            tried[:, :, position] = near[:, position]  # the code that stands there is one of them
+            chosen = _distances(model, tried, squares).argmin(dim=1, keepdim=True)
+            codes[:, position] = near[:, position].gather(1, chosen)[:, 0]
         if torch.equal(before, codes):
             break
     return codes

@@ -1,5 +1,7 @@
 """code_search.py on random weights, whose nearest codes are seldom the best."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from tiny_models import random_squares, tiny_model
@@ -17,7 +19,7 @@ def test_masks_come_closer_with_every_sweep_and_none_goes_farther(model):
     squares = random_squares(6)
     distances = [distance(model, model.encode(squares), squares)]
     distances += [distance(model, search_codes(model, squares, 5, sweeps), squares) for sweeps in (1, 2)]
-    for before, after in zip(distances, distances[1:], strict=False):
+    for before, after in pairwise(distances):
         assert (after <= before + 1e-6).all()
     assert (distances[1] < distances[0]).any()
 
