@@ -4,8 +4,8 @@ Purpose: training on the output reads `mask_codes` and encodes nothing.
 Contract: an output row is the input row, character by character, with `mask_codes` put at its end: for each mask, in
 the order of `masks`, its k codes. Rows without masks pass as they are. Codes that a row brings along are made anew,
 since nothing tells which mask tokenizer they are of. The squares are those of training (`mask_rows.py`), and so are the
-codes, whatever precision the LMM trains in. Bad rows are set aside, or stop the run. Kills, resuming and several
-processes are `resumable_output.py`'s.
+codes, unless they are searched, whatever precision the LMM trains in. Bad rows are set aside, or stop the run. Kills,
+resuming and several processes are `resumable_output.py`'s.
 This module does not know text, ms-swift and the command line.
 """
 
@@ -24,6 +24,7 @@ import torch
 
 from .mask_rows import CODES
 from .mask_tokenizer import MaskTokenizer
+from .mask_tokenizer.code_search import check_candidates
 from .processes import Processes
 from .resumable_output import REJECTED, ResumableOutput
 from .row_reading import Task, read_rows
@@ -31,6 +32,11 @@ from .row_reading import Task, read_rows
 BATCH = 64
 MAX_WAITING = 4096  # rows kept back until a batch is full
 REMEMBERED = 1 << 20  # masks whose codes are kept for their like; some hundred bytes each
+# What codes depend on; the other fields of the configuration show in the tensors' shapes.
+ENCODER_PARTS = ("latent_tokens", "encoder.", "quantize.")
+ENCODER_FIELDS = ("image_size", "patch_size", "encoder_heads", "latent_layout")
+DETOKENIZER_PARTS = ("decoder.", "pixel_decoder.")
+DETOKENIZER_FIELDS = ("decoder_heads", "normalize_codebook", "output_scale", "output_shift", "pixel_groups")
 
 OnProgress = Callable[[int, int, int], None]  # rows finished, rows in all, rows rejected in this run
 
@@ -61,6 +67,7 @@ def write_codes(
     out: Path,
     mask_tokenizer: MaskTokenizer,
     *,
+    candidates: int = 1,
     batch_size: int = BATCH,
     num_workers: int = 0,
     strict: bool = False,
@@ -73,6 +80,7 @@ def write_codes(
         source: JSON lines.
         out: JSON lines; see `resumable_output.py` for what lies beside it.
         mask_tokenizer: trained, in evaluation mode, on the device that is to encode.
+        candidates: codes tried at every position, see `MaskTokenizer.encode`; 1 gives the codes of training.
         batch_size: squares encoded at once.
         num_workers: processes that read masks, 0: this one does.
         strict: stop at the first bad row, instead of setting it aside in `out`.rejects.jsonl.
@@ -86,16 +94,18 @@ def write_codes(
     for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value < least:
             raise ValueError(f"{name} is {value}: expected at least {least}")
+    check_candidates(candidates, mask_tokenizer.config.codebook_size)
     if not mask_tokenizer.config.codebook_ready:
         raise ValueError(
             f"mask tokenizer {mask_tokenizer.name_or_path!r}: codebook_ready is false, so its codes mean nothing: "
             "expected one that stage 1 has trained"
         )
     with Processes.started() as processes:
-        output = ResumableOutput(source, out, {"mask_tokenizer": encoder_fingerprint(mask_tokenizer)}, processes)
+        fingerprint = encoder_fingerprint(mask_tokenizer, searched=candidates > 1)
+        output = ResumableOutput(source, out, {"candidates": candidates, "mask_tokenizer": fingerprint}, processes)
         if (complete := output.begin(overwrite)) is not None:
             return Summary(output.rows, output.rows, 0, 0, 0, complete["rejected"])
-        encoder = _Encoder(mask_tokenizer, batch_size)
+        encoder = _Encoder(mask_tokenizer, batch_size, candidates)
         with output.part(redo_rejected=strict) as part:
             tasks = read_rows(output.own_lines(part.finished), mask_tokenizer.config.image_size, num_workers)
             with closing(tasks):
@@ -121,13 +131,15 @@ def _reporter(on_progress: OnProgress, finished: int, total: int) -> Callable[[l
     return report
 
 
-def encoder_fingerprint(mask_tokenizer: MaskTokenizer) -> str:
-    """Hexadecimal digits that change with everything that codes depend on, and not with the de-tokenizer."""
+def encoder_fingerprint(mask_tokenizer: MaskTokenizer, searched: bool = False) -> str:
+    """Hexadecimal digits that change with everything that codes depend on: with the de-tokenizer only if `searched`."""
     config, digest = mask_tokenizer.config, blake2b(digest_size=16)
-    fields = ("image_size", "patch_size", "encoder_heads", "latent_layout")  # the others show in the tensors' shapes
+    fields, parts = ENCODER_FIELDS, ENCODER_PARTS
+    if searched:
+        fields, parts = fields + DETOKENIZER_FIELDS, parts + DETOKENIZER_PARTS
     digest.update(json.dumps([getattr(config, field) for field in fields]).encode())
     for name, tensor in sorted(mask_tokenizer.state_dict().items()):
-        if name.startswith(("latent_tokens", "encoder.", "quantize.")):
+        if name.startswith(parts):
             tensor = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy())
@@ -150,10 +162,11 @@ class _Encoder:
     path, RLE or polygons. Only fingerprints and codes are remembered, the most recently used ones.
     """
 
-    def __init__(self, mask_tokenizer: MaskTokenizer, batch_size: int) -> None:
+    def __init__(self, mask_tokenizer: MaskTokenizer, batch_size: int, candidates: int) -> None:
         self.masks = self.encoded = 0
         self._mask_tokenizer = mask_tokenizer
         self._batch_size = batch_size
+        self._candidates = candidates
         self._known: OrderedDict[bytes, _Codes] = OrderedDict()
         self._batch: list[tuple[_Codes, np.ndarray]] = []
 
@@ -177,7 +190,8 @@ class _Encoder:
             return
         squares = torch.from_numpy(np.stack([square for _, square in self._batch]))
         squares = squares.to(self._mask_tokenizer.device).float() / 255  # on the device, as in training
-        for (codes, _), own in zip(self._batch, self._mask_tokenizer.encode(squares).tolist(), strict=True):
+        found = self._mask_tokenizer.encode(squares, self._candidates).tolist()
+        for (codes, _), own in zip(self._batch, found, strict=True):
             codes.json = json.dumps(own).encode()
         self.encoded += len(self._batch)
         self._batch.clear()

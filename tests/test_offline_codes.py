@@ -52,9 +52,9 @@ def tokenizer():
 def observed(model):
     encode, model.encoded = model.encode, []
 
-    def counted(squares):
+    def counted(squares, candidates=1):
         model.encoded.append(len(squares))
-        return encode(squares)
+        return encode(squares, candidates)
 
     model.encode = counted
     return model
@@ -380,6 +380,18 @@ def test_another_mask_tokenizer_or_input_is_refused(interrupted, tokenizer, fini
     assert summary.finished_before == 0 and read_rows(out) == with_codes(rows[1:] + rows[:1], tiny_model())
 
 
+def test_searched_codes_are_written_and_not_mixed_with_others(himtok, folder, tmp_path):
+    masks = random_masks(3)
+    source, out = write_rows(tmp_path / "in.jsonl", [row_of(*map(to_rle, masks))]), tmp_path / "out.jsonl"
+    arguments = ("tokenize", source, out, "--mask_tokenizer", folder, "--num_workers", 0)
+    assert himtok(*arguments, "--candidates", 4)[0] == 0
+    squares = torch.from_numpy(load_squares(dict(enumerate(masks)), SIDE, None, "row")).float() / 255
+    model = trained()
+    assert read_rows(out)[0]["mask_codes"] == model.encode(squares, 4).tolist() != model.encode(squares).tolist()
+    status, _, err = himtok(*arguments)
+    assert status == 2 and "was begun with candidates 4, this is 1: expected the same" in err
+
+
 def test_what_codes_do_not_depend_on_is_not_in_the_fingerprint():
     model = tiny_model()
     before = encoder_fingerprint(model)
@@ -388,6 +400,9 @@ def test_what_codes_do_not_depend_on_is_not_in_the_fingerprint():
         assert encoder_fingerprint(model) == before
         model.quantize.embedding.weight[0, 0] += 1
     assert encoder_fingerprint(model) != before
+    scaled = tiny_model(output_scale=4.0)  # makes other masks, of which a search chooses
+    assert encoder_fingerprint(scaled) == encoder_fingerprint(tiny_model())
+    assert encoder_fingerprint(scaled, searched=True) != encoder_fingerprint(tiny_model(), searched=True)
     assert encoder_fingerprint(tiny_model(latent_layout="legacy_reshape")) != encoder_fingerprint(tiny_model())
 
 
@@ -537,6 +552,7 @@ def test_a_strict_run_reads_rows_again_that_another_had_set_aside(tokenizer, tmp
     ("arguments", "message"),
     [
         (("--batch_size", 0), "batch_size is 0: expected at least 1"),
+        (("--candidates", 13), "candidates=13: expected 1 to 12"),
         (("--num_workers", -1), "num_workers is -1: expected at least 0"),
         (("--device", "abacus"), "device is 'abacus': expected cpu, cuda"),
         (("--device", "cuda:99"), "device is 'cuda:99': expected one of"),

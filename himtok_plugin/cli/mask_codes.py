@@ -36,6 +36,14 @@ if TYPE_CHECKING:
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
+CandidatesOption = Annotated[
+    int,
+    typer.Option(
+        "--candidates",
+        help="Nearest codes tried at every position; the one stays whose mask is closest. 1: the nearest, untried.",
+    ),
+]
+
 
 @app.command()
 def init(
@@ -137,13 +145,7 @@ def encode(
     masks: Annotated[list[Path], typer.Argument(metavar="MASK...", help="Mask images.")],
     mask_tokenizer: MaskTokenizerOption = "default",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per mask: mask, codes, text.")] = False,
-    candidates: Annotated[
-        int,
-        typer.Option(
-            "--candidates",
-            help="Nearest codes tried at every position; the one stays whose mask is closest. 1: the nearest, untried.",
-        ),
-    ] = 1,
+    candidates: CandidatesOption = 1,
 ) -> None:
     """Print the mask text of each mask image, one per line."""
     model = load_mask_tokenizer(mask_tokenizer)
@@ -188,6 +190,7 @@ def tokenize(
     source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Rows with masks, as for training.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="The same rows with mask_codes.")],
     mask_tokenizer: MaskTokenizerOption = "default",
+    candidates: CandidatesOption = 1,
     batch_size: Annotated[int, typer.Option("--batch_size", help="Masks encoded at once.")] = 64,
     num_workers: Annotated[
         int | None, typer.Option("--num_workers", help="Processes that read masks; by default one less than cores.")
@@ -205,7 +208,8 @@ def tokenize(
     from ..offline_codes import write_codes
 
     workers = free_cores() if num_workers is None else num_workers
-    options = {"batch_size": batch_size, "num_workers": workers, "strict": strict, "overwrite": overwrite}
+    options = {"candidates": candidates, "batch_size": batch_size, "num_workers": workers}
+    options |= {"strict": strict, "overwrite": overwrite}
     first = environment_int("RANK", 0) == 0
     with _row_progress(shown=first) as report:
         summary = write_codes(source, out, model, **options, on_progress=report)

@@ -40,9 +40,7 @@ def search_codes(model: MaskTokenizer, squares: Tensor, candidates: int, sweeps:
     Raises:
         ValueError: `candidates` or `sweeps` out of range, or squares that `encode_latents` refuses.
     """
-    size = model.config.codebook_size
-    if not 1 <= candidates <= size:
-        raise ValueError(f"candidates={candidates}: expected 1 to {size}, the size of the codebook")
+    check_candidates(candidates, model.config.codebook_size)
     if sweeps < 1:
         raise ValueError(f"sweeps={sweeps}: expected at least 1")
     near = model.quantize.nearest_codes(model.encode_latents(squares), candidates)
@@ -57,6 +55,15 @@ def search_codes(model: MaskTokenizer, squares: Tensor, candidates: int, sweeps:
         if torch.equal(before, codes):
             break
     return codes
+
+
+def check_candidates(candidates: int, codebook_size: int) -> None:
+    """
+    Raises:
+        ValueError: there are not so many codes to try.
+    """
+    if not 1 <= candidates <= codebook_size:
+        raise ValueError(f"candidates={candidates}: expected 1 to {codebook_size}, the size of the codebook")
 
 
 def _distances(model: MaskTokenizer, codes: Tensor, squares: Tensor) -> Tensor:
