@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from himtok_plugin import MaskTokenizer, load_mask
 from himtok_plugin.data.object_masks import SIZES, moved, object_mask
 from himtok_plugin.data.questions import Question
 from himtok_plugin.data.scenes import generate_masks, generate_scenes, scene_row, with_saved_images, write_rows
+from himtok_plugin.demo import LAST_CHECKPOINT
 from himtok_plugin.mask_tokenizer import build_mask_tokenizer
 from himtok_plugin.mask_tokenizer.conversion import SIDECAR_FOLDER
 from himtok_plugin.masks import to_rle, to_square
@@ -69,7 +71,6 @@ WORDS = {
     "eval_strategy": "no",
     "split_dataset_ratio": 0,
 }
-OF_THE_PLUGIN = ("plugin", "ENV")  # entries of a config
 PART = 1000  # masks or scenes that a process draws from one seed, the first of which is
 FIRST_SEED = 1000
 SMALL, LARGE = 32**2, 96**2  # COCO's areas, in pixels
@@ -157,11 +158,13 @@ class Recipe:
         Shown masks at once, it learned where things are and was blind to colours after 2400 steps.
         """
         config = yaml.safe_load(config_path("stage3_pocket_full").read_text())
-        flags = {key: value for key, value in config.items() if key not in OF_THE_PLUGIN} | WORDS
-        flags |= {"model": self.folder / "lmm", "dataset": self.folder / "words.jsonl"}
-        flags |= {"output_dir": self.folder / "words", "external_plugins": self._optimizer_plugin()}
-        words = ((f"--{key}", str(value).lower() if isinstance(value, bool) else value) for key, value in flags.items())
-        self._swift_sft(*itertools.chain.from_iterable(words))
+        del config["plugin"]
+        path = self.folder / "words.yaml"
+        path.write_text(yaml.safe_dump(config | WORDS))
+        self._swift_sft(
+            *(path, "--model", self.folder / "lmm", "--dataset", self.folder / "words.jsonl"),
+            *("--output_dir", self.folder / "words", "--external_plugins", self._optimizer_plugin()),
+        )
 
     def _optimizer_plugin(self) -> Path:
         path = self.folder / "register_muon.py"
@@ -194,7 +197,7 @@ class Recipe:
         swift("sft", *words, *short, *self.options)
 
     def _checkpoint(self, part: str) -> Path:
-        return self.folder / part / "last-checkpoint"  # ms-swift's link
+        return self.folder / part / LAST_CHECKPOINT
 
     # ----- results
 
@@ -260,25 +263,26 @@ def reconstruction(
     tokenizer: MaskTokenizer, name: str, masks: list[np.ndarray], candidates: int
 ) -> dict[str, dict[int, dict[str, float]]]:
     """IoU at numbers of tokens, of all masks and, where they have COCO's areas, of small, medium and large ones."""
-    area = np.array([mask.sum() for mask in masks])
-    parts = {name: area >= 0}
-    if name == "COCO":
-        parts |= {"small": area < SMALL, "medium": (area >= SMALL) & (area < LARGE), "large": area >= LARGE}
-    parts = {part: chosen for part, chosen in parts.items() if chosen.any()}
-    metrics = {part: ReconstructionMetrics(tokenizer.config.num_mask_tokens) for part in parts}
-    for i, mask in enumerate(tqdm(masks, desc=f"{name}, {candidates} candidates")):
+    empty = functools.partial(ReconstructionMetrics, tokenizer.config.num_mask_tokens)
+    metrics = defaultdict(empty)
+    for mask in tqdm(masks, desc=f"{name}, {candidates} candidates"):
         square = torch.from_numpy(to_square(mask, tokenizer.config.image_size))
         codes = tokenizer.encode(square[None].to(tokenizer.device), candidates)
-        for part in parts:
-            if parts[part][i]:
-                metrics[part].update(tokenizer, codes, [mask])
+        metrics[coco_size(mask) if name == "COCO" else name].update(tokenizer, codes, [mask])
+    if name == "COCO":
+        metrics = {name: functools.reduce(ReconstructionMetrics.merge, metrics.values(), empty()), **metrics}
     return {
-        f"{parts[part].sum()} {part}": {
+        f"{len(metrics[part])} {part}": {
             n: {metric: round(score[metric], 4) for metric in ("gIoU", "cIoU")}
             for n, score in metrics[part].compute().items()
         }
-        for part in parts
+        for part in metrics
     }
+
+
+def coco_size(mask: np.ndarray) -> str:
+    area = mask.sum()
+    return "small" if area < SMALL else "medium" if area < LARGE else "large"
 
 
 def mask_rows(real: list[Any], part: Part) -> list[str]:

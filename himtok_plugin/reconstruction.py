@@ -39,6 +39,10 @@ class ReconstructionMetrics:
         # The boundary is the slowest number by far, and says little about a prefix.
         self.metrics = {n: SegmentationMetrics(boundary=n == num_mask_tokens) for n in token_counts(num_mask_tokens)}
 
+    def __len__(self) -> int:
+        """Masks so far."""
+        return len(next(iter(self.metrics.values())))
+
     @torch.inference_mode()
     def update(self, mask_tokenizer: MaskTokenizer, codes: Tensor, masks: Sequence[np.ndarray]) -> None:
         """Add masks.
@@ -51,6 +55,12 @@ class ReconstructionMetrics:
         for n, metrics in self.metrics.items():
             for square, mask in zip(mask_tokenizer.decode(codes[:, :n]).cpu().numpy(), masks, strict=True):
                 metrics.update(from_square(square, mask.shape, self.threshold), mask)
+
+    def merge(self, other: ReconstructionMetrics) -> ReconstructionMetrics:
+        """Add the masks of another accumulator of as many tokens to this one, and return this one."""
+        for n, metrics in self.metrics.items():
+            metrics.merge(other.metrics[n])
+        return self
 
     def compute(self) -> dict[int, dict[str, float | int | None]]:
         """Number of tokens (powers of two below k, and k) -> what `SegmentationMetrics.compute` returns."""
