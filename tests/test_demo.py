@@ -10,7 +10,8 @@ from himtok_plugin.demo import CommandFailed, Demo, DemoPlan, TrainingDemo
 
 def test_shipped_checkpoint_segments_scenes_that_it_has_not_seen(tmp_path):
     scores = Demo(tmp_path, lambda *progress: None).run(count=40)
-    assert scores["40 held-out scenes"]["cIoU"] > 0.75  # of 1,000 scenes 0.85
+    scores = scores["40 held-out scenes"]
+    assert scores["cIoU"] > 0.8 and scores["N-acc"] > 0.9 and scores["T-acc"] > 0.95  # 0.847, 0.991, 0.999 of 1,000
     assert Image.open(tmp_path / "demo.png").width > 200
 
 

@@ -73,7 +73,9 @@ def test_wheel_has_the_hook_the_plugin_and_the_configs(source, tmp_path):
         entry_points = next(wheel.read(name).decode() for name in names if name.endswith("/entry_points.txt"))
         metadata = next(wheel.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
     configs = {f"himtok_plugin/swift_configs/{path.name}" for path in (source / "swift_configs").glob("*.yaml")}
-    shipped = {f"himtok_plugin/pretrained/{name}" for name in ("README.md", "lmm/chat_template.jinja")}
+    folder = source / "himtok_plugin" / "pretrained"  # weights among them
+    shipped = {f"himtok_plugin/pretrained/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()}
+    assert sum(name.endswith(".safetensors") for name in shipped) == 2
     assert {HOOK, "himtok_plugin/plugin/himtok.py", *configs, *shipped} <= names
     assert not [name for name in names if name.startswith(("tests", "swift_configs", "examples"))]
     # ms-swift puts the plugin's folder first on sys.path: anything beside the file could shadow a package.

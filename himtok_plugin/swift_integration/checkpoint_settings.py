@@ -71,7 +71,8 @@ def refuse_unconverted(model: str | None) -> None:
 
 
 def _has_masks(folder: Path) -> bool:
-    """Whether a chat model comes with a mask tokenizer, beside its weights or among them; no weights are read."""
+    """Whether a chat model comes with a mask tokenizer, beside its weights or, by their headers, among them."""
+    from ..internvl_chat.source import SINGLE_FILES
     from ..mask_tokenizer.conversion import CHAT_PREFIX, RELEASED_FILE
 
     if (folder / RELEASED_FILE).is_file():
@@ -79,17 +80,17 @@ def _has_masks(folder: Path) -> bool:
     indices = sorted(folder.glob("*.index.json"))
     if indices:
         return any(f'"{CHAT_PREFIX}' in path.read_text(encoding="utf-8") for path in indices)
-    return any(key.startswith(CHAT_PREFIX) for path in folder.glob("*.safetensors") for key in _keys(path))
+    files = [path for kind in SINGLE_FILES for path in folder.glob(kind)]
+    return any(key.startswith(CHAT_PREFIX) for path in files for key in _keys(path))
 
 
 def _keys(path: Path) -> list[str]:
-    """Of a safetensors file."""
-    from safetensors import SafetensorError, safe_open
+    """Of a weights file."""
+    from ..internvl_chat.source import read_header
 
     try:
-        with safe_open(path, "pt") as file:
-            return list(file.keys())
-    except (OSError, SafetensorError):
+        return list(read_header(path))
+    except (OSError, ValueError):
         return []  # whoever loads it says what is wrong with it
 
 

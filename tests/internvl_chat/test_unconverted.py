@@ -17,6 +17,12 @@ def test_one_that_holds_a_mask_tokenizer_is_refused_with_the_command_that_conver
         refuse_unconverted(str(folder))
 
 
+def test_so_is_one_in_a_single_bin_file(tmp_path):
+    with pytest.raises(ValueError, match="himtok convert"):
+        refuse_unconverted(str(chat_model().write(tmp_path / "source", suffix="bin")))
+    refuse_unconverted(str(chat_model(with_masks=False).write(tmp_path / "others", suffix="bin")))
+
+
 def test_so_is_one_with_shards_that_no_index_lists(tmp_path):
     folder = chat_model().write(tmp_path / "source", shards=2)
     (folder / "model.safetensors.index.json").unlink()
@@ -31,9 +37,10 @@ def test_others_are_not(tmp_path, shards):
     refuse_unconverted(str(without_masks.write(tmp_path / "source", shards=shards)))
 
 
-def test_a_file_that_is_cut_short_is_left_to_whoever_loads_it(tmp_path):
-    folder = chat_model().write(tmp_path / "source")
-    (folder / "model.safetensors").write_bytes(b"short")
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_file_that_is_cut_short_is_left_to_whoever_loads_it(tmp_path, name):
+    folder = chat_model().write(tmp_path / "source", suffix=name.rpartition(".")[2])
+    (folder / name).write_bytes(b"short")
     refuse_unconverted(str(folder))
 
 
