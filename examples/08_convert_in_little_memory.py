@@ -1,6 +1,6 @@
 """Convert a large chat model in little memory, and measure how little.
 
-    python examples/08_convert_in_little_memory.py [--gb 2] [--shards 4] [--output DIR]
+    python examples/08_convert_in_little_memory.py [--gb 2] [--shards 4] [--format bin] [--output DIR]
 
 Generates a checkpoint of the released HiMTok model's layout (InternVL2.5-8B's proportions at smaller widths, random
 bfloat16 weights, a mask tokenizer among them), converts it in a process of its own, and prints how far the memory of
@@ -23,10 +23,14 @@ from himtok_plugin.internvl_chat.configuration import MODEL_TYPE
 from himtok_plugin.internvl_chat.convert import convert_chat_model
 from himtok_plugin.internvl_chat.layout import chat_layout
 from himtok_plugin.internvl_chat.source import TensorInfo
-from himtok_plugin.internvl_chat.weights import INDEX_FILE, SafetensorsWriter
+from himtok_plugin.internvl_chat.weights import SafetensorsWriter
 from himtok_plugin.mask_tokenizer import build_mask_tokenizer
 from himtok_plugin.mask_tokenizer.conversion import CHAT_PREFIX
 
+FORMATS = {  # as transformers names files: how shards begin, and their index
+    "safetensors": ("model", "model.safetensors.index.json"),
+    "bin": ("pytorch_model", "pytorch_model.bin.index.json"),
+}
 GB, MIB = 10**9, 2**20
 WIDTH_STEP = 64  # widths are multiples of it, so that heads divide them
 WIDTH, ROWS, INNER = 4096, 93577, 14336  # of the released LLM; here its ratios are kept
@@ -38,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gb", type=float, default=2.0, help="size of the weights")
     parser.add_argument("--shards", type=int, default=4, help="files that hold them")
+    parser.add_argument("--format", choices=FORMATS, default="safetensors", help="of those files")
     parser.add_argument("--output", type=Path, metavar="DIR", help="keep source and result there")
     arguments = parser.parse_args()
     if not (arguments.gb > 0 and arguments.shards > 0):
@@ -50,7 +55,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
-    files = generate(folder / "source", arguments.gb * GB, arguments.shards)
+    files = generate(folder / "source", arguments.gb * GB, arguments.shards, arguments.format)
     sizes = [file.stat().st_size for file in files]
     print(f"{len(files)} shards, {sum(sizes) / GB:.2f} GB, the largest {max(sizes) / MIB:.0f} MiB")
     # A fresh process: this one has held tensors of its own.
@@ -75,8 +80,8 @@ def memory(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def generate(folder: Path, size: float, shards: int) -> list[Path]:
-    """Write a checkpoint of about `size` bytes tensor by tensor, and return its weights files."""
+def generate(folder: Path, size: float, shards: int, kind: str) -> list[Path]:
+    """Write a checkpoint of about `size` bytes, and return its weights files."""
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of_size(size)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -87,13 +92,18 @@ def generate(folder: Path, size: float, shards: int) -> list[Path]:
         parts[done * shards // total][key] = TensorInfo(shape, torch.bfloat16)
         done += bytes_of(shape)
     parts = [part for part in parts if part]
-    files = [folder / f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
+    stem, index = FORMATS[kind]
+    files = [folder / f"{stem}-{i:05d}-of-{len(parts):05d}.{kind}" for i in range(1, len(parts) + 1)]
     for file, part in zip(files, parts, strict=True):
-        with SafetensorsWriter(file, part) as writer:
-            for info in part.values():
-                writer.write(torch.empty(info.shape, dtype=info.dtype).normal_())
+        drawn = ((key, torch.empty(info.shape, dtype=info.dtype).normal_()) for key, info in part.items())
+        if kind == "bin":
+            torch.save(dict(drawn), file)
+        else:
+            with SafetensorsWriter(file, part) as writer:
+                for _, tensor in drawn:
+                    writer.write(tensor)
     weight_map = {key: file.name for file, part in zip(files, parts, strict=True) for key in part}
-    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    (folder / index).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
     return files
 
 

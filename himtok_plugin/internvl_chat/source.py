@@ -2,9 +2,8 @@
 
 Contract: `open_chat_model` finds a folder or downloads a hub id, reads the headers of all weights files and refuses
 what is no InternVL chat model or is cut short, before anything is written. `ChatCheckpoint.shards` says which tensors
-lie in which file, `read` gives them one by one, so that of a safetensors file no more than one tensor need be in
-memory. A .bin file is mapped into memory, where what was read may stay until the file is done; one in the format from
-before PyTorch 1.6 is read whole, for its header already. Does not know what the tensors mean.
+lie in which file, `read` gives them one by one, so that little more than one tensor need be in memory. Only a .bin file
+in the format from before PyTorch 1.6 is read whole, for its header already. Does not know what the tensors mean.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..mask_tokenizer.conversion import CHAT_PREFIX, RELEASED_FILE, download, read_pickle
+from ..mask_tokenizer.conversion import CHAT_PREFIX, RELEASED_FILE, can_be_mapped, download, read_pickle
 from .configuration import MODEL_TYPE, NATIVE_MODEL_TYPE
 
 # As transformers writes them: an index where there are several files, else one file. The first kind found counts.
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("*.safetensors", "pytorch_model*.bin")
+MAPPED_AT_ONCE = 1 << 24  # bytes of a .bin file; opening one takes longer than opening a safetensors file
 SMALL_FILES = ("*.json", "*.model", "*.txt")
 DTYPES = {
     "F64": torch.float64,
@@ -65,21 +65,21 @@ class ChatCheckpoint:
         return {key: info for shard in self.shards.values() for key, info in shard.items()}
 
     def read(self, shard: Path, keys: list[str]) -> Iterator[tuple[str, Tensor]]:
-        """Tensors of one file, one by one; each may be dropped before the next is read.
-
-        What is dropped leaves memory with safetensors; of a .bin file it may stay until the last one.
-        """
+        """Tensors of one file, one by one; each may be dropped before the next is read, and soon leaves memory then."""
+        # Opened anew now and then: pages of an open file that were read once would stay in memory.
         if shard.suffix == ".safetensors":
             from safetensors import safe_open
 
             for key in keys:
-                # Opened anew for each tensor: pages of an open file that were read once would stay in memory.
                 with safe_open(shard, "pt") as file:
                     yield key, file.get_tensor(key)
-        else:
-            state = read_pickle(shard, mmap=True)
-            for key in keys:
-                yield key, state[key]
+            return
+        state, left = read_pickle(shard, mmap=True), MAPPED_AT_ONCE
+        for key in keys:
+            if left < 0 and can_be_mapped(shard):
+                state, left = read_pickle(shard, mmap=True), MAPPED_AT_ONCE
+            left -= state[key].nbytes
+            yield key, state[key]
 
     def read_one(self, key: str) -> Tensor:
         """One tensor, wherever it lies."""

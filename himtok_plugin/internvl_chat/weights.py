@@ -1,8 +1,7 @@
 """Weights of an InternVL chat model, streamed from its files into safetensors.
 
-Contract: every file is turned into one file, tensor by tensor: of safetensors files one tensor and its pieces are in
-memory, whatever the size of a file. A .bin file costs about its own size in the end, since pages of it that were read
-stay there while it is open; source.py says which are read whole from the start. Keys and shapes are compared with
+Contract: every file is turned into one file, tensor by tensor: little more than one tensor and its pieces is in
+memory, whatever the size of a file (source.py says which old ones are read whole). Keys and shapes are compared with
 layout.py before anything is written. Does not know configurations.
 """
 

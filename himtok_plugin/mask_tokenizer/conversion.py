@@ -143,6 +143,11 @@ def _read_weights(path: Path) -> Mapping:
     return read_pickle(path)
 
 
+def can_be_mapped(path: Path) -> bool:
+    """Whether tensors can be read from a file of `torch.save` one by one, as since PyTorch 1.6."""
+    return zipfile.is_zipfile(path)
+
+
 def read_pickle(path: Path, mmap: bool = False) -> Mapping:
     """A dictionary of tensors that `torch.save` wrote.
 
@@ -154,7 +159,7 @@ def read_pickle(path: Path, mmap: bool = False) -> Mapping:
     """
     try:
         # weights_only refuses every pickle that would call anything but tensor constructors.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and can_be_mapped(path))
     except pickle.UnpicklingError as error:
         # torch's own message advises loading it without the safeguard.
         called = re.search(r"GLOBAL (\S+)", str(error))

@@ -11,8 +11,9 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "08_convert_in_little_memory.
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process's peak there")
-def test_a_conversion_grows_by_less_than_the_largest_shard(tmp_path):
-    command = [sys.executable, EXAMPLE, "--gb", "0.12", "--shards", "3", "--output", tmp_path]
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_conversion_grows_by_less_than_the_largest_shard(tmp_path, kind):
+    command = [sys.executable, EXAMPLE, "--gb", "0.12", "--shards", "3", "--format", kind, "--output", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     largest = int(re.search(r"3 shards, .* the largest (\d+) MiB", done.stdout)[1])
