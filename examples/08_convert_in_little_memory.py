@@ -27,10 +27,7 @@ from himtok_plugin.internvl_chat.weights import SafetensorsWriter
 from himtok_plugin.mask_tokenizer import build_mask_tokenizer
 from himtok_plugin.mask_tokenizer.conversion import CHAT_PREFIX
 
-FORMATS = {  # as transformers names files: how shards begin, and their index
-    "safetensors": ("model", "model.safetensors.index.json"),
-    "bin": ("pytorch_model", "pytorch_model.bin.index.json"),
-}
+FORMATS = {"safetensors": "model", "bin": "pytorch_model"}  # how names of such files begin, as transformers has them
 GB, MIB = 10**9, 2**20
 WIDTH_STEP = 64  # widths are multiples of it, so that heads divide them
 WIDTH, ROWS, INNER = 4096, 93577, 14336  # of the released LLM; here its ratios are kept
@@ -92,7 +89,7 @@ def generate(folder: Path, size: float, shards: int, kind: str) -> list[Path]:
         parts[done * shards // total][key] = TensorInfo(shape, torch.bfloat16)
         done += bytes_of(shape)
     parts = [part for part in parts if part]
-    stem, index = FORMATS[kind]
+    stem = FORMATS[kind]
     files = [folder / f"{stem}-{i:05d}-of-{len(parts):05d}.{kind}" for i in range(1, len(parts) + 1)]
     for file, part in zip(files, parts, strict=True):
         drawn = ((key, torch.empty(info.shape, dtype=info.dtype).normal_()) for key, info in part.items())
@@ -103,7 +100,8 @@ def generate(folder: Path, size: float, shards: int, kind: str) -> list[Path]:
                 for _, tensor in drawn:
                     writer.write(tensor)
     weight_map = {key: file.name for file, part in zip(files, parts, strict=True) for key in part}
-    (folder / index).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / f"{stem}.{kind}.index.json").write_text(json.dumps(index))
     return files
 
 

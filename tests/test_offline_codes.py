@@ -98,10 +98,10 @@ def save_image(path, size=SIZE):
     return str(path)
 
 
-def codes_in_training(model, *sources):
-    """What a training step computes: the batch of 8-bit squares, made float on the device."""
+def codes_in_training(model, *sources, **options):
+    """What a training step computes: the batch of 8-bit squares, made float on the device; options are `encode`'s."""
     squares = torch.from_numpy(load_squares(dict(enumerate(sources)), SIDE, None, "row"))
-    return model.encode(squares.float() / 255).tolist()
+    return model.encode(squares.float() / 255, **options).tolist()
 
 
 def many_rows(count=100, seed=0):
@@ -381,13 +381,12 @@ def test_another_mask_tokenizer_or_input_is_refused(interrupted, tokenizer, fini
 
 
 def test_searched_codes_are_written_and_not_mixed_with_others(himtok, folder, tmp_path):
-    masks = random_masks(3)
-    source, out = write_rows(tmp_path / "in.jsonl", [row_of(*map(to_rle, masks))]), tmp_path / "out.jsonl"
+    masks = [to_rle(mask) for mask in random_masks(3)]
+    source, out = write_rows(tmp_path / "in.jsonl", [row_of(*masks)]), tmp_path / "out.jsonl"
     arguments = ("tokenize", source, out, "--mask_tokenizer", folder, "--num_workers", 0)
     assert himtok(*arguments, "--candidates", 4)[0] == 0
-    squares = torch.from_numpy(load_squares(dict(enumerate(masks)), SIDE, None, "row")).float() / 255
-    model = trained()
-    assert read_rows(out)[0]["mask_codes"] == model.encode(squares, 4).tolist() != model.encode(squares).tolist()
+    nearest, searched = (codes_in_training(trained(), *masks, candidates=n) for n in (1, 4))
+    assert read_rows(out)[0]["mask_codes"] == searched != nearest
     status, _, err = himtok(*arguments)
     assert status == 2 and "was begun with candidates 4, this is 1: expected the same" in err
 

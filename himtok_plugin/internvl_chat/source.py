@@ -103,7 +103,7 @@ def open_chat_model(name: str) -> ChatCheckpoint:
     checkpoint = ChatCheckpoint(folder, config)
     seen: dict[str, Path] = {}
     for file in _weights_files(folder):
-        tensors = read_header(file)
+        tensors = _read_header(file)
         twice = sorted(seen.keys() & tensors.keys())
         if twice:
             raise ValueError(f"{file}: {twice} stand in {seen[twice[0]].name} as well, expected each key once")
@@ -168,8 +168,7 @@ def _weights_files(folder: Path) -> list[Path]:
     raise ValueError(f"{folder}: no weights, expected *.safetensors or pytorch_model*.bin")
 
 
-def read_header(file: Path) -> dict[str, TensorInfo]:
-    """What tensors a weights file holds, by their keys; ValueError for one that is cut short or something else."""
+def _read_header(file: Path) -> dict[str, TensorInfo]:
     if file.suffix == ".safetensors":
         found = _read_safetensors_header(file)
     else:

@@ -86,11 +86,16 @@ def _has_masks(folder: Path) -> bool:
 
 def _keys(path: Path) -> list[str]:
     """Of a weights file."""
-    from ..internvl_chat.source import read_header
+    from safetensors import SafetensorError, safe_open
+
+    from ..mask_tokenizer.conversion import read_pickle
 
     try:
-        return list(read_header(path))
-    except (OSError, ValueError):
+        if path.suffix != ".safetensors":
+            return list(map(str, read_pickle(path, mmap=True)))
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except (OSError, ValueError, SafetensorError):
         return []  # whoever loads it says what is wrong with it
 
 

@@ -17,6 +17,13 @@ def test_one_that_holds_a_mask_tokenizer_is_refused_with_the_command_that_conver
         refuse_unconverted(str(folder))
 
 
+def test_so_is_one_of_a_dtype_that_no_conversion_knows(tmp_path):
+    model = chat_model()
+    model.state = {key: value.to(torch.float8_e4m3fn) for key, value in model.state.items()}
+    with pytest.raises(ValueError, match="himtok convert"):
+        refuse_unconverted(str(model.write(tmp_path / "source")))
+
+
 def test_so_is_one_in_a_single_bin_file(tmp_path):
     with pytest.raises(ValueError, match="himtok convert"):
         refuse_unconverted(str(chat_model().write(tmp_path / "source", suffix="bin")))
