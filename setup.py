@@ -141,6 +141,7 @@ setup(
     entry_points={
         "console_scripts": ["himtok = himtok_plugin.cli:main"],
         "swift.plugins": ["himtok = himtok_plugin.plugin.himtok"],
+        "swift.plugin_arguments": ["himtok = himtok_plugin.swift_integration.options.swift_arguments:extend_arguments"],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

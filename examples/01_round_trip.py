@@ -12,10 +12,10 @@ import torch
 from skimage import data
 
 from himtok_plugin import MaskTokenizer, codes_to_text, load_mask, text_to_codes
-from himtok_plugin.masks import from_square, to_square
-from himtok_plugin.metrics import mask_iou
-from himtok_plugin.reconstruction import TOKEN_COUNTS
-from himtok_plugin.visualization import mask_strip
+from himtok_plugin.masks.drawing import mask_strip
+from himtok_plugin.masks.sources import from_square, to_square
+from himtok_plugin.metrics.reconstruction import TOKEN_COUNTS
+from himtok_plugin.metrics.segmentation import mask_iou
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("mask", nargs="?")

@@ -19,10 +19,10 @@ from PIL import Image
 from skimage import data, filters
 
 from himtok_plugin import MaskTokenizer, load_mask
+from himtok_plugin.lmm.tiny_internvl import build_tiny_internvl
 from himtok_plugin.mask_text import MASK_END, MASK_START, mask_token
-from himtok_plugin.reconstruction import reconstruction_scores
+from himtok_plugin.metrics.reconstruction import reconstruction_scores
 from himtok_plugin.resources import config_path
-from himtok_plugin.tiny_lmm import build_tiny_internvl
 
 PICTURES = ("coins", "coffee", "chelsea", "rocket")
 

@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from himtok_plugin import MaskTokenizer, load_mask
-from himtok_plugin.data.scenes import generate_masks
-from himtok_plugin.masks import to_rle
-from himtok_plugin.reconstruction import reconstruction_scores
+from himtok_plugin.data.generated.scenes import generate_masks
+from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.metrics.reconstruction import reconstruction_scores
 from himtok_plugin.resources import config_path
 
 HELD_OUT_EVERY = 5

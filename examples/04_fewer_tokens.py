@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from himtok_plugin import startup
-from himtok_plugin.masks import load_mask
-from himtok_plugin.metrics import mask_iou
-from himtok_plugin.prediction import Answer, MaskPredictor
+from himtok_plugin.lmm.token_logprobs import code_probabilities_of_logprobs
+from himtok_plugin.masks.sources import load_mask
+from himtok_plugin.metrics.segmentation import mask_iou
+from himtok_plugin.prediction.predictor import Answer, MaskPredictor
 from himtok_plugin.resources import default_checkpoint
-from himtok_plugin.token_logprobs import code_probabilities_of_logprobs
 
 MAX_NEW_TOKENS = 128
 WAYS = ("hard", "top 5", "top 20", "soft")

@@ -22,12 +22,17 @@ from pathlib import Path
 import torch
 
 from himtok_plugin import MaskTokenizer
-from himtok_plugin.data.scenes import generate_masks, generate_scenes, write_mask_rows, write_rows
+from himtok_plugin.data.generated.scenes import (
+    generate_masks,
+    generate_scenes,
+    write_mask_rows,
+    write_rows,
+)
+from himtok_plugin.evaluation.scoring import score_rows
+from himtok_plugin.lmm.tiny_internvl import build_tiny_internvl
 from himtok_plugin.mask_tokenizer import build_mask_tokenizer
-from himtok_plugin.reconstruction import reconstruction_scores
+from himtok_plugin.metrics.reconstruction import reconstruction_scores
 from himtok_plugin.resources import config_path
-from himtok_plugin.scoring import score_rows
-from himtok_plugin.tiny_lmm import build_tiny_internvl
 
 TRAIN_SEED, HELD_OUT_SEED, TEXT_SEED = 1, 2, 3
 TRAIN_MASKS, TRAIN_SCENES, TURNS = 20_000, 10_000, 3

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from himtok_plugin.scoring import score_rows
+from himtok_plugin.evaluation.scoring import score_rows
 
 REWARDS = ("mask_iou", "mask_format", "mask_count", "no_target")
 AVERAGED = 5  # steps whose rewards are averaged at either end

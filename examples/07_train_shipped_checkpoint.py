@@ -31,18 +31,24 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from himtok_plugin import MaskTokenizer, load_mask
-from himtok_plugin.data.object_masks import SIZES, moved, object_mask
-from himtok_plugin.data.questions import Question
-from himtok_plugin.data.scenes import generate_masks, generate_scenes, scene_row, with_saved_images, write_rows
-from himtok_plugin.demo import LAST_CHECKPOINT
+from himtok_plugin.data.generated.object_masks import PICTURE_SIZES, moved, object_mask
+from himtok_plugin.data.generated.scene_questions import Question
+from himtok_plugin.data.generated.scenes import (
+    generate_masks,
+    generate_scenes,
+    scene_row,
+    with_saved_images,
+    write_rows,
+)
+from himtok_plugin.demo.run import LAST_CHECKPOINT
+from himtok_plugin.evaluation.scoring import score_rows
+from himtok_plugin.jobs.worker_pool import default_workers, map_ordered, usable_cores
+from himtok_plugin.lmm.tiny_internvl import build_tiny_internvl
 from himtok_plugin.mask_tokenizer import build_mask_tokenizer
-from himtok_plugin.mask_tokenizer.conversion import SIDECAR_FOLDER
-from himtok_plugin.masks import to_rle, to_square
-from himtok_plugin.reconstruction import ReconstructionMetrics
+from himtok_plugin.mask_tokenizer.released_weights import SIDECAR_FOLDER
+from himtok_plugin.masks.sources import to_rle, to_square
+from himtok_plugin.metrics.reconstruction import ReconstructionMetrics
 from himtok_plugin.resources import config_path, default_checkpoint
-from himtok_plugin.scoring import score_rows
-from himtok_plugin.tiny_lmm import build_tiny_internvl
-from himtok_plugin.worker_pool import default_workers, map_ordered, usable_cores
 
 TRAIN_SEED, HELD_OUT_SEED, TEXT_SEED = 1, 2, 3
 HELD_OUT_EVERY = 5
@@ -168,7 +174,7 @@ class Recipe:
 
     def _optimizer_plugin(self) -> Path:
         path = self.folder / "register_muon.py"
-        path.write_text("from himtok_plugin.swift_integration.muon import register_muon\n\nregister_muon()\n")
+        path.write_text("from himtok_plugin.swift_integration.training.muon import register_muon\n\nregister_muon()\n")
         return path
 
     def stage2(self) -> None:
@@ -305,7 +311,7 @@ def training_masks(real: list[Any], number: int, seed: int) -> Iterator[np.ndarr
             smaller = mask[::SHRINK, ::SHRINK]
             yield moved(smaller if smaller.any() else mask, rng)
         else:
-            height, width = SIZES[rng.integers(len(SIZES))]
+            height, width = PICTURE_SIZES[rng.integers(len(PICTURE_SIZES))]
             yield object_mask((height // SHRINK, width // SHRINK), rng)
 
 

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 
-from himtok_plugin.internvl_chat.configuration import MODEL_TYPE
+from himtok_plugin.internvl_chat.chat_config import MODEL_TYPE
 from himtok_plugin.internvl_chat.convert import convert_chat_model
 from himtok_plugin.internvl_chat.layout import chat_layout
 from himtok_plugin.internvl_chat.source import TensorInfo
 from himtok_plugin.internvl_chat.weights import SafetensorsWriter
 from himtok_plugin.mask_tokenizer import build_mask_tokenizer
-from himtok_plugin.mask_tokenizer.conversion import CHAT_PREFIX
+from himtok_plugin.mask_tokenizer.released_weights import CHAT_PREFIX
 
 FORMATS = {"safetensors": "model", "bin": "pytorch_model"}  # how names of such files begin, as transformers has them
 GB, MIB = 10**9, 2**20

@@ -21,8 +21,8 @@ _PUBLIC = {
     "text_to_codes": "mask_text",
     "HierarchicalMaskLoss": "hierarchical_loss",
     "SegmentationMetrics": "metrics",
-    "SegmentationResult": "results",
-    "Segmenter": "swift_integration.segmenter",
+    "SegmentationResult": "prediction.result",
+    "Segmenter": "swift_integration.answering.segmenter",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -1,152 +1,204 @@
-"""Stage 2: LMM logits at mask positions -> code probabilities -> masks -> coarse-to-fine loss.
+"""Stage 2's loss: code probabilities -> masks -> coarse-to-fine loss, and the loss terms that stage 1 shares with it.
 
-Works on the code columns of the logit rows that predict mask tokens (`mask_logits`); nothing as wide as the vocabulary
-is copied, and with a `LogitTap` no gradient so wide is made. Source: arXiv 2503.13026, section 3.3. Does not know of
-text, tokenizers and trainers.
+Contract: `code_probabilities` turns an LMM's logits of the code columns into probabilities; `HierarchicalMaskLoss`
+decodes them and compares full masks and prefixes with their targets. `mask_bce`, `mask_dice`, `coarse_target` and
+`draw_levels` are the parts, which stage 1's objective and the code search use as well. Nothing here copies to the host.
+Formulas and constants are those of HiMTok (arXiv 2503.13026, section 3.3).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .mask_tokenizer.modeling import MaskTokenizer
-from .mask_tokenizer.reconstruction_loss import (
-    DICE_WEIGHT,
-    coarse_sigma,
-    coarse_target,
-    draw_levels,
-    mask_bce,
-    mask_dice,
-)
-
 __all__ = [
     "HierarchicalMaskLoss",
-    "LogitTap",
     "MaskLosses",
+    "bce_of_each",
+    "coarse_sigma",
     "coarse_target",
     "code_probabilities",
+    "dice_of_each",
+    "draw_levels",
     "mask_bce",
     "mask_dice",
-    "mask_logits",
 ]
 
 LOGIT_SCALE = 2.0  # probabilities are softmax(2 x logits), in training as in inference
 NUM_LEVELS = 3  # coarse levels drawn in a step
+PROBABILITY_CLAMP = 1e-6
+DICE_EPS = 1e-6
+DICE_WEIGHT = 0.25  # of the Dice term beside BCE
+# sigma(n) = 100 / (n + 2) - 2 pixels, stated for 32 tokens and squares of 256.
+SIGMA_NUMERATOR, SIGMA_OFFSET, SIGMA_SHIFT = 100.0, 2.0, 2.0
+REFERENCE_TOKENS, REFERENCE_SIDE = 32, 256
+SUPPORT_SIGMAS = 3  # the kernel reaches ceil(3 sigma) pixels to either side
+LEVEL_OFFSET = 9.0  # prefix lengths are drawn with p(n) proportional to 1 / (n + 9)
 
 
-def mask_logits(logits: Tensor, code_ids: slice, rows: Tensor) -> Tensor:
-    """The logits that the mask loss looks at.
+class SoftDecoder(Protocol):
+    """What the loss needs of a mask tokenizer: `MaskTokenizer`, or one whose weights are sharded over processes."""
 
-    Columns first: what is copied is as wide as the codebook, not as the vocabulary. Where `logits` come from a
-    `LogitTap` the gradient is added to the one they have from elsewhere; otherwise autograd fills a gradient of the
-    logits' own size with zeros for it.
+    @property
+    def config(self) -> Any:
+        """A `MaskTokenizerConfig`."""
+
+    def decode_probabilities(self, probabilities: Tensor) -> Tensor:
+        """(b, n, v) code probabilities -> (b, s, s) float32 in [0, 1]."""
+
+
+def mask_bce(probabilities: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of probabilities, mean over pixels.
 
     Args:
-        logits: (b, n, V) any float dtype, over the whole vocabulary.
-        code_ids: the columns of the codes.
-        rows: (r,) int64 rows of the flattened (b * n, V) logits.
+        probabilities: (..., s, s) float in [0, 1]; clamped to [1e-6, 1 - 1e-6].
+        target: the same shape, float in [0, 1].
+        weights: (...,) float, one per square: the result is then the weighted *sum* of each square's mean.
 
     Returns:
-        (r, v) in the logits' dtype.
+        () float32; zero for no square.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
     """
-    if _is_tapped(logits):
-        return _SparselyDifferentiated.apply(logits, code_ids, rows)
-    return _gather(logits, code_ids, rows)
+    _check_shapes(probabilities, target, weights)
+    if weights is not None:
+        return (bce_of_each(probabilities, target) * weights).sum()
+    loss = _bce_of_pixels(probabilities, target)
+    return loss.mean() if loss.numel() else loss.sum()
 
 
-def _gather(logits: Tensor, code_ids: slice, rows: Tensor) -> Tensor:
-    return logits[..., code_ids].flatten(0, 1).index_select(0, rows)
+def bce_of_each(probabilities: Tensor, target: Tensor) -> Tensor:
+    """`mask_bce` of every square by itself: (..., s, s) in [0, 1] twice, of one shape -> (...,) float32."""
+    return _bce_of_pixels(probabilities, target).mean(dim=(-2, -1))
 
 
-def _is_tapped(logits: Tensor) -> bool:
-    return isinstance(logits.grad_fn, _DenseGradient._backward_cls)
+def _bce_of_pixels(probabilities: Tensor, target: Tensor) -> Tensor:
+    p = probabilities.float().clamp(PROBABILITY_CLAMP, 1 - PROBABILITY_CLAMP)
+    t = target.float()
+    return -(t * p.log() + (1 - t) * (1 - p).log())
 
 
-class _SparselyDifferentiated(torch.autograd.Function):
-    """`_gather` whose gradient is a sparse tensor. Autograd adds a dense one that arrives after it in place, and runs
-    backward what ran forward last: the loss on all logits should be computed before the one on these few."""
+def mask_dice(probabilities: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Dice loss, 1 - (2 I + eps) / (A + B + eps).
 
-    @staticmethod
-    def forward(ctx, logits: Tensor, code_ids: slice, rows: Tensor) -> Tensor:
-        ctx.shape, ctx.code_ids = logits.shape, code_ids
-        ctx.save_for_backward(rows)
-        return _gather(logits, code_ids, rows)
+    Without `weights` the sums run over the whole batch, as in the reference. That is no sum of per-mask terms, so
+    a batch and its halves disagree; with `weights` (...,) every mask gets a Dice of its own and the result is their
+    weighted sum, which accumulated or distributed batches need in order to agree with one big batch.
 
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (rows,) = ctx.saved_tensors
-        length = ctx.shape[1]
-        columns = torch.arange(ctx.code_ids.start, ctx.code_ids.stop, device=rows.device)
-        where = ((rows // length)[:, None], (rows % length)[:, None], columns)
-        indices = torch.stack([index.expand_as(gradient) for index in where]).flatten(1)
-        # Without the check of the indices, which would wait for the device.
-        sparse = torch.sparse_coo_tensor(indices, gradient.flatten(), ctx.shape, check_invariants=False)
-        return sparse, None, None
+    Returns:
+        () float32; zero for no square.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+    _check_shapes(probabilities, target, weights)
+    if weights is None:
+        return _dice_over(probabilities, target, dims=None)
+    return (dice_of_each(probabilities, target) * weights).sum()
 
 
-class _DenseGradient(torch.autograd.Function):
-    """Identity. What leaves it in the backward pass is dense, although sparse gradients may have gone into the sum:
-    few other operations take those."""
-
-    @staticmethod
-    def forward(ctx, logits: Tensor) -> Tensor:
-        return logits.detach()  # no view, which autograd would not let a model change in place
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient.to_dense() if gradient.is_sparse else gradient
+def dice_of_each(probabilities: Tensor, target: Tensor) -> Tensor:
+    """`mask_dice` of every square by itself: (..., s, s) in [0, 1] twice, of one shape -> (...,) float32."""
+    return _dice_over(probabilities, target, dims=(-2, -1))
 
 
-class LogitTap:
-    """Holds an LMM's logits as they leave its output layer, while it is entered as a context.
+def _dice_over(probabilities: Tensor, target: Tensor, dims: tuple[int, int] | None) -> Tensor:
+    p, t = probabilities.float(), target.float()
+    intersection = (p * t).sum(dim=dims)
+    total = p.sum(dim=dims) + t.sum(dim=dims)
+    return 1 - (2 * intersection + DICE_EPS) / (total + DICE_EPS)
 
-    A mask loss uses a few of the logits, and its gradient belongs into the one that the next-token loss makes for all
-    of them. Autograd can add it there only if both reach the same tensor before anything else, such as a cast to
-    float32, comes between. So the output layer is tapped, and what it puts out is what `mask_logits` should be given:
 
-        with tap:
-            outputs = lmm(...)
-            gathered = mask_logits(tap.logits_behind(outputs.logits), code_ids, rows)
+def _check_shapes(probabilities: Tensor, target: Tensor, weights: Tensor | None) -> None:
+    """Broadcasting would make a number of nearly any two shapes."""
+    if probabilities.shape != target.shape:
+        raise ValueError(
+            f"probabilities of shape {tuple(probabilities.shape)}, target of shape {tuple(target.shape)}: expected the "
+            "same (..., s, s)"
+        )
+    if weights is not None and weights.shape != probabilities.shape[:-2]:
+        raise ValueError(
+            f"weights of shape {tuple(weights.shape)}, probabilities of shape {tuple(probabilities.shape)}: expected "
+            f"one for each square, {tuple(probabilities.shape[:-2])}"
+        )
+
+
+def coarse_sigma(
+    num_tokens: int | Tensor, num_mask_tokens: int = REFERENCE_TOKENS, image_size: int = REFERENCE_SIDE
+) -> float | Tensor:
+    """Blur in pixels for a prefix of `num_tokens`.
+
+    The formula is stated for 32 tokens on squares of 256; other tokenizers scale it: the same share of the tokens is
+    blurred over the same share of the square.
+    """
+    share = num_tokens * (REFERENCE_TOKENS / num_mask_tokens)
+    return (SIGMA_NUMERATOR / (share + SIGMA_OFFSET) - SIGMA_SHIFT) * (image_size / REFERENCE_SIDE)
+
+
+def coarse_target(
+    target: Tensor, num_tokens: int | Tensor | None = None, sigma: float | Tensor | None = None
+) -> Tensor:
+    """Blurred target of a prefix, divided by its own maximum.
 
     Args:
-        output_layer: its forward pass returns the logits, (b, n, V).
+        target: (..., s, s) float in [0, 1].
+        num_tokens: prefix length n; the blur is then `coarse_sigma(n)`.
+        sigma: blur in pixels instead of `num_tokens`; () or the leading shape of `target`, one per square. A sigma
+            that is not positive leaves the square as it is.
+
+    Returns:
+        Shape of `target`, float32; a square without foreground stays zero.
+
+    Raises:
+        ValueError: both or none of `num_tokens` and `sigma`, a length below 1, or shapes that do not fit each other.
     """
+    if (num_tokens is None) == (sigma is None):
+        raise ValueError("coarse_target: give either num_tokens or sigma")
+    if sigma is None:
+        if isinstance(num_tokens, int) and num_tokens < 1:
+            raise ValueError(f"num_tokens={num_tokens}: expected at least 1")
+        sigma = coarse_sigma(num_tokens)
+    t = target.float()
+    sigma = torch.as_tensor(sigma, dtype=torch.float32, device=t.device)
+    if sigma.ndim and sigma.shape != t.shape[:-2]:
+        raise ValueError(
+            f"sigma of shape {tuple(sigma.shape)}, target of shape {tuple(t.shape)}: expected one for all squares, or "
+            f"one for each, {tuple(t.shape[:-2])}"
+        )
+    with torch.autocast(t.device.type, enabled=False):
+        # The matrices are symmetric, so no transpose.
+        blurred = _blur_matrix(sigma, t.shape[-2]) @ t @ _blur_matrix(sigma, t.shape[-1])
+    return blurred / blurred.amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
-    def __init__(self, output_layer: nn.Module):
-        self._open = False
-        self._logits: Tensor | None = None
-        self._version = 0
-        output_layer.register_forward_hook(self._keep)
 
-    def __enter__(self) -> LogitTap:
-        self._open = True
-        return self
+def _blur_matrix(sigma: Tensor, side: int) -> Tensor:
+    """(..., s, s) matrix that blurs a column: the separable Gaussian with zero padding is two small products,
+    which unlike a convolution allow a sigma of its own for every square of a batch."""
+    distance = torch.arange(side, device=sigma.device, dtype=torch.float32)
+    distance = (distance[:, None] - distance[None, :]).abs()
+    sigma = sigma[..., None, None]
+    safe = sigma.clamp(min=1e-3)
+    kernel = torch.exp(-0.5 * (distance / safe) ** 2) * (distance <= torch.ceil(SUPPORT_SIGMAS * safe))
+    return torch.where(sigma > 0, kernel, (distance == 0).float())
 
-    def __exit__(self, *_) -> None:
-        self._open, self._logits = False, None  # held no longer than needed: they are the largest tensor of a step
 
-    def _keep(self, layer: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
-        if not self._open or torch.compiler.is_compiling() or not isinstance(output, Tensor) or output.ndim != 3:
-            return None
-        if not output.requires_grad:  # evaluation, or nothing below the logits is trained
-            return None
-        self._logits = _DenseGradient.apply(output)
-        self._version = self._logits._version
-        return self._logits
+def draw_levels(count: int, num_mask_tokens: int, generator: torch.Generator | None = None) -> Tensor:
+    """(count,) int64 on the CPU: distinct prefix lengths in 1 ... k - 1, p(n) proportional to 1 / (n + 9).
 
-    def logits_behind(self, logits: Tensor) -> Tensor:
-        """The tapped logits where `logits` (b, n, V) are the same or a cast of them; else, as where a model scales its
-        logits, `logits` themselves."""
-        tapped = self._logits
-        if tapped is None or tapped.shape != logits.shape or tapped._version != self._version:
-            return logits
-        made_by = logits.grad_fn
-        if type(made_by).__name__.startswith("ToCopyBackward"):
-            made_by = made_by.next_functions[0][0]
-        return tapped if made_by is tapped.grad_fn else logits
+    Drawn on the CPU so that no step waits for the device; every process may pass its own generator.
+
+    Raises:
+        ValueError: fewer than `count` lengths exist.
+    """
+    if not 1 <= count <= num_mask_tokens - 1:
+        raise ValueError(f"num_coarse_levels={count}: expected 1 to {num_mask_tokens - 1} for {num_mask_tokens} tokens")
+    lengths = torch.arange(1, num_mask_tokens)
+    drawn = torch.multinomial(1 / (lengths + LEVEL_OFFSET), count, replacement=False, generator=generator)
+    return lengths[drawn]
 
 
 def code_probabilities(logits: Tensor, scale: float = LOGIT_SCALE) -> Tensor:
@@ -187,7 +239,7 @@ class HierarchicalMaskLoss(nn.Module):
 
     def forward(
         self,
-        mask_tokenizer: MaskTokenizer,
+        mask_tokenizer: SoftDecoder,
         probabilities: Tensor,
         target: Tensor,
         weights: Tensor | None = None,
@@ -225,7 +277,7 @@ class HierarchicalMaskLoss(nn.Module):
         return MaskLosses(bce, dice, coarse)
 
     @staticmethod
-    def _check(mask_tokenizer: MaskTokenizer, probabilities: Tensor, target: Tensor, levels: Tensor | None) -> None:
+    def _check(mask_tokenizer: SoftDecoder, probabilities: Tensor, target: Tensor, levels: Tensor | None) -> None:
         side = mask_tokenizer.config.image_size
         if probabilities.ndim != 3 or target.shape != (len(probabilities), side, side):
             raise ValueError(
@@ -245,7 +297,7 @@ class HierarchicalMaskLoss(nn.Module):
 
     def _coarse(
         self,
-        mask_tokenizer: MaskTokenizer,
+        mask_tokenizer: SoftDecoder,
         probabilities: Tensor,
         target: Tensor,
         weights: Tensor | None,

@@ -1,35 +1,39 @@
-"""`--plugin NAME` for every `swift` command, which ms-swift itself does not know.
+"""`--plugin NAME` for every `swift` command; ms-swift itself has no such flag.
 
 ms-swift runs `swift X ...` as `python .../swift/cli/X.py ...`, under torchrun too, and takes plugins only as files:
 `--external_plugins FILE`. So the line in `himtok_plugin_startup.pth`, which Python executes at every start, calls `run`
 in exactly those processes. `run` looks NAME up in the entry-point group `swift.plugins`, adds the native flag to
-`sys.argv`, and arranges that the plugin's options become fields of ms-swift's argument classes when these are imported
-(`_AfterImport`). Processes that such a process spawns (data-loader workers, the server that `swift eval` starts) have
-another command line; they learn of the plugins from an environment variable.
+`sys.argv`, and extends ms-swift's argument classes as these are imported (`_AfterImport`): with the field `plugin`
+always, and with a plugin's own options where it has an entry point of the same name in the group
+`swift.plugin_arguments`. Processes that such a process spawns (data-loader workers, the server that `swift eval`
+starts) have another command line; they find the plugins in an environment variable.
 
 Contract: the standard library only, neither torch nor ms-swift is imported here; everything may run twice, as `.pth`
 lines do in a virtual environment. `activate` does the same for a Python process that imports ms-swift itself.
-Does not know: what a plugin does, which options it has (swift_integration/arguments.py).
 """
 
 import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
-ENTRY_POINT_GROUP = "swift.plugins"
-# Also tested by the .pth line. Value: NAME=FILE, joined by os.pathsep.
-ACTIVE_PLUGINS_VARIABLE = "HIMTOK_ACTIVE_PLUGINS"
-# Known even where no distribution metadata is, as in a source tree that is merely on PYTHONPATH.
-OWN_PLUGINS = {"himtok": "himtok_plugin.plugin.himtok"}
+from .active_plugins import ACTIVE_PLUGINS_VARIABLE, active_plugins, add_active_plugins, inherited_plugins
+
+PLUGIN_GROUP = "swift.plugins"  # entry points NAME = MODULE: the file that ms-swift imports
+# Entry points NAME = MODULE:FUNCTION. FUNCTION is called with each of ARGUMENT_MODULES right after its execution.
+ARGUMENTS_GROUP = "swift.plugin_arguments"
+ARGUMENT_MODULES = ("swift.arguments.base_args.template_args", "swift.arguments.base_args.base_args")
+# Also found where there is no distribution metadata, as in a source tree that is merely on PYTHONPATH.
+OWN_ENTRY_POINTS = {
+    PLUGIN_GROUP: {"himtok": "himtok_plugin.plugin.himtok"},
+    ARGUMENTS_GROUP: {"himtok": "himtok_plugin.swift_integration.options.swift_arguments:extend_arguments"},
+}
+PLUGIN_FLAG = "himtok_plugin.swift_integration.options.plugin_flag:extend_arguments"  # whatever the plugins
 USAGE_ERROR = 2
 
-# Once the module on the left has been executed, this function of swift_integration.arguments is applied to it.
-_EXTENSIONS = {
-    "swift.arguments.base_args.template_args": "extend_template_arguments",
-    "swift.arguments.base_args.base_args": "extend_base_arguments",
-}
-_active: dict[str, str] = {}
 _HELP_FLAGS = ("-h", "--help")
 _held_back_help: list[str] = []
 
@@ -38,7 +42,7 @@ def run() -> None:
     """Entry of the `.pth` line: prepare this process if it is a `swift` command or was spawned by one."""
     argv = getattr(sys, "argv", None) or [""]
     if not is_swift_command(argv[0]):
-        _install(_active_from_environment())
+        _install(inherited_plugins())
         return
     # A `swift` command goes by its own flags, not by those of the command that may have started it.
     os.environ.pop(ACTIVE_PLUGINS_VARIABLE, None)
@@ -64,19 +68,14 @@ def activate(plugin: str = "himtok") -> None:
 
     Argument objects made afterwards (`SftArguments(...)`, `sft_main([...])`) have the plugin's fields and import it.
     """
-    if plugin in _active:
+    if plugin in active_plugins():
         return
     files = resolve_plugins([plugin])
-    # Once the first plugin has extended the argument classes, further ones only have to be imported with it.
-    too_late = [name for name in _EXTENSIONS if name in sys.modules] if not _active else []
-    if too_late:
-        raise RuntimeError(f"activate({plugin!r}) must come before {too_late[0]} is imported")
+    imported = [name for name in ARGUMENT_MODULES if name in sys.modules]
+    # A plugin without options of its own may follow another one, which has brought the field `plugin`.
+    if imported and (not active_plugins() or plugin in entry_points_of(ARGUMENTS_GROUP)):
+        raise RuntimeError(f"activate({plugin!r}) must come before {imported[0]} is imported")
     _install(files)
-
-
-def active_plugins() -> dict[str, str]:
-    """The plugins of this process, name to file."""
-    return dict(_active)
 
 
 def is_swift_command(script: str) -> bool:
@@ -119,12 +118,17 @@ def _values_after(arguments: list[str], index: int) -> list[str]:
     return values
 
 
-def resolve_plugins(names: list[str]) -> dict[str, str]:
-    """Name to file, for each plugin name; nothing but the plugins' parent packages is imported."""
+def entry_points_of(group: str) -> dict[str, str]:
+    """Name to value of the entry points of a group; other distributions may replace this package's own ones."""
     # Slow to import, and only `swift --plugin` needs it.
     from importlib.metadata import entry_points
 
-    modules = {**OWN_PLUGINS, **{entry.name: entry.module for entry in entry_points(group=ENTRY_POINT_GROUP)}}
+    return {**OWN_ENTRY_POINTS[group], **{entry.name: entry.value for entry in entry_points(group=group)}}
+
+
+def resolve_plugins(names: list[str]) -> dict[str, str]:
+    """Name to file, for each plugin name; nothing but the plugins' parent packages is imported."""
+    modules = entry_points_of(PLUGIN_GROUP)
     files = {}
     for name in names:
         if name not in modules:
@@ -139,47 +143,48 @@ def resolve_plugins(names: list[str]) -> dict[str, str]:
     return files
 
 
-def _active_from_environment() -> dict[str, str]:
-    pairs = os.environ.get(ACTIVE_PLUGINS_VARIABLE, "").split(os.pathsep)
-    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-
-
 def _install(files: dict[str, str]) -> None:
     """Make `files` the process's plugins, and its children's."""
     if not files:
         return
-    _active.update(files)
-    os.environ[ACTIVE_PLUGINS_VARIABLE] = os.pathsep.join(f"{name}={file}" for name, file in _active.items())
+    add_active_plugins(files)
     if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport())
 
 
 class _AfterImport:
-    """Meta-path finder that finds nothing itself: it lets a function see a module right after its execution.
+    """Meta-path finder that finds nothing itself: it lets functions see a module right after its execution.
 
     ms-swift builds its argument classes from `TemplateArguments` while it is imported. Replacing that class between
     its definition and its first use needs no copy of ms-swift's code and imports nothing ahead of time.
     """
 
-    def find_spec(self, name, path=None, target=None):
-        if name not in _EXTENSIONS:
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
+        if name not in ARGUMENT_MODULES:
             return None
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(name, path, target)
             if spec is not None:
-                _call_after_execution(spec.loader, _EXTENSIONS[name])
+                _call_after_execution(spec.loader, _extend_arguments)
                 return spec
         return None
 
 
-def _call_after_execution(loader, extension: str) -> None:
+def _extend_arguments(module: ModuleType) -> None:
+    """Let the flag `--plugin` and every active plugin extend an argument module of ms-swift."""
+    own = entry_points_of(ARGUMENTS_GROUP)
+    for extension in (PLUGIN_FLAG, *(own[name] for name in active_plugins() if name in own)):
+        extending, _, function = extension.partition(":")
+        getattr(importlib.import_module(extending), function)(module)
+
+
+def _call_after_execution(loader: Any, function: Callable[[ModuleType], None]) -> None:
     # On the instance, so that the loader keeps its type: tools such as inspect ask it for the module's source.
     execute = loader.exec_module
 
-    def exec_module(module):
+    def exec_module(module: ModuleType) -> None:
         execute(module)
-        arguments = importlib.import_module("himtok_plugin.swift_integration.arguments")
-        getattr(arguments, extension)(module)
+        function(module)
         sys.argv.extend(_held_back_help)
         _held_back_help.clear()
 

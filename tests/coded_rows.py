@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from tiny_models import random_squares, tiny_model
 
-from himtok_plugin.mask_rows import load_squares
-from himtok_plugin.masks import to_rle
-from himtok_plugin.offline_codes import write_codes
+from himtok_plugin.data.offline_codes import write_codes
+from himtok_plugin.data.samples import load_squares
+from himtok_plugin.masks.sources import to_rle
 
 SIDE = 16  # of the tiny tokenizer's squares
 SIZE = (24, 20)

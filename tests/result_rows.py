@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from himtok_plugin.masks import to_rle
+from himtok_plugin.masks.sources import to_rle
 
 SIZE = (4, 4)
 

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import EXAMPLES
 from PIL import Image
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(name, *arguments, cwd):

@@ -7,14 +7,13 @@ from tiny_models import random_squares, tiny_model
 
 from himtok_plugin.hierarchical_loss import (
     HierarchicalMaskLoss,
-    LogitTap,
+    coarse_sigma,
     coarse_target,
     code_probabilities,
     mask_bce,
     mask_dice,
-    mask_logits,
 )
-from himtok_plugin.mask_tokenizer.reconstruction_loss import coarse_sigma
+from himtok_plugin.lmm.logit_tap import LogitTap, mask_logits
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-from himtok_plugin.startup import ACTIVE_PLUGINS_VARIABLE
+from himtok_plugin.active_plugins import ACTIVE_PLUGINS_VARIABLE
 
-ROOT = Path(__file__).parent.parent
 HOOK = "himtok_plugin_startup.pth"
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed")

@@ -6,19 +6,24 @@ facts are checked by hand-computed cases in the tests of each module, which alwa
 
 import importlib.util
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from paths import PARITY
 
-from himtok_plugin.hierarchical_loss import HierarchicalMaskLoss, coarse_target, code_probabilities, mask_bce, mask_dice
+from himtok_plugin.hierarchical_loss import (
+    HierarchicalMaskLoss,
+    coarse_target,
+    code_probabilities,
+    mask_bce,
+    mask_dice,
+)
 from himtok_plugin.mask_tokenizer import MaskTokenizer
-from himtok_plugin.mask_tokenizer.conversion import config_from_shapes, load_released
-from himtok_plugin.masks import load_mask, to_square
+from himtok_plugin.mask_tokenizer.released_weights import config_from_shapes
+from himtok_plugin.masks.sources import load_mask, to_square
 
-FOLDER = Path(os.environ.get("HIMTOK_PARITY") or Path(__file__).resolve().parents[2] / "shared" / "parity")
+FOLDER = PARITY
 pytestmark = pytest.mark.skipif(not (FOLDER / "parity_small.npz").is_file(), reason=f"no parity numbers in {FOLDER}")
 
 TOLERANCE = 1e-4
@@ -65,7 +70,7 @@ def model(tmp_path_factory):
     }
     path = tmp_path_factory.mktemp("released") / "himtok.pth"
     torch.save({"model": state}, path)
-    return load_released(path)
+    return MaskTokenizer.from_released(path)
 
 
 @pytest.fixture(scope="module")

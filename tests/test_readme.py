@@ -3,15 +3,15 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
+from paths import PACKAGE, ROOT
 from PIL import Image
 from skimage import data
 
 from himtok_plugin.resources import config_names
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_python_snippets_run(tmp_path):
@@ -40,7 +40,7 @@ def test_every_config_that_is_named_exists():
 
 def test_every_file_of_the_tree_exists():
     tree = README.split("## Where to change what")[1].split("```")[1]
-    package = Path(__file__).parents[1] / "himtok_plugin"
+    package = PACKAGE
     files = re.findall(r"\b(\w+\.py)\b", tree)
     assert files
     for name in files:

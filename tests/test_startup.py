@@ -9,13 +9,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from himtok_plugin import startup
 
-ROOT = Path(__file__).parent.parent
 PLUGIN_FILE = str(ROOT / "himtok_plugin" / "plugin" / "himtok.py")
 SCRIPT = "/env/swift/cli/sft.py"
 

@@ -33,11 +33,11 @@ def bench_loss(
 ) -> None:
     """Time and peak memory of stage 2's mask loss, forward and backward, beside a plain implementation of it."""
     _silence_profiler()
-    from ..benchmark import LossBenchmark, bench_loss
+    from himtok_plugin.benchmarks.mask_loss import LossBenchmark, measure_mask_loss
 
     settings = LossBenchmark(batch, length, vocabulary, tokens, size, device, dtype, repeats)
     with progress("run") as report:
-        result = bench_loss(settings, report)
+        result = measure_mask_loss(settings, report)
     if wrote_json(result, json_file):
         return
     _print_loss_bench(result)
@@ -63,13 +63,13 @@ def bench_step(
 ) -> None:
     """Tokens per second, peak memory, share of the mask loss and FLOPs utilisation of a whole training step."""
     _silence_profiler()
-    from ..benchmark_step import StepBenchmark, bench_step
+    from himtok_plugin.benchmarks.training_step import StepBenchmark, measure_training_step
 
     settings = StepBenchmark(
         lmm, size, batch, length, tokens, device, dtype, gradient_checkpointing, peak_tflops, repeats
     )
     with progress("step") as report, libraries_on_stderr():
-        result = bench_step(settings, report)
+        result = measure_training_step(settings, report)
     if not wrote_json(result, json_file):
         _print_step_bench(result)
 
@@ -96,18 +96,23 @@ def bench_infer(
     """Masks per second and latency of the mask tokenizer and, with a checkpoint, of questions and answers."""
     if checkpoint is not None and not checkpoint.is_dir():
         raise ValueError(f"{checkpoint}: expected the folder of a checkpoint, found none")
-    from ..benchmark_inference import BATCHES, InferenceBenchmark, bench_inference, default_devices
+    from himtok_plugin.benchmarks.inference import (
+        BATCHES,
+        InferenceBenchmark,
+        default_devices,
+        measure_inference,
+    )
 
     names = tuple(devices or default_devices())
     settings = InferenceBenchmark(tuple(sizes or ("tiny",)), tuple(batches or BATCHES), names, repeats)
     ask = None
     if checkpoint is not None:
         with libraries_on_stderr():
-            from .. import Segmenter
+            from himtok_plugin import Segmenter
 
             ask = Segmenter.from_pretrained(checkpoint, device=names[-1], max_batch_size=max(settings.batches))
     with progress("measurement") as report, libraries_on_stderr():
-        timings = bench_inference(settings, ask, str(checkpoint), names[-1], report)
+        timings = measure_inference(settings, ask, str(checkpoint), names[-1], report)
     if wrote_json([timing.to_dict() for timing in timings], json_file):
         return
     from rich.console import Console

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..mask_tokenizer.sizes import SIZES
-from ..processes import environment_int
-from ..worker_pool import usable_cores
+from himtok_plugin.jobs.processes import environment_int
+from himtok_plugin.jobs.worker_pool import usable_cores
+from himtok_plugin.mask_tokenizer.sizes import SIZES
 
 if TYPE_CHECKING:
-    from ..mask_tokenizer import MaskTokenizer
+    from himtok_plugin.mask_tokenizer import MaskTokenizer
 
 NOTHING_TO_DO = FAILED = SOME_REJECTED = 1  # exit statuses
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -89,8 +89,8 @@ def check_writable(out: Path, force: bool) -> None:
         raise ValueError(f"{out}: is not empty; give --force to write into it")
 
 
-def load_mask_tokenizer(name: str, device: str | None = None) -> MaskTokenizer:
-    from ..mask_tokenizer import MaskTokenizer
+def mask_tokenizer_from_option(name: str, device: str | None = None) -> MaskTokenizer:
+    from himtok_plugin.mask_tokenizer import MaskTokenizer
 
     device = choose_device(device)
     quiet_unless_watched()

@@ -25,7 +25,7 @@ def demo(
 ) -> None:
     """Segment held-out generated scenes with the checkpoint that ships, and draw the result."""
     check_writable(out, force)
-    from ..demo import FULL, QUICK, CommandFailed, Demo, TrainingDemo
+    from himtok_plugin.demo.run import FULL, QUICK, CommandFailed, Demo, TrainingDemo
 
     with _demo_progress() as report:
         demo = TrainingDemo(out, QUICK if quick else FULL, report) if train or quick else Demo(out, report)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..processes import environment_int
+from himtok_plugin.jobs.processes import environment_int
+
 from .common import (
     NOTHING_TO_DO,
     SIZE_NAMES,
@@ -23,7 +24,7 @@ from .common import (
     check_writable,
     free_cores,
     libraries_on_stderr,
-    load_mask_tokenizer,
+    mask_tokenizer_from_option,
     print_table,
     progress,
     quiet_unless_watched,
@@ -31,8 +32,8 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..internvl_chat.convert import Conversion
-    from ..mask_tokenizer import MaskTokenizer
+    from himtok_plugin.internvl_chat.convert import Conversion
+    from himtok_plugin.mask_tokenizer import MaskTokenizer
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
@@ -61,7 +62,7 @@ def init(
     check_writable(out, force)
     import torch
 
-    from ..mask_tokenizer import build_mask_tokenizer
+    from himtok_plugin.mask_tokenizer import build_mask_tokenizer
 
     quiet_unless_watched()
     torch.manual_seed(seed)
@@ -90,8 +91,8 @@ def convert(
 ) -> None:
     """Turn the authors' checkpoint into a folder that transformers, ms-swift and vLLM load."""
     with libraries_on_stderr():
-        from ..internvl_chat.convert import convert_chat_model, convert_released
-        from ..internvl_chat.output import check_apart
+        from himtok_plugin.internvl_chat.convert import convert_chat_model, convert_released
+        from himtok_plugin.internvl_chat.output import check_apart
 
     if Path(model).exists():  # first, since the advice to give --force would be wrong
         check_apart(Path(model), out)
@@ -108,14 +109,14 @@ def convert(
         return
     with libraries_on_stderr(), progress("tensor") as report:
         done = convert_chat_model(model, out, skip_tokenizer, image_token_id, report)
-    _tell_unknown(done)
+    _print_unknown_settings(done)
     print(out)
 
 
-def _tell_unknown(done: Conversion) -> None:
+def _print_unknown_settings(done: Conversion) -> None:
     """What a converted chat model's files did not say."""
-    from ..internvl_chat.processor import TURN_END
-    from ..internvl_chat.tokenizer import IMAGE_CONTEXT
+    from himtok_plugin.internvl_chat.processor import TURN_END
+    from himtok_plugin.internvl_chat.tokenizer import IMAGE_CONTEXT
 
     if done.codebook_size is None:
         print("no mask tokenizer in it: name one with --mask_tokenizer when it is used", file=sys.stderr)
@@ -134,7 +135,7 @@ def _released_file(model: Path) -> Path | None:
     """The mask tokenizer's weights file where it is all that there is; None where a chat model is to be looked for."""
     if model.is_file() or model.suffix in WEIGHTS_SUFFIXES:
         return model
-    from ..mask_tokenizer.conversion import RELEASED_FILE
+    from himtok_plugin.mask_tokenizer.released_weights import RELEASED_FILE
 
     released = model / RELEASED_FILE
     return released if released.is_file() and not (model / "config.json").exists() else None
@@ -148,11 +149,11 @@ def encode(
     candidates: CandidatesOption = 1,
 ) -> None:
     """Print the mask text of each mask image, one per line."""
-    model = load_mask_tokenizer(mask_tokenizer)
+    model = mask_tokenizer_from_option(mask_tokenizer)
     _warn_of_untrained(model)
     from tqdm import tqdm
 
-    from ..mask_files import encode_files
+    from himtok_plugin.prediction.files import encode_files
 
     encoded = encode_files(masks, model, candidates)
     for result in tqdm(encoded, total=len(masks), unit="mask", disable=None, leave=False):
@@ -169,9 +170,9 @@ def decode(
 ) -> None:
     """Write a PNG for each mask in a text and print its path."""
     text = _read_text(text)
-    model = load_mask_tokenizer(mask_tokenizer)
+    model = mask_tokenizer_from_option(mask_tokenizer)
     _warn_of_untrained(model)
-    from ..mask_files import decode_to_files
+    from himtok_plugin.prediction.files import decode_to_files
 
     decoded = decode_to_files(text, size, model, output)
     for i, mask in enumerate(decoded):
@@ -204,8 +205,8 @@ def tokenize(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again, whatever is there.")] = False,
 ) -> None:
     """Put the codes of all masks into a dataset; run again after a kill, it goes on. Works under torchrun."""
-    model = load_mask_tokenizer(mask_tokenizer, device)
-    from ..offline_codes import write_codes
+    model = mask_tokenizer_from_option(mask_tokenizer, device)
+    from himtok_plugin.data.offline_codes import write_codes
 
     workers = free_cores() if num_workers is None else num_workers
     options = {"candidates": candidates, "batch_size": batch_size, "num_workers": workers}

@@ -10,8 +10,18 @@ from typing import Annotated
 
 import typer
 
-from ..data.catalog import FORMATS, Format
-from .common import SOME_REJECTED, JsonOption, app, print_table, progress, seed_in_range, within, wrote_json
+from himtok_plugin.data.catalog import FORMATS, Format
+
+from .common import (
+    SOME_REJECTED,
+    JsonOption,
+    app,
+    print_table,
+    progress,
+    seed_in_range,
+    within,
+    wrote_json,
+)
 
 prepare_app = typer.Typer(
     help="Public datasets and your own to rows for training: `himtok prepare refcoco --root DIR OUT.jsonl`; rows to "
@@ -79,10 +89,10 @@ def _dataset_command(format: Format):
         strict: Annotated[bool, typer.Option("--strict", help="Stop at the first thing to skip.")] = False,
         json_file: JsonOption = None,
     ) -> None:
-        from ..data.formats.reader import Source
-        from ..data.prepare import Job, prepare
-        from ..data.tasks import TaskOptions, named_share
-        from ..worker_pool import default_workers
+        from himtok_plugin.data.formats.reader import Source
+        from himtok_plugin.data.prepare import Job, prepare_samples
+        from himtok_plugin.data.tasks import TaskOptions, named_share
+        from himtok_plugin.jobs.worker_pool import default_workers
 
         source = Source(format.name, root, split, annotations, images, check_images, relative_paths, category)
         job = Job(
@@ -96,8 +106,8 @@ def _dataset_command(format: Format):
             strict,
         )
         with progress("image") as report:
-            summary = prepare(job, out, report)
-        _tell(asdict(summary), out, json_file)
+            summary = prepare_samples(job, out, report)
+        _print_summary(asdict(summary), out, json_file)
 
     first = format.about.split()[0]
     # A name that begins small, as gRefCOCO, stays as it is.
@@ -112,13 +122,13 @@ for _format in FORMATS.values():
 @prepare_app.command("tasks")
 def list_tasks() -> None:
     """The tasks that rows can be made for."""
-    from ..data.tasks import TASKS
+    from himtok_plugin.data.tasks import TASKS
 
     for name, task in TASKS.items():
         print(f"{name:20}{task.about}")
 
 
-def _tell(summary: dict, out: Path, json_file: str | None) -> None:
+def _print_summary(summary: dict, out: Path, json_file: str | None) -> None:
     skipped = summary["skipped"]
     if not wrote_json(summary, json_file):
         print_table({k: v for k, v in summary.items() if k != "skipped"} | {"skipped": sum(skipped.values())})
@@ -140,8 +150,8 @@ def mix_rows(
     json_file: JsonOption = None,
 ) -> None:
     """Rows of several datasets in one file, in the proportions that a YAML says."""
-    from ..data.mixture import Mixture, mix
-    from ..worker_pool import default_workers
+    from himtok_plugin.data.mixture import Mixture, mix
+    from himtok_plugin.jobs.worker_pool import default_workers
 
     workers = default_workers() if num_workers is None else num_workers
     loaded = Mixture.load(mixture, seed, workers, strict)
@@ -180,8 +190,8 @@ def check_rows(
     json_file: JsonOption = None,
 ) -> None:
     """Check rows: masks, placeholders, images, boxes, images shared with evaluation. Exit status 1 for findings."""
-    from ..data.row_check import check
-    from ..worker_pool import default_workers
+    from himtok_plugin.data.check.checker import check
+    from himtok_plugin.jobs.worker_pool import default_workers
 
     with progress("B") as on_progress:
         report = check(

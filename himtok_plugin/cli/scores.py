@@ -12,7 +12,7 @@ from .common import (
     JsonOption,
     RootOption,
     app,
-    load_mask_tokenizer,
+    mask_tokenizer_from_option,
     print_table,
     reading_progress,
     seed_in_range,
@@ -21,9 +21,9 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluation import Redecoder
-    from ..report import ScoreReport
-    from ..run_comparison import RunComparison
+    from himtok_plugin.evaluation.comparison import RunComparison
+    from himtok_plugin.evaluation.report import ScoreReport
+    from himtok_plugin.evaluation.result_files import Redecoder
 
 
 @app.command("eval")
@@ -81,7 +81,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score predicted masks against true ones; several processes (torchrun) share the work."""
-    from ..protocols import find_protocol
+    from himtok_plugin.evaluation.protocols import find_protocol
 
     rules = find_protocol(protocol)
     expected = 2 if compare else 1
@@ -99,20 +99,20 @@ def evaluate(
         if value is not None and compare:
             raise ValueError(f"{name}: got it with --compare, which takes no notice of it, expected one of them")
     if compare:
-        from ..run_comparison import compare_results
+        from himtok_plugin.evaluation.comparison import compare_results
 
         with reading_progress(*results) as on_progress:
             compared = compare_results(*results, rules, root, min_score, seed or 0, on_progress=on_progress)
         if html is not None:
-            from ..comparison_page import write_comparison_page
+            from himtok_plugin.evaluation.comparison_page import write_comparison_page
 
             write_comparison_page(html, *results, compared, root, min_score)
         if not wrote_json(compared.to_dict(), json_file):
             _print_comparison(compared)
         return
 
-    from ..evaluation import evaluate_results
-    from ..processes import Processes
+    from himtok_plugin.evaluation.result_files import evaluate_results
+    from himtok_plugin.jobs.processes import Processes
 
     redecoder = None if resize is None else _redecoder(resize, mask_tokenizer, threshold)
     with Processes.started() as processes:
@@ -130,14 +130,14 @@ def evaluate(
 
 
 def _redecoder(resize: str, mask_tokenizer: str | None, threshold: float | None) -> Redecoder:
-    from ..evaluation import Redecoder
-    from ..protocols import RESIZES
+    from himtok_plugin.evaluation.protocols import RESIZES
+    from himtok_plugin.evaluation.result_files import Redecoder
 
     if resize not in RESIZES:
         raise ValueError(f"--resize: got {resize!r}, expected one of {', '.join(RESIZES)}")
     if mask_tokenizer is None:
         raise ValueError("--mask_tokenizer: got none with --resize, expected the one that wrote the codes")
-    return Redecoder(load_mask_tokenizer(mask_tokenizer), resize, 0.5 if threshold is None else threshold)
+    return Redecoder(mask_tokenizer_from_option(mask_tokenizer), resize, 0.5 if threshold is None else threshold)
 
 
 @app.command()
@@ -146,7 +146,7 @@ def protocols() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..protocols import PROTOCOLS
+    from himtok_plugin.evaluation.protocols import PROTOCOLS
 
     table = Table("protocol", "rules")
     for each in PROTOCOLS.values():
@@ -166,8 +166,8 @@ def calibrate(
     root: RootOption = None,
 ) -> None:
     """Make scores of masks mean their expected IoU: writes calibration.json beside the mask tokenizer."""
-    from ..confidence import fit_on_results, scored_masks
-    from ..mask_tokenizer.conversion import find_mask_tokenizer
+    from himtok_plugin.evaluation.calibration_fit import fit_on_results, scored_masks
+    from himtok_plugin.mask_tokenizer.released_weights import find_mask_tokenizer
 
     source = Path(find_mask_tokenizer(checkpoint))
     with reading_progress(result) as on_progress:

@@ -26,10 +26,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import yaml
 
-from ..coco_masks import short
+from himtok_plugin.validation import abridged
+
 from .catalog import FORMATS
 from .formats.reader import Source
-from .prepare import Job, Summary, make_rows, replacing, skip_file
+from .prepare import Job, PrepareSummary, make_rows, replacing, skip_file
 from .tasks import TaskOptions
 
 _PART_FIELDS = {
@@ -42,7 +43,7 @@ _OF_DATASETS = set(_PART_FIELDS) - {"rows", "ratio", "repeat"}
 
 
 @dataclass(frozen=True)
-class Part:
+class MixturePart:
     """One source of rows: a job, or a file."""
 
     name: str
@@ -56,7 +57,7 @@ class Part:
 class Mixture:
     """What a YAML says."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[MixturePart, ...]
     rows: int | None
     seed: int
 
@@ -75,7 +76,7 @@ class Mixture:
             raise ValueError(f"{path}: is not YAML ({error})") from error
         _check(content, _FIELDS, str(path))
         if not content.get("parts"):
-            raise ValueError(f"{path}: parts is {short(content.get('parts'))}: expected a list of datasets and rows")
+            raise ValueError(f"{path}: parts is {abridged(content.get('parts'))}: expected a list of datasets and rows")
         rows = content.get("rows")
         if rows is not None and rows < 1:
             raise ValueError(f"{path}: rows: got {rows}, expected at least 1")
@@ -91,7 +92,7 @@ class Mixture:
 
 def _check(content: Any, fields: dict[str, Any], name: str) -> None:
     if not isinstance(content, dict):
-        raise ValueError(f"{name}: is {short(content)}: expected a mapping")
+        raise ValueError(f"{name}: is {abridged(content)}: expected a mapping")
     for key, value in content.items():
         if key not in fields:
             raise ValueError(f"{name}: got the field {key!r}, expected one of {', '.join(fields)}")
@@ -99,11 +100,11 @@ def _check(content: Any, fields: dict[str, Any], name: str) -> None:
         if wrong or not isinstance(value, fields[key]):
             kinds = fields[key] if isinstance(fields[key], tuple) else (fields[key],)
             raise ValueError(
-                f"{name}: {key}: got {short(value)}, expected {' or '.join(kind.__name__ for kind in kinds)}"
+                f"{name}: {key}: got {abridged(value)}, expected {' or '.join(kind.__name__ for kind in kinds)}"
             )
 
 
-def _part(entry: Any, path: Path, name: str, seed: int, num_workers: int, strict: bool) -> Part:
+def _part(entry: Any, path: Path, name: str, seed: int, num_workers: int, strict: bool) -> MixturePart:
     _check(entry, _PART_FIELDS, name)
     ratio, repeat = float(entry.get("ratio", 1)), entry.get("repeat", False)
     if not 0 < ratio < float("inf"):
@@ -117,7 +118,7 @@ def _part(entry: Any, path: Path, name: str, seed: int, num_workers: int, strict
         file = below / entry["rows"]
         if not file.is_file():
             raise ValueError(f"{name}: rows: got {str(file)!r}, which is no file")
-        return Part(entry["rows"], ratio, repeat, None, file)
+        return MixturePart(entry["rows"], ratio, repeat, None, file)
     if "root" not in entry:
         raise ValueError(f"{name}: has no root: expected the dataset's folder")
     dataset = entry["dataset"]
@@ -131,7 +132,7 @@ def _part(entry: Any, path: Path, name: str, seed: int, num_workers: int, strict
         job = Job(source, entry.get("tasks", {}), options, prompts, None, seed, num_workers, strict)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    return Part(f"{dataset}:{source.split}", ratio, repeat, job, None)
+    return MixturePart(f"{dataset}:{source.split}", ratio, repeat, job, None)
 
 
 @dataclass
@@ -178,10 +179,12 @@ def mix(mixture: Mixture, out: Path, on_progress=None) -> MixSummary:
 class _Stock:
     """The rows of a part, drawn in an order of their own."""
 
-    def __init__(self, part: Part, mixture: Mixture, own: Path, skip_log: BinaryIO, skipped: dict[str, int]) -> None:
+    def __init__(
+        self, part: MixturePart, mixture: Mixture, own: Path, skip_log: BinaryIO, skipped: dict[str, int]
+    ) -> None:
         self._path = part.file or own
         if part.job is not None:
-            summary = Summary(skipped=skipped)
+            summary = PrepareSummary(skipped=skipped)
             with open(own, "wb") as file:
                 for row in make_rows(part.job, summary, skip_log):
                     file.write(row.line + b"\n")

@@ -22,7 +22,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..worker_pool import map_ordered
+from himtok_plugin.jobs.worker_pool import map_ordered
+
 from .catalog import format_named, open_reader
 from .formats.reader import Reader, Source
 from .prompts import Prompts
@@ -32,7 +33,7 @@ from .tasks import DEFAULT_SENTENCES, TASKS, Maker, Phrase, TaskOptions
 NEGATIVES_FROM = 1000  # images whose expressions are asked of others
 NEGATIVES = 8192  # most of them
 
-OnProgress = Callable[[int, int], None]  # images read, images in all
+OnImages = Callable[[int, int], None]  # images read, images in all
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def default_sentences(name: str, split: str) -> str:
 
 
 @dataclass
-class Summary:
+class PrepareSummary:
     """What a run did.
 
     Attributes:
@@ -104,14 +105,14 @@ class MadeRow:
     masks: int
 
 
-def prepare(job: Job, out: Path, on_progress: OnProgress | None = None) -> Summary:
+def prepare_samples(job: Job, out: Path, on_progress: OnImages | None = None) -> PrepareSummary:
     """Write the rows of a job, and OUT.skipped.jsonl if anything was skipped.
 
     Raises:
         ValueError: the dataset cannot be read, or a strict run met something to skip.
         OSError: files that cannot be read or written.
     """
-    begin, summary = time.monotonic(), Summary()
+    begin, summary = time.monotonic(), PrepareSummary()
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as file, replacing(skip_file(out), empty=False) as skipped:
         for row in make_rows(job, summary, skipped, on_progress):
@@ -125,7 +126,7 @@ def skip_file(out: Path) -> Path:
 
 
 def make_rows(
-    job: Job, summary: Summary, skipped: BinaryIO | None = None, on_progress: OnProgress | None = None
+    job: Job, summary: PrepareSummary, skipped: BinaryIO | None = None, on_progress: OnImages | None = None
 ) -> Iterator[MadeRow]:
     """The rows of a job, in order.
 
@@ -167,7 +168,7 @@ def _calls(order: Sequence[int], tasks: Sequence[Any], size: int) -> Iterator[li
         yield batch
 
 
-def _drain(entries: Iterable[tuple[str, str]], summary: Summary, skipped: BinaryIO | None) -> None:
+def _drain(entries: Iterable[tuple[str, str]], summary: PrepareSummary, skipped: BinaryIO | None) -> None:
     for reason, detail in entries:
         summary.skipped[reason] = summary.skipped.get(reason, 0) + 1
         if skipped is not None:

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from ..coco_masks import short
-from ..mask_text import BOX_PLACEHOLDER, MASK_PLACEHOLDER
+from himtok_plugin.mask_text import BOX_PLACEHOLDER, MASK_PLACEHOLDER
+from himtok_plugin.validation import abridged
 
 DEFAULT_FILE = Path(__file__).parent / "prompt_pools" / "english.yaml"
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -79,7 +79,7 @@ def _read(path: Path) -> dict[str, dict[str, Pool]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is not YAML ({error})") from error
     if not isinstance(content, dict) or not all(isinstance(kinds, dict) for kinds in content.values()):
-        raise ValueError(f"{path}: is {short(content)}: expected tasks, each with pools of texts")
+        raise ValueError(f"{path}: is {abridged(content)}: expected tasks, each with pools of texts")
     return {
         task: {kind: _pool(texts, f"{path}: {task}.{kind}") for kind, texts in kinds.items()}
         for task, kinds in content.items()
@@ -88,14 +88,14 @@ def _read(path: Path) -> dict[str, dict[str, Pool]]:
 
 def _pool(entries: Any, name: str) -> Pool:
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{name}: is {short(entries)}: expected a list of texts")
+        raise ValueError(f"{name}: is {abridged(entries)}: expected a list of texts")
     texts, weights = [], []
     for entry in entries:
         text, weight = (entry.get("text"), entry.get("weight", 1)) if isinstance(entry, dict) else (entry, 1)
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{name}: got {short(entry)}, expected a text or {{text, weight}}")
+            raise ValueError(f"{name}: got {abridged(entry)}, expected a text or {{text, weight}}")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-            raise ValueError(f"{name}: weight: got {short(weight)}, expected a number above 0")
+            raise ValueError(f"{name}: weight: got {abridged(weight)}, expected a number above 0")
         texts.append(text)
         weights.append(float(weight))
     return Pool(tuple(texts), tuple(weights))

@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
-from ..coco_masks import MAX_PIXELS, check_size, is_integer, mask_to_rle, rle_to_mask, short
-from ..masks import load_mask
+from himtok_plugin.masks.rle import MAX_PIXELS, check_size, mask_to_rle, rle_to_mask
+from himtok_plugin.masks.sources import load_mask
+from himtok_plugin.validation import abridged, is_integer
 
 Rle = dict[str, Any]
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, the end exclusive
@@ -283,12 +284,12 @@ def checked_box(box: Sequence[float], size: tuple[int, int] | None) -> Box:
     try:
         x1, y1, x2, y2 = (float(value) for value in box)
     except (TypeError, ValueError) as error:
-        raise BadEntry(BAD_BOX, f"got {short(box)}") from error
+        raise BadEntry(BAD_BOX, f"got {abridged(box)}") from error
     if size is not None:
         h, w = size
         x1, x2, y1, y2 = max(x1, 0.0), min(x2, float(w)), max(y1, 0.0), min(y2, float(h))
     if not (x1 < x2 and y1 < y2):  # false for NaN as well
-        raise BadEntry(BAD_BOX, f"got {short(list(box))} in an image of (h, w) = {size}")
+        raise BadEntry(BAD_BOX, f"got {abridged(list(box))} in an image of (h, w) = {size}")
     return x1, y1, x2, y2
 
 
@@ -328,7 +329,7 @@ def _encode(mask: MaskOf, size: tuple[int, int] | None) -> Rle:
     elif isinstance(mask, dict) and "polygons" in mask:
         own = mask.get("size") or size
         if own is None:
-            raise ValueError(f"polygons {short(mask['polygons'])} come without a size: expected size [h, w]")
+            raise ValueError(f"polygons {abridged(mask['polygons'])} come without a size: expected size [h, w]")
         if size is not None and check_size(own) != tuple(size):
             raise ValueError(
                 f"polygons have size (h, w) = {tuple(own)}: expected {tuple(size)}, the size of their image"
@@ -353,15 +354,15 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], size: Sequence[int]) ->
     """
     h, w = check_size(size)
     if not isinstance(polygons, Sequence) or isinstance(polygons, str | bytes) or not polygons:
-        raise ValueError(f"polygons is {short(polygons)}: expected a list of lists [x1, y1, x2, y2, ...]")
+        raise ValueError(f"polygons is {abridged(polygons)}: expected a list of lists [x1, y1, x2, y2, ...]")
     checked = []
     for i, polygon in enumerate(polygons):
         try:
             flat = np.asarray(polygon, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"polygons[{i}] is {short(polygon)}: expected numbers [x1, y1, x2, y2, ...]") from error
+            raise ValueError(f"polygons[{i}] is {abridged(polygon)}: expected numbers [x1, y1, x2, y2, ...]") from error
         if flat.ndim != 1 or flat.size % 2 or flat.size < 6:
-            raise ValueError(f"polygons[{i}] is {short(polygon)}: expected x, y of at least three points")
+            raise ValueError(f"polygons[{i}] is {abridged(polygon)}: expected x, y of at least three points")
         checked.append(flat)
     points = np.concatenate(checked).reshape(-1, 2)
     (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
@@ -383,7 +384,7 @@ def size_of(height: Any, width: Any) -> tuple[int, int]:
     values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in (height, width)]
     try:
         if not all(is_integer(value) for value in values):
-            raise ValueError(f"got height {short(height)}, width {short(width)}")
+            raise ValueError(f"got height {abridged(height)}, width {abridged(width)}")
         return check_size(values)
     except ValueError as error:
         raise BadEntry(WRONG_SIZE, str(error)) from error

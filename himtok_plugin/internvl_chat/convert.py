@@ -13,18 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..mask_text import mask_tokens
-from ..mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
-from ..mask_tokenizer.conversion import CHAT_PREFIX, RELEASED_FILE, SIDECAR_FOLDER, check_released, load_released
-from ..vocabulary import MaskVocabulary
-from .configuration import IMAGE_TOKEN_IDS, check_config, llm_architecture, native_config
+from himtok_plugin.lmm.vocabulary import MaskVocabulary
+from himtok_plugin.mask_text import mask_tokens
+from himtok_plugin.mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
+from himtok_plugin.mask_tokenizer.released_weights import (
+    CHAT_PREFIX,
+    RELEASED_FILE,
+    SIDECAR_FOLDER,
+    config_from_shapes,
+)
+
+from .chat_config import IMAGE_TOKEN_IDS, check_config, llm_architecture, native_config
 from .layout import EMBEDDINGS, Rule, chat_layout
 from .output import check_apart, clear
 from .processor import TURN_END, generation_config, native_processor
 from .source import ChatCheckpoint, open_chat_model
 from .token_files import added_tokens
 from .tokenizer import IMAGE_CONTEXT, fast_tokenizer
-from .weights import Progress, check_layout, check_tied, convert_mask_tokenizer, convert_weights, mask_tokenizer_shapes
+from .weights import (
+    Progress,
+    check_layout,
+    check_tied,
+    convert_mask_tokenizer,
+    convert_weights,
+    mask_tokenizer_shapes,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -111,7 +124,7 @@ def convert_released(file: Path, out: Path) -> None:
     Raises:
         ValueError: no mask tokenizer, or an output folder in which the file lies itself.
     """
-    model = load_released(file)
+    model = MaskTokenizer.from_released(file)
     check_apart(file, out)
     clear(out)
     model.save_pretrained(out)
@@ -121,11 +134,13 @@ def _mask_tokenizer(checkpoint: ChatCheckpoint) -> tuple[MaskTokenizerConfig | N
     """Its configuration; and itself, if it does not stand in the checkpoint but in himtok.pth beside it."""
     shapes = mask_tokenizer_shapes(checkpoint)
     if shapes:
-        config = check_released(shapes, f"{checkpoint.folder}, keys {CHAT_PREFIX}*")
+        source = f"{checkpoint.folder}, keys {CHAT_PREFIX}*"
+        config = config_from_shapes(shapes, source)
+        MaskTokenizer.check_shapes(config, shapes, source)
         config.architectures = [MaskTokenizer.__name__]
         return config, None
     if (checkpoint.folder / RELEASED_FILE).is_file():
-        model = load_released(checkpoint.folder / RELEASED_FILE)
+        model = MaskTokenizer.from_released(checkpoint.folder / RELEASED_FILE)
         return model.config, model
     return None, None
 

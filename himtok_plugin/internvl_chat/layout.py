@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .configuration import INTERNLM2, llm_architecture
+from .chat_config import INTERNLM2, llm_architecture
 
 EMBEDDINGS = "language_model.model.embed_tokens.weight"  # in transformers' InternVL
 

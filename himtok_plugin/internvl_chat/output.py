@@ -10,7 +10,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..mask_tokenizer.conversion import SIDECAR_FOLDER
+from himtok_plugin.mask_tokenizer.released_weights import SIDECAR_FOLDER
+
 from .token_files import ADDED_FILE, FAST_FILE, SETTINGS_FILE, SPECIAL_FILE
 from .weights import INDEX_FILE
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..hierarchical_loss import LOGIT_SCALE
-from .configuration import image_sequence_length, tile_size
+from himtok_plugin.hierarchical_loss import LOGIT_SCALE
+
+from .chat_config import image_sequence_length, tile_size
 from .tokenizer import IMAGE_CONTEXT, begins_with_bos
 
 if TYPE_CHECKING:

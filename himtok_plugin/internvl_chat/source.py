@@ -17,15 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..mask_tokenizer.conversion import CHAT_PREFIX, RELEASED_FILE, can_be_mapped, download, read_pickle
-from .configuration import MODEL_TYPE, NATIVE_MODEL_TYPE
+from himtok_plugin.mask_tokenizer.released_weights import (
+    CHAT_PREFIX,
+    RELEASED_FILE,
+    can_be_mapped,
+    download,
+    read_pickle,
+)
+
+from .chat_config import MODEL_TYPE, NATIVE_MODEL_TYPE
 
 # As transformers writes them: an index where there are several files, else one file. The first kind found counts.
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("*.safetensors", "pytorch_model*.bin")
 MAPPED_AT_ONCE = 1 << 24  # bytes of a .bin file; opening one takes longer than opening a safetensors file
 SMALL_FILES = ("*.json", "*.model", "*.txt")
-DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -35,7 +42,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder}: no config.json, expected the folder of an InternVL chat model")
-    config = read_json(path)
+    config = read_json_object(path)
     model_type = config.get("model_type")
     if model_type == NATIVE_MODEL_TYPE:
         raise ValueError(f"{folder}: model_type: got {model_type!r}, which needs no conversion any more")
@@ -134,7 +141,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file; ValueError for anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -147,7 +154,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _read_index(path: Path) -> dict[str, str]:
     """Which file of a folder holds a tensor: key -> name."""
-    weight_map = read_json(path).get("weight_map")
+    weight_map = read_json_object(path).get("weight_map")
     if not (isinstance(weight_map, dict) and weight_map and all(isinstance(name, str) for name in weight_map.values())):
         raise ValueError(f"{path}: weight_map: expected an object that names a file for each key")
     return weight_map
@@ -177,10 +184,10 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
         if strange:
             raise ValueError(f"{file}: entries that are no tensors: {strange}")
         found = {key: (tuple(value.shape), DTYPE_NAMES.get(value.dtype, value.dtype)) for key, value in state.items()}
-    strange = {key: str(dtype) for key, (_, dtype) in found.items() if dtype not in DTYPES}
+    strange = {key: str(dtype) for key, (_, dtype) in found.items() if dtype not in SAFETENSORS_DTYPES}
     if strange:
-        raise ValueError(f"{file}: dtypes {strange}, expected some of {sorted(DTYPES)}")
-    return {key: TensorInfo(shape, DTYPES[dtype]) for key, (shape, dtype) in found.items()}
+        raise ValueError(f"{file}: dtypes {strange}, expected some of {sorted(SAFETENSORS_DTYPES)}")
+    return {key: TensorInfo(shape, SAFETENSORS_DTYPES[dtype]) for key, (shape, dtype) in found.items()}
 
 
 def _read_safetensors_header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:

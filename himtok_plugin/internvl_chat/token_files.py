@@ -14,8 +14,9 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from ..mask_text import MASK_TOKEN_PREFIX
-from .source import read_json
+from himtok_plugin.mask_text import MASK_TOKEN_PREFIX
+
+from .source import read_json_object
 
 ANSWER_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -131,4 +132,4 @@ def _content(entry: Any, file: Path, field: str) -> str:
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json_object(path) if path.is_file() else {}

@@ -21,7 +21,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from .source import read_json
+from .source import read_json_object
 from .token_files import (
     FAST_FILE,
     MERGES_FILE,
@@ -134,7 +134,7 @@ def _from_qwen2(folder: Path, added: Mapping[int, AddedToken]) -> Tokenizer:
     from transformers import Qwen2Tokenizer
 
     file = folder / VOCABULARY_FILE
-    stated = {text: check_id(token_id, file, text) for text, token_id in read_json(file).items()}
+    stated = {text: check_id(token_id, file, text) for text, token_id in read_json_object(file).items()}
     vocabulary = _vocabulary_with(stated, added, folder)
     merges = _read_merges(folder / MERGES_FILE, vocabulary)
     # Its model is taken out, since this class would add tokens of its own.
@@ -166,7 +166,7 @@ def _merge(pieces: Any, vocabulary: Mapping[str, int], where: str) -> tuple[str,
 
 def _from_fast(file: Path) -> Tokenizer:
     """Without its added tokens, which the caller adds with the flags that answers need."""
-    content = read_json(file) | {"added_tokens": []}
+    content = read_json_object(file) | {"added_tokens": []}
     model = content.get("model")
     if isinstance(model, dict) and isinstance(model.get("vocab"), dict) and isinstance(model.get("merges"), list):
         for i, pair in enumerate(model["merges"]):

@@ -14,7 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..mask_tokenizer.conversion import CHAT_PREFIX, IGNORED_PREFIXES, check_keys, is_part
+from himtok_plugin.mask_tokenizer.released_weights import (
+    CHAT_PREFIX,
+    IGNORED_PREFIXES,
+    check_keys,
+    is_part,
+)
+
 from .layout import Rule
 from .source import DTYPE_NAMES, ChatCheckpoint, TensorInfo
 

@@ -9,7 +9,7 @@ Shapes throughout: b batch, k mask tokens, n <= k given tokens, d code width, v 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,12 +17,19 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .code_search import SWEEPS, search_codes
+from .code_search import SWEEPS, check_candidates, search_codes
 from .configuration import MaskTokenizerConfig
 from .decoder import MaskDecoder
 from .encoder import MaskEncoder
 from .pixel_decoder import PixelDecoder
 from .quantizer import Quantizer
+from .released_weights import (
+    ReleasedOptions,
+    check_keys,
+    find_mask_tokenizer,
+    read_released,
+    shapes_of,
+)
 from .transformer import SelfAttention
 
 RANGE_TOLERANCE = 1e-3  # by which rounding, of half precision too, may leave [0, 1]
@@ -92,12 +99,11 @@ class MaskTokenizer(PreTrainedModel):
             ValueError: nothing there that could be a mask tokenizer, weights or fields that do not fit, or a keyword
                 that means nothing to released weights.
         """
-        from .conversion import find_mask_tokenizer, load_released_as_asked
-
         found = find_mask_tokenizer(pretrained_model_name_or_path, kwargs)
         kwargs.pop("subfolder", None)  # what was found lies in it
         if found.is_file():
-            return load_released_as_asked(found, kwargs)
+            options = ReleasedOptions.of(found, kwargs)
+            return cls.from_released(found, options.fields).to(options.device, options.dtype)
         # Of the report, keys of another shape are named; without it transformers raises before they can be.
         options = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
@@ -110,6 +116,35 @@ class MaskTokenizer(PreTrainedModel):
             raise ValueError(f"mask tokenizer {os.fspath(found)!r} does not fit: {wrong}")
         loaded.config.check()  # transformers sets fields that are keywords here without asking
         return loaded
+
+    @classmethod
+    def from_released(cls, path: str | os.PathLike, fields: Mapping[str, Any] | None = None) -> MaskTokenizer:
+        """Load a released weights file (`himtok.pth`) in float32, in evaluation mode.
+
+        Args:
+            path: the file.
+            fields: of the configuration, instead of those that are read off the shapes.
+
+        Raises:
+            ValueError: not a file of tensors, or keys or shapes that are not a mask tokenizer's, all named.
+        """
+        config, state = read_released(path, fields)
+        cls.check_shapes(config, shapes_of(state), path)
+        with torch.device("meta"):
+            model = cls(config)
+        model.load_state_dict(state, assign=True)
+        return model.eval()
+
+    @classmethod
+    def check_shapes(cls, config: MaskTokenizerConfig, shapes: Mapping[str, tuple[int, ...]], source: object) -> None:
+        """Compare the shapes of a state dict, by key, with those that the configuration asks for.
+
+        Raises:
+            ValueError: they differ; every key is named, after `source`.
+        """
+        with torch.device("meta"):
+            expected = shapes_of(cls(config).state_dict())
+        check_keys(shapes, expected, source)
 
     def enable_input_require_grads(self) -> None:
         """Nothing to do: there are no input embeddings. (ms-swift replaces transformers' method, which would see that,
@@ -132,10 +167,12 @@ class MaskTokenizer(PreTrainedModel):
             ValueError: no tensor, wrong shape or dtype, numbers out of range; on a CPU, values beyond [0, 1] as well.
                 Elsewhere reading them would let a training step wait for the device.
         """
-        if candidates != 1:
-            return search_codes(self, squares, candidates, sweeps)
+        check_candidates(candidates, self.config.codebook_size)
         with torch.no_grad():
-            return self.quantize.nearest_codes(self.encode_latents(squares))
+            latents = self.encode_latents(squares)
+            if candidates == 1:
+                return self.quantize.nearest_codes(latents)
+            return search_codes(self.quantize.nearest_codes(latents, candidates), squares, self._decode_valid, sweeps)
 
     def encode_latents(self, squares: Tensor) -> Tensor:
         """(b, s, s) squares -> (b, k, d) latents before quantization, in the model's dtype, with gradient."""
@@ -168,7 +205,10 @@ class MaskTokenizer(PreTrainedModel):
             low, high = codes.aminmax()
             if low < 0 or high >= self.config.codebook_size:
                 raise ValueError(f"codes from {int(low)} to {int(high)}: expected 0 to {self.config.codebook_size - 1}")
-        return self.decode_rows(self.quantize.rows(codes))
+        return self._decode_valid(codes)
+
+    def _decode_valid(self, codes: Tensor) -> Tensor:
+        return self.decode_code_vectors(self.quantize.rows(codes))
 
     def decode_probabilities(self, probabilities: Tensor) -> Tensor:
         """Soft decoding: the expected codebook row of every position is decoded.
@@ -187,9 +227,9 @@ class MaskTokenizer(PreTrainedModel):
         if probabilities.shape[2] != self.config.codebook_size:
             raise ValueError(f"probabilities over {probabilities.shape[2]} codes: expected {self.config.codebook_size}")
         _check_range("probabilities", probabilities)
-        return self.decode_rows(self.quantize.expected_rows(probabilities))
+        return self.decode_code_vectors(self.quantize.expected_code_vectors(probabilities))
 
-    def decode_rows(self, rows: Tensor) -> Tensor:
+    def decode_code_vectors(self, rows: Tensor) -> Tensor:
         """(b, n, d) codebook rows -> (b, s, s) float32 probabilities in [0, 1]."""
         logits = self.pixel_decoder(self.decoder(rows)).float()
         return torch.sigmoid((logits - self.config.output_shift) * self.config.output_scale)
@@ -202,7 +242,7 @@ class MaskTokenizer(PreTrainedModel):
         """
         if objective is not None:
             return objective(squares, **kwargs)
-        return self.decode_rows(self.quantize.rows(self.encode(squares)))
+        return self.decode_code_vectors(self.quantize.rows(self.encode(squares)))
 
     def _check_length(self, name: str, value: Tensor, ndim: int) -> None:
         _check_tensor(name, value)

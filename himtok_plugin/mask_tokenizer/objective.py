@@ -17,8 +17,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from himtok_plugin.hierarchical_loss import DICE_WEIGHT, coarse_sigma, coarse_target, draw_levels, mask_bce, mask_dice
+
 from .modeling import MaskTokenizer
-from .reconstruction_loss import DICE_WEIGHT, coarse_sigma, coarse_target, draw_levels, mask_bce, mask_dice
 
 KMEANS_ITERATIONS = 20
 LATENTS_PER_CODE = 64  # latents gathered for k-means, in multiples of the codebook size
@@ -86,7 +87,7 @@ class StageOneObjective:
         if self.model.config.codebook_ready:
             rows, codes, terms = self._quantize(latents)
         else:
-            rows, codes, terms = self._warm_up_rows(latents, step), None, {}
+            rows, codes, terms = self._warm_up_vectors(latents, step), None, {}
         terms = {"reconstruction": self._reconstruction(rows, squares), **terms}
         if self.prefix_loss_weight and self.model.config.num_mask_tokens > 1:
             terms["prefix"] = self._prefix_reconstruction(rows, squares)
@@ -101,7 +102,7 @@ class StageOneObjective:
         return StageOneOutput(loss, {name: term.detach() for name, term in terms.items()}, codes)
 
     def _reconstruction(self, rows: Tensor, target: Tensor) -> Tensor:
-        prediction = self.model.decode_rows(rows)
+        prediction = self.model.decode_code_vectors(rows)
         return mask_bce(prediction, target) + self.dice_weight * mask_dice(prediction, target)
 
     def _prefix_reconstruction(self, rows: Tensor, squares: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class StageOneObjective:
         """Latents at length sqrt(d): quantization keeps directions only, and the decoder wants numbers of order one."""
         return F.normalize(latents, dim=-1) * self.radius
 
-    def _warm_up_rows(self, latents: Tensor, step: int) -> Tensor:
+    def _warm_up_vectors(self, latents: Tensor, step: int) -> Tensor:
         rows = self._on_sphere(latents)
         if not self.model.training:
             return rows

@@ -53,7 +53,7 @@ class Quantizer(nn.Module):
         """(b, n) int64 codes -> (b, n, d) float32, the rows that the decoder reads."""
         return F.embedding(codes, self._decoder_codebook())
 
-    def expected_rows(self, probabilities: Tensor) -> Tensor:
+    def expected_code_vectors(self, probabilities: Tensor) -> Tensor:
         """(b, n, v) probabilities -> (b, n, d) float32, their mean codebook row; an all-zero row stays zero."""
         with torch.autocast(probabilities.device.type, enabled=False):
             return probabilities.float() @ self._decoder_codebook()

@@ -9,11 +9,11 @@ import sys
 def register() -> None:
     """Register model type, template, metric, optimizer, rewards, datasets, benchmarks and patches with ms-swift."""
     from . import patches
-    from .evaluation import register_mask_metrics
-    from .muon import register_muon
-    from .prepared_datasets import register_prepared_datasets
-    from .rewards import register_rewards
-    from .stage_one import register_mask_tokenizer
+    from .samples.prepared_datasets import register_prepared_datasets
+    from .training.mask_metrics import register_mask_metrics
+    from .training.muon import register_muon
+    from .training.reward_functions import register_rewards
+    from .training.stage_one import register_mask_tokenizer
 
     patches.apply()
     register_mask_tokenizer()
@@ -22,6 +22,6 @@ def register() -> None:
     register_rewards()
     register_prepared_datasets()
     if "evalscope" in sys.modules:  # that is, in `swift eval`: it is not needed elsewhere, and slow to import
-        from .benchmarks import register_benchmarks
+        from .evaluation.evalscope_benchmarks import register_benchmarks
 
         register_benchmarks()

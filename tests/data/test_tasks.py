@@ -10,9 +10,9 @@ from on_disk import blob, decoded
 from himtok_plugin.data.prompts import DEFAULT_FILE, Prompts
 from himtok_plugin.data.records import BadEntry, Dialogue, Grounded, Query, Record, Region, SkipLog
 from himtok_plugin.data.tasks import TASKS, Maker, Phrase, TaskOptions
+from himtok_plugin.evaluation.protocols import PROTOCOLS, find_protocol
 from himtok_plugin.mask_text import codes_to_text
-from himtok_plugin.masks import mask_bbox
-from himtok_plugin.protocols import PROTOCOLS, find_protocol
+from himtok_plugin.masks.sources import mask_bbox
 
 SIZE = (48, 64)
 DOG, CUP, CUP2 = (blob(seed=seed) for seed in (1, 2, 3))

@@ -17,7 +17,7 @@ from chat_models import (
 )
 from tiny_models import released_state
 
-from himtok_plugin.internvl_chat.prompts import PROMPTS, prompt
+from himtok_plugin.internvl_chat.conversation import PROMPTS, prompt
 
 
 @pytest.fixture

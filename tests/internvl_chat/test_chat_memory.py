@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import EXAMPLES
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "08_convert_in_little_memory.py"
+EXAMPLE = EXAMPLES / "08_convert_in_little_memory.py"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process's peak there")

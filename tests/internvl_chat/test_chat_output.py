@@ -162,13 +162,13 @@ def test_the_configuration_is_written_last(tmp_path, monkeypatch):
     """The rest of what the tests above rest on."""
     source = chat_model().write(tmp_path / "source")
     there = []
-    monkeypatch.setattr(SafetensorsWriter, "__exit__", _noting(there, tmp_path / "out", SafetensorsWriter.__exit__))
+    monkeypatch.setattr(SafetensorsWriter, "__exit__", _recording(there, tmp_path / "out", SafetensorsWriter.__exit__))
     convert_chat_model(str(source), tmp_path / "out", skip_tokenizer=True)
     assert there == [False, False]  # model and mask tokenizer
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "internvl"
 
 
-def _noting(there, out, leave):
+def _recording(there, out, leave):
     def noted(self, *error):
         there.append((out / "config.json").exists())
         leave(self, *error)

@@ -2,16 +2,14 @@
 
 import importlib.util
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from paths import PARITY
 from safetensors.torch import save_file
 from transformers import InternVLForConditionalGeneration
 
-PARITY = Path(os.environ.get("HIMTOK_PARITY") or Path(__file__).resolve().parents[3] / "shared" / "parity")
 IMAGE_TOKEN = 2100
 
 pytestmark = pytest.mark.skipif(not (PARITY / "internvl_chat_tiny.npz").is_file(), reason="no reference numbers here")

@@ -21,8 +21,8 @@ from chat_models import (
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, Qwen2Tokenizer
 
 from himtok_plugin.internvl_chat.tokenizer import fast_tokenizer
+from himtok_plugin.lmm.vocabulary import MaskVocabulary
 from himtok_plugin.mask_text import codes_to_text
-from himtok_plugin.vocabulary import MaskVocabulary
 
 PIECES_OF_TEXT = [
     *"ab cdesz .,:;!?0189\n\t-_()[]{}'\"éßøñ你好书生万象🙂🏳️‍🌈\u200b",

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_models import random_squares, tiny_model
 
-from himtok_plugin.mask_tokenizer.code_search import DECODED_AT_ONCE, search_codes
-from himtok_plugin.mask_tokenizer.reconstruction_loss import bce_of_each, dice_of_each
+from himtok_plugin.hierarchical_loss import bce_of_each, dice_of_each
+from himtok_plugin.mask_tokenizer.code_search import DECODED_AT_ONCE
 
 
 def distance(model, codes, squares):
@@ -18,7 +18,7 @@ def distance(model, codes, squares):
 def test_masks_come_closer_with_every_sweep_and_none_goes_farther(model):
     squares = random_squares(6)
     distances = [distance(model, model.encode(squares), squares)]
-    distances += [distance(model, search_codes(model, squares, 5, sweeps), squares) for sweeps in (1, 2)]
+    distances += [distance(model, model.encode(squares, 5, sweeps), squares) for sweeps in (1, 2)]
     for before, after in pairwise(distances):
         assert (after <= before + 1e-6).all()
     assert (distances[1] < distances[0]).any()
@@ -29,26 +29,26 @@ def test_of_one_token_and_all_codes_the_best_is_found():
     squares = random_squares(3)
     size = model.config.codebook_size
     every = torch.stack([distance(model, torch.full((3, 1), code), squares) for code in range(size)])
-    assert torch.equal(search_codes(model, squares, size)[:, 0], every.argmin(dim=0))
+    assert torch.equal(model.encode(squares, size)[:, 0], every.argmin(dim=0))
 
 
 def test_only_the_nearest_codes_are_tried(model):
     squares = random_squares(4)
     near = model.quantize.nearest_codes(model.encode_latents(squares), 2)
-    assert (search_codes(model, squares, 2)[..., None] == near).any(dim=-1).all()
+    assert (model.encode(squares, 2)[..., None] == near).any(dim=-1).all()
 
 
 def test_a_mask_has_its_codes_whatever_lies_beside_it(model):
     squares = random_squares(DECODED_AT_ONCE // 3 + 1)  # three candidates each: more than are decoded at once
-    alone = torch.cat([search_codes(model, square[None], 3) for square in squares])
-    assert torch.equal(search_codes(model, squares, 3), alone)
+    alone = torch.cat([model.encode(square[None], 3) for square in squares])
+    assert torch.equal(model.encode(squares, 3), alone)
 
 
 def test_encode_searches_when_it_is_told_to(model):
     squares = random_squares(4)
-    assert torch.equal(model.encode(squares, candidates=4, sweeps=2), search_codes(model, squares, 4, 2))
+    assert torch.equal(model.encode(squares, candidates=4, sweeps=2), model.encode(squares, 4, 2))
     assert torch.equal(model.encode(squares), model.quantize.nearest_codes(model.encode_latents(squares)))
-    assert torch.equal(model.encode(squares), search_codes(model, squares, 1))
+    assert torch.equal(model.encode(squares), model.encode(squares, 1))
     assert not model.encode(squares, candidates=4).requires_grad
 
 

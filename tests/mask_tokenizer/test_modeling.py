@@ -92,7 +92,7 @@ def test_rounding_of_half_precision_is_within_the_range(model):
 def test_no_value_is_read_off_another_device_than_the_cpu(monkeypatch):
     """There it would make every training step wait; on `meta` there is none to be read."""
     model = tiny_model().to("meta")
-    monkeypatch.setattr(model.quantize, "expected_rows", lambda probabilities: probabilities[..., :3])
+    monkeypatch.setattr(model.quantize, "expected_code_vectors", lambda probabilities: probabilities[..., :3])
     assert model.encode_latents(torch.zeros(2, 16, 16, device="meta")).shape == (2, 4, 3)
     assert model.decode_probabilities(torch.zeros(2, 4, 12, device="meta")).shape == (2, 16, 16)
 

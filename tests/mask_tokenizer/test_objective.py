@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from tiny_models import random_squares, tiny_model
 
+from himtok_plugin.hierarchical_loss import mask_bce, mask_dice
 from himtok_plugin.mask_tokenizer.objective import StageOneObjective, codebook_usage, spherical_kmeans
-from himtok_plugin.mask_tokenizer.reconstruction_loss import mask_bce, mask_dice
 
 
 def unit(*rows):

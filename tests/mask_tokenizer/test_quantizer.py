@@ -53,19 +53,19 @@ def test_normalize_codebook_feeds_directions_to_the_decoder_and_leaves_encoding_
     assert torch.allclose(unit.rows(torch.tensor([[0, 1, 3]])), torch.tensor([[[1.0, 0, 0], [0, 1, 0], [-1, 0, 0]]]))
     latents = torch.randn(2, 4, 3)
     assert torch.equal(plain.nearest_codes(latents), unit.nearest_codes(latents))
-    assert torch.allclose(unit.expected_rows(torch.full((1, 1, 4), 0.25)), torch.tensor([[[0.0, 0.25, 0.25]]]))
+    assert torch.allclose(unit.expected_code_vectors(torch.full((1, 1, 4), 0.25)), torch.tensor([[[0.0, 0.25, 0.25]]]))
 
 
 def test_expected_rows_are_means_and_zero_probabilities_are_zero_rows():
     probabilities = torch.tensor([[[0.5, 0, 0, 0.5], [0, 0, 0, 0], [0, 0, 1, 0]]])
     expected = torch.tensor([[[3.0, 0, 0], [0, 0, 0], [0, 0, 2]]])
-    assert torch.allclose(quantizer().expected_rows(probabilities), expected)
+    assert torch.allclose(quantizer().expected_code_vectors(probabilities), expected)
 
 
 def test_one_hot_probabilities_give_the_codes_rows():
     made, codes = quantizer(), torch.tensor([[3, 1, 2]])
     one_hot = torch.nn.functional.one_hot(codes, 4).float()
-    assert torch.allclose(made.expected_rows(one_hot), made.rows(codes))
+    assert torch.allclose(made.expected_code_vectors(one_hot), made.rows(codes))
 
 
 def test_everything_is_computed_in_float32_under_autocast_and_from_bfloat16():
@@ -74,7 +74,7 @@ def test_everything_is_computed_in_float32_under_autocast_and_from_bfloat16():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert made.codebook().dtype == torch.float32
         assert torch.equal(made.nearest_codes(latents), quantizer().nearest_codes(latents))
-        assert made.expected_rows(torch.rand(1, 2, 4)).dtype == torch.float32
+        assert made.expected_code_vectors(torch.rand(1, 2, 4)).dtype == torch.float32
     assert made.rows(torch.tensor([[0]])).dtype == torch.float32
     assert made.to(torch.bfloat16).codebook().dtype == torch.float32
 

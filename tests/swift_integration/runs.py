@@ -15,9 +15,9 @@ from PIL import Image
 from tiny_models import tiny_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from himtok_plugin.data.scenes import generate_scenes, scene_row
-from himtok_plugin.masks import to_rle
-from himtok_plugin.tiny_lmm import build_tiny_internvl
+from himtok_plugin.data.generated.scenes import generate_scenes, scene_row
+from himtok_plugin.lmm.tiny_internvl import build_tiny_internvl
+from himtok_plugin.masks.sources import to_rle
 
 COMMON = {
     "tuner_type": "full",

@@ -59,7 +59,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from himtok_plugin.tiny_lmm import build_tiny_internvl
+from himtok_plugin.lmm.tiny_internvl import build_tiny_internvl
 
 HIDDEN = 16
 IMAGE_SIDE, PATCH = 32, 8  # of the bases that bring every image to one size

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..byte_ranges import read_json
-from ..records import BAD_ENTRY, BadEntry, Record, SkipLog, size_of
+from himtok_plugin.data.byte_ranges import read_json
+from himtok_plugin.data.records import BAD_ENTRY, BadEntry, Record, SkipLog, size_of
+
 from .coco_index import CocoIndex, ImageClasses, region_of
 from .label_maps import STUFF_MAPS, StuffMapsReader
 from .reader import ImageFinder, Reader, Source, split_names

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ...coco_masks import short
-from ..byte_ranges import Range, Ranges, group_number, read_json, repeated, walk
-from ..records import (
+from himtok_plugin.data.byte_ranges import Range, Ranges, group_number, read_json, repeated, walk
+from himtok_plugin.data.records import (
     BAD_BOX,
     BAD_ENTRY,
     BAD_MASK,
@@ -30,6 +29,7 @@ from ..records import (
     Region,
     SkipLog,
 )
+from himtok_plugin.validation import abridged
 
 NO_ID = -(1 << 61)  # annotations may come without an id; each is then a different one
 
@@ -81,7 +81,7 @@ class CocoIndex:
                 continue
             own_key = "image_id" if key == "annotations" else "id"
             if not isinstance(value, dict) or not isinstance(value.get(own_key), int | str):
-                log.skip(BAD_ENTRY, f"{path}: {key}: {short(value)} has no id")
+                log.skip(BAD_ENTRY, f"{path}: {key}: {abridged(value)} has no id")
             elif key == "images":
                 image_ids.append(group_number(value["id"]))
                 index.images.add(value["id"], begin, length)
@@ -181,7 +181,7 @@ def region_of(annotation: Mapping[str, Any], names: Mapping[Any, str], size: tup
     """
     category = annotation.get("category_id")
     if category not in names:
-        raise BadEntry(UNKNOWN_CATEGORY, f"got {short(category)}")
+        raise BadEntry(UNKNOWN_CATEGORY, f"got {abridged(category)}")
     box = annotation.get("bbox")
     return Region(
         mask=segmentation_mask(annotation.get("segmentation"), size, has_box=box is not None),
@@ -199,7 +199,7 @@ def segmentation_mask(segmentation: Any, size: tuple[int, int], has_box: bool = 
     if segmentation is None and has_box:
         return None
     if not isinstance(segmentation, list):
-        raise BadEntry(BAD_MASK, f"segmentation is {short(segmentation)}: expected polygons or RLE")
+        raise BadEntry(BAD_MASK, f"segmentation is {abridged(segmentation)}: expected polygons or RLE")
     if not segmentation:
         raise BadEntry(EMPTY_MASK, "segmentation is []")
     return {"size": list(size), "polygons": segmentation}
@@ -210,5 +210,5 @@ def corners(box: Any) -> Box:
     try:
         x, y, w, h = (float(value) for value in box)
     except (TypeError, ValueError) as error:
-        raise BadEntry(BAD_BOX, f"got {short(box)}: expected x, y, width, height") from error
+        raise BadEntry(BAD_BOX, f"got {abridged(box)}: expected x, y, width, height") from error
     return (x, y, x + w, y + h)

@@ -16,10 +16,8 @@ from xml.parsers import expat
 
 import numpy as np
 
-from ...coco_masks import rle_to_mask, short
-from ...masks import load_mask
-from ..byte_ranges import Range
-from ..records import (
+from himtok_plugin.data.byte_ranges import Range
+from himtok_plugin.data.records import (
     BAD_BOX,
     BAD_ENTRY,
     BAD_MASK,
@@ -33,6 +31,10 @@ from ..records import (
     polygons_to_rle,
     size_of,
 )
+from himtok_plugin.masks.rle import rle_to_mask
+from himtok_plugin.masks.sources import load_mask
+from himtok_plugin.validation import abridged
+
 from .label_me import pasted
 from .reader import ImageFinder, Reader, Source, split_names
 
@@ -202,7 +204,7 @@ def _polygon(shape: ElementTree.Element) -> list[float]:
     try:
         points = [float(value) for point in text.split(";") for value in point.split(",")]
     except ValueError as error:
-        raise BadEntry(BAD_MASK, f"points {short(text)}: expected x,y;x,y;x,y") from error
+        raise BadEntry(BAD_MASK, f"points {abridged(text)}: expected x,y;x,y;x,y") from error
     return points
 
 
@@ -236,7 +238,7 @@ def _number(shape: ElementTree.Element, key: str, reason: str) -> float:
     try:
         value = float(shape.get(key, ""))
     except ValueError as error:
-        raise BadEntry(reason, f"<{shape.tag}> {key} is {short(shape.get(key))}: expected a number") from error
+        raise BadEntry(reason, f"<{shape.tag}> {key} is {abridged(shape.get(key))}: expected a number") from error
     if not np.isfinite(value):
         raise BadEntry(reason, f"<{shape.tag}> {key} is {value}: expected a finite number")
     return value

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...coco_masks import short
-from ..byte_ranges import Range, Ranges, read_json, walk
-from ..records import BAD_ENTRY, BadEntry, SkipLog
+from himtok_plugin.data.byte_ranges import Range, Ranges, read_json, walk
+from himtok_plugin.data.records import BAD_ENTRY, BadEntry, SkipLog
+from himtok_plugin.validation import abridged
+
 from .reader import names_split
 
 PARQUET = ".parquet"
@@ -82,7 +83,7 @@ class EntryFiles:
             return
         entry = read_json(path, (begin, length))
         if not isinstance(entry, dict):
-            raise BadEntry(BAD_ENTRY, f"{path.name} at byte {begin}: {short(entry)}: expected an object")
+            raise BadEntry(BAD_ENTRY, f"{path.name} at byte {begin}: {abridged(entry)}: expected an object")
         yield f"{path.name} at byte {begin}", entry
 
 

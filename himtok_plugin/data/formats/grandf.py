@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...coco_masks import short
-from ..byte_ranges import Range, read_json
-from ..records import BAD_ENTRY, BadEntry, Grounded, Record, Region, SkipLog
+from himtok_plugin.data.byte_ranges import Range, read_json
+from himtok_plugin.data.records import BAD_ENTRY, BadEntry, Grounded, Record, Region, SkipLog
+from himtok_plugin.validation import abridged
+
 from .coco_index import CocoIndex, in_coco_layout, segmentation_mask
 from .entries import EntryFiles, Joined, files_of, first_of
 from .reader import ImageFinder, Reader, Source
@@ -54,7 +55,7 @@ class GrandfReader(Reader):
     def _record(self, name: str, entry: dict[str, Any], log: SkipLog) -> Record:
         caption = first_of(entry, "caption")
         if not isinstance(caption, str):
-            raise BadEntry(BAD_ENTRY, f"caption is {short(caption)}: expected a text")
+            raise BadEntry(BAD_ENTRY, f"caption is {abridged(caption)}: expected a text")
         path, size = self.finder.find_elsewhere(first_of(entry, "file_name", "img_file_name", "image"))
         regions: list[Region] = []
         spans: list[tuple[int, int, tuple[int, ...]]] = []
@@ -103,10 +104,10 @@ def _phrases(entry: dict[str, Any], size: tuple[int, int]) -> Iterator[tuple[str
     if isinstance(groundings, dict):
         for phrase, grounding in groundings.items():
             if not isinstance(grounding, dict):
-                raise BadEntry(BAD_ENTRY, f"{phrase!r:.80}: {short(grounding)}")
+                raise BadEntry(BAD_ENTRY, f"{phrase!r:.80}: {abridged(grounding)}")
             rles = grounding.get("rle_masks")
             if not isinstance(rles, list) or not rles:
-                raise BadEntry(BAD_ENTRY, f"{phrase!r:.80}: rle_masks is {short(rles)}: expected a list of RLE")
+                raise BadEntry(BAD_ENTRY, f"{phrase!r:.80}: rle_masks is {abridged(rles)}: expected a list of RLE")
             yield phrase, grounding.get("token_positives"), [segmentation_mask(rle, size) for rle in rles]
         return
     if "annotations" in entry:
@@ -127,7 +128,7 @@ def _flickr_phrases(entry: dict[str, Any], size: tuple[int, int]) -> Iterator[tu
         places = annotation.get("tokens_positive")
         place = places[0] if isinstance(places, list) and places else None
         if not isinstance(place, list) or len(place) != 2 or not all(isinstance(value, int) for value in place):
-            raise BadEntry(BAD_ENTRY, f"tokens_positive is {short(places)}: expected [[begin, end], …]")
+            raise BadEntry(BAD_ENTRY, f"tokens_positive is {abridged(places)}: expected [[begin, end], …]")
         mask = segmentation_mask(first_of(annotation, "sam_mask", "segmentation"), size)
         masks.setdefault(tuple(place), []).append(mask)
     for (begin, end), own in masks.items():

@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..records import BAD_MASK, UNKNOWN_CATEGORY, BadEntry, LabelMap, Record, Region, SkipLog
+from himtok_plugin.data.records import (
+    BAD_MASK,
+    UNKNOWN_CATEGORY,
+    BadEntry,
+    LabelMap,
+    Record,
+    Region,
+    SkipLog,
+)
+
 from .reader import ImageFinder, Reader, Source, files_below, find_path
 
 VOC_CLASSES = (

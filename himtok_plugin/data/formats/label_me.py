@@ -15,10 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from ...coco_masks import short
-from ...masks import load_mask
-from ..byte_ranges import parse_json
-from ..records import BAD_ENTRY, BAD_MASK, BadEntry, Query, Record, Region, SkipLog, polygons_to_rle, size_of
+from himtok_plugin.data.byte_ranges import parse_json
+from himtok_plugin.data.records import (
+    BAD_ENTRY,
+    BAD_MASK,
+    BadEntry,
+    Query,
+    Record,
+    Region,
+    SkipLog,
+    polygons_to_rle,
+    size_of,
+)
+from himtok_plugin.masks.sources import load_mask
+from himtok_plugin.validation import abridged
+
 from .reader import ImageFinder, Reader, Source, files_below, split_names
 
 
@@ -103,7 +114,7 @@ def _points(shape: dict[str, Any], least: int) -> np.ndarray:
         if points.ndim != 2 or points.shape[1] != 2 or len(points) < least or not np.isfinite(points).all():
             raise ValueError(f"shape {points.shape}")
     except (TypeError, ValueError) as error:
-        raise BadEntry(BAD_MASK, f"points {short(shape.get('points'))}: expected {least} points [x, y]") from error
+        raise BadEntry(BAD_MASK, f"points {abridged(shape.get('points'))}: expected {least} points [x, y]") from error
     return points
 
 
@@ -144,7 +155,7 @@ def _image_of(data: Any):
     try:
         return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
     except (TypeError, binascii.Error) as error:
-        raise ValueError(f"{short(data)} is no base64") from error
+        raise ValueError(f"{abridged(data)} is no base64") from error
 
 
 def pasted(part: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

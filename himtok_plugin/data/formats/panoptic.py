@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...coco_masks import short
-from ..byte_ranges import read_json
-from ..records import (
+from himtok_plugin.data.byte_ranges import read_json
+from himtok_plugin.data.records import (
     BAD_ENTRY,
     BAD_MASK,
     UNKNOWN_CATEGORY,
@@ -27,6 +26,8 @@ from ..records import (
     SkipLog,
     size_of,
 )
+from himtok_plugin.validation import abridged
+
 from .coco_index import CocoIndex
 from .reader import ImageFinder, Reader, Source, find_path
 
@@ -71,7 +72,7 @@ class PanopticReader(Reader):
         for segment in annotations[0].get("segments_info", ()):
             category = segment.get("category_id")
             if category not in self.names:
-                log.skip(UNKNOWN_CATEGORY, f"{name}, segment {segment.get('id')}: got {short(category)}")
+                log.skip(UNKNOWN_CATEGORY, f"{name}, segment {segment.get('id')}: got {abridged(category)}")
                 continue
             regions.append(
                 Region(

@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ...coco_masks import short
-from ..byte_ranges import parse_json
-from ..records import BAD_ENTRY, UNKNOWN_ID, Query, Record, Region, SkipLog
+from himtok_plugin.data.byte_ranges import parse_json
+from himtok_plugin.data.records import BAD_ENTRY, UNKNOWN_ID, Query, Record, Region, SkipLog
+from himtok_plugin.validation import abridged
+
 from .reader import IMAGE_SUFFIXES, ImageFinder, Reader, Source, files_below, find_path, split_names
 
 AMBIGUOUS = "name fits several files"
@@ -63,7 +64,7 @@ class PngPairsReader(Reader):
             return
         entries = parse_json(path.read_bytes(), str(path))
         if not isinstance(entries, dict):
-            raise ValueError(f"{path}: is {short(entries)}: expected an object of lists of texts")
+            raise ValueError(f"{path}: is {abridged(entries)}: expected an object of lists of texts")
         named: dict[str, list[str]] = {}
         for mask in masks:
             key = self._key(mask)
@@ -73,7 +74,7 @@ class PngPairsReader(Reader):
         for name, texts in entries.items():
             texts = [texts] if isinstance(texts, str) else texts
             if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-                log.skip(BAD_ENTRY, f"{path}: {name!r} is {short(texts)}: expected texts")
+                log.skip(BAD_ENTRY, f"{path}: {name!r} is {abridged(texts)}: expected texts")
                 continue
             bare = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
             keys = [bare] if bare in named.get(bare, ()) else named.get(bare, ())

@@ -14,8 +14,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...coco_masks import short
-from ..records import BAD_ENTRY, MISSING_IMAGE, BadEntry, Query, Record, Region, SkipLog, size_of
+from himtok_plugin.data.records import (
+    BAD_ENTRY,
+    MISSING_IMAGE,
+    BadEntry,
+    Query,
+    Record,
+    Region,
+    SkipLog,
+    size_of,
+)
+from himtok_plugin.validation import abridged
+
 from .coco_index import corners, segmentation_mask
 from .entries import PARQUET, EntryFiles, files_of, first_of
 from .reader import ImageFinder, Reader, Source
@@ -82,9 +92,9 @@ def _parsed(value: Any, kind: Any) -> Any:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise BadEntry(BAD_ENTRY, f"{short(value)} is not JSON ({error})") from error
+            raise BadEntry(BAD_ENTRY, f"{abridged(value)} is not JSON ({error})") from error
     if not isinstance(value, kind):
-        raise BadEntry(BAD_ENTRY, f"got {short(value)}")
+        raise BadEntry(BAD_ENTRY, f"got {abridged(value)}")
     return value
 
 
@@ -96,7 +106,7 @@ def _texts(sentences: list[Any]) -> tuple[str, ...]:
             joined = " ".join(map(str, tokens)) if isinstance(tokens, list) else None
             sentence = sentence.get("sent") or sentence.get("raw") or joined
         if not isinstance(sentence, str) or not sentence.strip():
-            raise BadEntry(BAD_ENTRY, f"instruction holds {short(sentence)}: expected a text")
+            raise BadEntry(BAD_ENTRY, f"instruction holds {abridged(sentence)}: expected a text")
         texts.append(" ".join(sentence.split()))
     if not texts:
         raise BadEntry(BAD_ENTRY, "instruction is empty")
@@ -110,7 +120,7 @@ def _is_empty(annotation: Any) -> bool:
 
 def _region(annotation: Any, size: tuple[int, int]) -> Region:
     if not isinstance(annotation, dict):
-        raise BadEntry(BAD_ENTRY, f"an annotation is {short(annotation)}")
+        raise BadEntry(BAD_ENTRY, f"an annotation is {abridged(annotation)}")
     annotation = {key: value for key, value in annotation.items() if value is not None}  # Arrow's
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):

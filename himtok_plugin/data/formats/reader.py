@@ -18,7 +18,15 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from ..records import MISSING_IMAGE, TURNED_IMAGE, UNREADABLE_IMAGE, WRONG_SIZE, BadEntry, Record, SkipLog
+from himtok_plugin.data.records import (
+    MISSING_IMAGE,
+    TURNED_IMAGE,
+    UNREADABLE_IMAGE,
+    WRONG_SIZE,
+    BadEntry,
+    Record,
+    SkipLog,
+)
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,7 @@ class ImageFinder:
         path = self._path(name)
         if not self._source.check_images and size is not None:
             return self._as_written(path), size
-        actual = image_size(path)
+        actual = oriented_image_size(path)
         if size is not None and actual != tuple(size):
             raise BadEntry(WRONG_SIZE, f"{path} has (h, w) = {actual}, its annotation {tuple(size)}")
         return self._as_written(path), actual
@@ -189,7 +197,7 @@ class ImageFinder:
         return str(path.absolute())
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def oriented_image_size(path: Path) -> tuple[int, int]:
     """(h, w) read off an image's header.
 
     Raises:

@@ -13,9 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from ...coco_masks import short
-from ..byte_ranges import parse_json
-from ..records import BAD_ENTRY, NOT_UTF8, BadEntry, PixelPolygons, Query, Record, Region, SkipLog
+from himtok_plugin.data.byte_ranges import parse_json
+from himtok_plugin.data.records import (
+    BAD_ENTRY,
+    NOT_UTF8,
+    BadEntry,
+    PixelPolygons,
+    Query,
+    Record,
+    Region,
+    SkipLog,
+)
+from himtok_plugin.validation import abridged
+
 from .reader import ImageFinder, Reader, Source, files_below, find_path
 
 TARGET, IGNORE = 1, 255
@@ -42,7 +52,7 @@ class ReasonSegReader(Reader):
             texts = entry.get("text") if isinstance(entry, dict) else None
             texts = [texts] if isinstance(texts, str) else texts
             if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-                raise BadEntry(BAD_ENTRY, f"text is {short(texts)}: expected a list of texts")
+                raise BadEntry(BAD_ENTRY, f"text is {abridged(texts)}: expected a list of texts")
             shapes = list(_shapes(entry.get("shapes")))
         except BadEntry as error:
             raise BadEntry(error.reason, f"{task}: {error.detail}") from error
@@ -90,18 +100,18 @@ Shape = tuple[list[tuple[float, float]], int]  # points, value
 def _shapes(shapes: Any) -> Iterator[Shape]:
     """What is to be painted; of shapes that are nothing the points are not looked at, they often are too few."""
     if not isinstance(shapes, list):
-        raise BadEntry(BAD_ENTRY, f"shapes is {short(shapes)}: expected a list")
+        raise BadEntry(BAD_ENTRY, f"shapes is {abridged(shapes)}: expected a list")
     for shape in shapes:
         label = shape.get("label") if isinstance(shape, dict) else None
         if not isinstance(label, str):
-            raise BadEntry(BAD_ENTRY, f"a shape is {short(shape)}: expected a label and points")
+            raise BadEntry(BAD_ENTRY, f"a shape is {abridged(shape)}: expected a label and points")
         label = label.lower()
         if label == NOTHING:
             continue
         try:
             points = [(float(x), float(y)) for x, y in shape.get("points")]
             if not points or not all(abs(v) < FAR for point in points for v in point):
-                raise ValueError(f"{short(points)}")
+                raise ValueError(f"{abridged(points)}")
         except (TypeError, ValueError) as error:
             raise BadEntry(BAD_ENTRY, f"points of {label!r}: {error}: expected [x, y], one or more") from error
         yield points, IGNORE if "ignore" in label else TARGET

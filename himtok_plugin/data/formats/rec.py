@@ -11,9 +11,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...box_metrics import boxes_in_text
-from ...coco_masks import short
-from ..records import BAD_BOX, BAD_ENTRY, BadEntry, Query, Record, Region, SkipLog, size_of
+from himtok_plugin.data.records import (
+    BAD_BOX,
+    BAD_ENTRY,
+    BadEntry,
+    Query,
+    Record,
+    Region,
+    SkipLog,
+    size_of,
+)
+from himtok_plugin.metrics.boxes import boxes_in_text
+from himtok_plugin.validation import abridged
+
 from .entries import EntryFiles, files_of, first_of
 from .reader import ImageFinder, Reader, Source
 from .refer import IMAGE_FOLDERS
@@ -49,7 +59,7 @@ class RecReader(Reader):
         texts = first_of(entry, "sent", "expression", "caption", "text", "ref")
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-            raise BadEntry(BAD_ENTRY, f"expression is {short(texts)}: expected a text")
+            raise BadEntry(BAD_ENTRY, f"expression is {abridged(texts)}: expected a text")
         boxes = first_of(entry, "bbox", "boxes")
         boxes = boxes if isinstance(boxes, list) and boxes and isinstance(boxes[0], list) else [boxes]
         regions = tuple(Region(None, box=_checked(box)) for box in boxes)
@@ -60,7 +70,7 @@ class RecReader(Reader):
     def _of_conversation(self, name: str, entry: dict[str, Any]) -> Record:
         turns = entry["conversations"]
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            raise BadEntry(BAD_ENTRY, f"conversations is {short(turns)}: expected a list of turns")
+            raise BadEntry(BAD_ENTRY, f"conversations is {abridged(turns)}: expected a list of turns")
         text = "\n".join(str(turn.get("value", turn.get("content", ""))) for turn in turns)
         named = _IMAGE.search(text)
         path, size = self.finder.find_elsewhere(named[1].strip() if named else first_of(entry, "image", "images"))
@@ -82,5 +92,5 @@ def _checked(box: Any) -> tuple[float, ...]:
         if len(values) != 4:
             raise ValueError(f"{len(values)} numbers")
     except (TypeError, ValueError) as error:
-        raise BadEntry(BAD_BOX, f"got {short(box)}: expected x1, y1, x2, y2") from error
+        raise BadEntry(BAD_BOX, f"got {abridged(box)}: expected x1, y1, x2, y2") from error
     return values

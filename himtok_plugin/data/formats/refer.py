@@ -13,9 +13,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...coco_masks import short
-from ..byte_ranges import group_number, read_json
-from ..records import BAD_ENTRY, NOT_UTF8, REPEATED_ID, UNKNOWN_ID, BadEntry, Query, Record, Region, SkipLog, size_of
+from himtok_plugin.data.byte_ranges import group_number, read_json
+from himtok_plugin.data.records import (
+    BAD_ENTRY,
+    NOT_UTF8,
+    REPEATED_ID,
+    UNKNOWN_ID,
+    BadEntry,
+    Query,
+    Record,
+    Region,
+    SkipLog,
+    size_of,
+)
+from himtok_plugin.validation import abridged
+
 from .coco_index import CocoIndex, ImageClasses, region_of
 from .reader import ImageFinder, Reader, Source, find_path
 
@@ -79,7 +91,7 @@ class ReferReader(Reader):
     def tasks(self, log: SkipLog) -> Sequence[Any]:
         refs = self.load_refs()
         if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
-            raise ValueError(f"{self.refs_file}: holds {short(refs)}: expected a list of references")
+            raise ValueError(f"{self.refs_file}: holds {abridged(refs)}: expected a list of references")
         index = CocoIndex.read(self.instances_file, log)
         self.names = index.names()
         by_image: dict[Any, list[dict[str, Any]]] = {}
@@ -151,7 +163,7 @@ class ReferReader(Reader):
     def _target(self, id: Any, annotations: dict, regions: list[Region], known: dict[Any, int], size) -> int:
         if id not in known:
             if id not in annotations:
-                raise BadEntry(UNKNOWN_ID, f"annotation {short(id)}")
+                raise BadEntry(UNKNOWN_ID, f"annotation {abridged(id)}")
             regions.append(region_of(annotations[id], self.names, size))
             known[id] = len(regions) - 1
         return known[id]
@@ -181,7 +193,7 @@ def _expressions(sentences: list[Any], name: str, log: SkipLog) -> Iterator[str]
     for sentence in sentences:
         text = sentence.get("sent") or sentence.get("raw") if isinstance(sentence, dict) else sentence
         if not isinstance(text, str) or not text.strip():
-            log.skip(BAD_ENTRY, f"{name}: sentence {short(sentence)} has no text")
+            log.skip(BAD_ENTRY, f"{name}: sentence {abridged(sentence)} has no text")
             continue
         try:
             text.encode("utf-8")

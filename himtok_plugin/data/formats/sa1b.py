@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...coco_masks import short
-from ..byte_ranges import parse_json
-from ..records import BAD_ENTRY, NOT_JSON, BadEntry, Record, Region, SkipLog, size_of
+from himtok_plugin.data.byte_ranges import parse_json
+from himtok_plugin.data.records import BAD_ENTRY, NOT_JSON, BadEntry, Record, Region, SkipLog, size_of
+from himtok_plugin.validation import abridged
+
 from .coco_index import corners, segmentation_mask
 from .reader import ImageFinder, Reader, Source, files_below
 
@@ -89,7 +90,7 @@ class Sa1bReader(Reader):
 
 def _region(annotation: Any, size: tuple[int, int], category: str | None) -> Region:
     if not isinstance(annotation, dict):
-        raise BadEntry(BAD_ENTRY, f"an annotation is {short(annotation)}")
+        raise BadEntry(BAD_ENTRY, f"an annotation is {abridged(annotation)}")
     box = annotation.get("bbox")
     mask = segmentation_mask(annotation.get("segmentation"), size)
     return Region(mask, category, None if box is None else corners(box), id=str(annotation.get("id", "")))

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ...coco_masks import short
-from ..records import (
+from himtok_plugin.data.records import (
     BAD_BOX,
     BAD_MASK,
     MISSING_IMAGE,
@@ -28,6 +27,8 @@ from ..records import (
     Region,
     SkipLog,
 )
+from himtok_plugin.validation import abridged
+
 from .reader import IMAGE_SUFFIXES, ImageFinder, Reader, Source, files_below, find_path, split_names
 
 LIST = ".txt"
@@ -47,7 +48,7 @@ class YoloReader(Reader):
             raise ValueError(f"{self.yaml_file}: is not YAML ({error})") from error
         names = settings.get("names") if isinstance(settings, dict) else None
         if not isinstance(names, list | dict):
-            raise ValueError(f"{self.yaml_file}: names is {short(names)}: expected a list or a mapping of classes")
+            raise ValueError(f"{self.yaml_file}: names is {abridged(names)}: expected a list or a mapping of classes")
         self.names = {int(k): str(v) for k, v in (names.items() if isinstance(names, dict) else enumerate(names))}
         self.sources = self._sources(settings)
         # Lists name files that may not be there, from below the root or from anywhere.
@@ -62,7 +63,7 @@ class YoloReader(Reader):
         named = [named] if isinstance(named, str) else named
         if not isinstance(named, list) or not all(isinstance(entry, str) and entry for entry in named):
             raise ValueError(
-                f"{self.yaml_file}: {split} is {short(named)}: expected a folder, a .txt list, or a list of these"
+                f"{self.yaml_file}: {split} is {abridged(named)}: expected a folder, a .txt list, or a list of these"
             )
         own = [folder for name in split_names(split) for folder in (base / "images" / name, base / name / "images")]
         # Exports are unpacked elsewhere than their `path` says, and some begin with "../" all the same.
@@ -76,7 +77,7 @@ class YoloReader(Reader):
         for path in candidates:
             if path.is_dir() or (path.suffix == LIST and path.is_file()):
                 return path
-        tried = short(list(map(str, candidates)))
+        tried = abridged(list(map(str, candidates)))
         raise ValueError(f"--split: got {self.source.split!r}, expected a folder or list of images, none of {tried}")
 
     def tasks(self, log: SkipLog) -> Sequence[Path]:
@@ -157,11 +158,11 @@ class YoloReader(Reader):
         try:
             numbers = np.array(fields[1:], dtype=np.float64)
         except ValueError as error:
-            raise BadEntry(BAD_MASK, f"{short(' '.join(fields))}: expected numbers") from error
+            raise BadEntry(BAD_MASK, f"{abridged(' '.join(fields))}: expected numbers") from error
         if len(fields) == BOX_FIELDS:
             x, y, width, height = (numbers * (w, h, w, h)).tolist()
             if not (width > 0 and height > 0):
-                raise BadEntry(BAD_BOX, f"got {short(fields)}")
+                raise BadEntry(BAD_BOX, f"got {abridged(fields)}")
             box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
             return Region(None, category, box, id=id)
         if numbers.size % 2 or numbers.size < 6:

@@ -6,9 +6,20 @@ from collections.abc import Iterator, Sequence
 
 from pycocotools import mask as coco
 
-from ...mask_text import MASK_PLACEHOLDER
-from ..records import BAD_TEXT, BadEntry, Record, union
-from .making import Maker, Row, by_class, check_count, ignored, is_absent, mask_answer, task, uncountable_classes
+from himtok_plugin.data.records import BAD_TEXT, BadEntry, Record, union
+from himtok_plugin.mask_text import MASK_PLACEHOLDER
+
+from .making import (
+    Maker,
+    Row,
+    by_class,
+    check_count,
+    ignored,
+    is_absent,
+    mask_answer,
+    task,
+    uncountable_classes,
+)
 from .wording import clean
 
 ABSENT_CLASSES = 3  # asked for beside those that are there, at most
@@ -20,8 +31,8 @@ def segment_class(record: Record, make: Maker) -> Iterator[Row]:
     for name, regions in by_class(record, with_mask).items():
         if name in record.incomplete_classes:
             continue  # its mask would miss what is not annotated
-        if make.wanted():
-            with make.telling(record, name):
+        if make.is_sampled():
+            with make.skipping_bad_entries(record, name):
                 # A class whose mask misses one of its objects would be wrong, so one bad mask costs the row.
                 mask = union([record.rle(i) for i in regions], record.size)
                 question = make.draw("segment_class", "questions", category=clean(name))
@@ -35,8 +46,8 @@ def segment_instances(record: Record, make: Maker) -> Iterator[Row]:
     for name, regions in by_class(record, record.objects(make.log)).items():
         if name in uncountable:
             continue  # as `objects` or the reader has told
-        if make.wanted():
-            with make.telling(record, name):
+        if make.is_sampled():
+            with make.skipping_bad_entries(record, name):
                 check_count(regions, make.options)
                 masks = [record.rle(i) for i in regions]
                 question = make.draw("segment_instances", "questions", category=clean(name))
@@ -49,8 +60,8 @@ def label_objects(record: Record, make: Maker) -> Iterator[Row]:
     objects = [i for i in record.objects(make.log) if record.regions[i].category]
     if uncountable_classes(record):
         return  # they are not all, be it that one is of a class of which there is no mask at all
-    if objects and make.wanted():
-        with make.telling(record, "all objects"):
+    if objects and make.is_sampled():
+        with make.skipping_bad_entries(record, "all objects"):
             check_count(objects, make.options)
             masks = {i: record.rle(i) for i in objects}
             objects.sort(key=lambda i: (-int(coco.area(masks[i])), i))
@@ -61,9 +72,9 @@ def label_objects(record: Record, make: Maker) -> Iterator[Row]:
 
 @task("which of some classes are there, each as a line of label and mask", needs_negatives=True)
 def open_vocabulary(record: Record, make: Maker) -> Iterator[Row]:
-    if record.present is None or not make.wanted():
+    if record.present is None or not make.is_sampled():
         return
-    with make.telling(record, "open vocabulary"):
+    with make.skipping_bad_entries(record, "open vocabulary"):
         with_mask = [i for i, region in enumerate(record.regions) if region.mask is not None]
         there = by_class(record, with_mask)
         there = {name: regions for name, regions in there.items() if name not in record.incomplete_classes}

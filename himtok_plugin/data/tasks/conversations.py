@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
-from ..records import MASKS_DO_NOT_FIT, BadEntry, Record
+from himtok_plugin.data.records import MASKS_DO_NOT_FIT, BadEntry, Record
+from himtok_plugin.mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
+
 from .making import Maker, Row, check_count, target_masks, task
 from .wording import clean, clean_with_masks
 
@@ -13,8 +14,8 @@ from .wording import clean, clean_with_masks
 @task("text with a mask behind each phrase, and questions with their answers, as the dataset has them")
 def converse(record: Record, make: Maker) -> Iterator[Row]:
     for grounded in record.grounded:
-        if make.wanted():
-            with make.telling(record, f"text {grounded.id}"):
+        if make.is_sampled():
+            with make.skipping_bad_entries(record, f"text {grounded.id}"):
                 text, masks = "", []
                 for piece in grounded.pieces:
                     if isinstance(piece, str):
@@ -30,8 +31,8 @@ def converse(record: Record, make: Maker) -> Iterator[Row]:
                 asks = grounded.question is None or bool(masks)
                 yield make.row(record, grounded.id, question, text.strip(), masks, asks_for_masks=asks)
     for dialogue in record.dialogues:
-        if make.wanted():
-            with make.telling(record, f"question {dialogue.id}"):
+        if make.is_sampled():
+            with make.skipping_bad_entries(record, f"question {dialogue.id}"):
                 # The reference's placeholder becomes `<mask>` wherever rows are read: here as well, to be counted.
                 question, answer = map(reference_placeholder_to_mask, (dialogue.question, dialogue.answer))
                 marks = "".join((question, *dialogue.options, answer)).count(MASK_PLACEHOLDER)

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...mask_text import IMAGE_PLACEHOLDER, MASK_PLACEHOLDER
-from ..prompts import Prompts
-from ..records import (
+from himtok_plugin.data.prompts import Prompts
+from himtok_plugin.data.records import (
     EMPTY_MASK,
     MISSING_IMAGE,
     TOO_MANY,
@@ -26,6 +25,8 @@ from ..records import (
     encode_region,
     union,
 )
+from himtok_plugin.mask_text import IMAGE_PLACEHOLDER, MASK_PLACEHOLDER
+
 from .wording import listed, without_article
 
 SENTENCES = ("each", "one", "first", "joined")
@@ -84,12 +85,12 @@ class Maker:
     task: str = ""
     share: float = 1.0
 
-    def wanted(self) -> bool:
+    def is_sampled(self) -> bool:
         """Whether to make the next row; drawn before any work goes into it."""
         return self.share >= 1 or self.rng.random() < self.share
 
     @contextmanager
-    def telling(self, record: Record, id: str) -> Iterator[None]:
+    def skipping_bad_entries(self, record: Record, id: str) -> Iterator[None]:
         """Tell the log of what a row cannot be made of."""
         try:
             yield

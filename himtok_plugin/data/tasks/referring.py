@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ...mask_text import BOX_PLACEHOLDER
-from ...protocols import joined_question
-from ..records import BadEntry, Query, Record, SkipLog
+from himtok_plugin.data.joined_expressions import joined_question
+from himtok_plugin.data.records import BadEntry, Query, Record, SkipLog
+from himtok_plugin.mask_text import BOX_PLACEHOLDER
+
 from .making import (
     DEFAULT_SENTENCES,
     Maker,
@@ -31,8 +32,8 @@ NO_NEGATIVE = "no expression of another image fits"
 def segment(record: Record, make: Maker) -> Iterator[Row]:
     for query in record.queries:
         for text in _asked(query, make):
-            if make.wanted():
-                with make.telling(record, f"query {query.id}"):
+            if make.is_sampled():
+                with make.skipping_bad_entries(record, f"query {query.id}"):
                     masks = target_masks(record, query.targets, make.options)
                     expressions = [clean(each) for each in query.expressions]
                     if text is None:
@@ -75,8 +76,8 @@ def _referents(record: Record, log: SkipLog) -> Iterator[tuple[str, int, str]]:
 @task("first the mask of an expression, then its box")
 def mask_then_box(record: Record, make: Maker) -> Iterator[Row]:
     for text, region, id in _referents(record, make.log):
-        if make.wanted():
-            with make.telling(record, f"query {id}"):
+        if make.is_sampled():
+            with make.skipping_bad_entries(record, f"query {id}"):
                 question = make.draw("mask_then_box", "questions", expression=clean(text))
                 answer = make.draw("mask_then_box", "answers")
                 yield make.row(record, id, question, answer, [record.rle(region)], [record.box(region)])
@@ -85,8 +86,8 @@ def mask_then_box(record: Record, make: Maker) -> Iterator[Row]:
 @task("mask to its description")
 def describe(record: Record, make: Maker) -> Iterator[Row]:
     for text, region, id in _referents(record, make.log) if record.queries else ():
-        if make.wanted():
-            with make.telling(record, f"query {id}"):
+        if make.is_sampled():
+            with make.skipping_bad_entries(record, f"query {id}"):
                 answer = make.draw("describe", "answers", expression=clean(text))
                 question = make.draw("describe", "questions")
                 yield make.row(record, id, question, answer, [record.rle(region)], asks_for_masks=False)
@@ -96,8 +97,8 @@ def describe(record: Record, make: Maker) -> Iterator[Row]:
 def ground(record: Record, make: Maker) -> Iterator[Row]:
     for query in record.queries:
         for text in query.expressions:
-            if make.wanted():
-                with make.telling(record, f"query {query.id}"):
+            if make.is_sampled():
+                with make.skipping_bad_entries(record, f"query {query.id}"):
                     boxes = [record.box(i) for i in query.targets]
                     check_count(boxes, make.options)
                     question = make.draw("ground", "questions", expression=clean(text))
@@ -111,8 +112,8 @@ def ground(record: Record, make: Maker) -> Iterator[Row]:
 @task("expression of another image: there is none here", needs_negatives=True)
 def negative(record: Record, make: Maker) -> Iterator[Row]:
     for id in [query.id for query in record.queries] or ([""] if record.present is not None else []):
-        if make.wanted():
-            with make.telling(record, "negative"):
+        if make.is_sampled():
+            with make.skipping_bad_entries(record, "negative"):
                 phrase = _absent_phrase(record, make)
                 pool, field = ("segment_class", "category") if phrase.is_class else ("segment", "expression")
                 question = make.draw(pool, "questions", **{field: phrase.text})

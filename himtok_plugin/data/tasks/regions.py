@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..records import Record
+from himtok_plugin.data.records import Record
+
 from .making import Maker, Row, task
 from .wording import clean
 
@@ -21,9 +22,9 @@ def mask_to_box(record: Record, make: Maker) -> Iterator[Row]:
 
 def _region_rows(record: Record, make: Maker, pool: str) -> Iterator[Row]:
     for i in record.objects(make.log):
-        if make.wanted():
+        if make.is_sampled():
             region = record.regions[i]
-            with make.telling(record, f"region {region.id or i}"):
+            with make.skipping_bad_entries(record, f"region {region.id or i}"):
                 masks, boxes = [record.rle(i)], [record.box(i)]
                 question, answer = make.draw(pool, "questions"), make.draw(pool, "answers")
                 asks = pool == "box_to_mask"
@@ -34,8 +35,8 @@ def _region_rows(record: Record, make: Maker, pool: str) -> Iterator[Row]:
 def name_region(record: Record, make: Maker) -> Iterator[Row]:
     for i in record.objects(make.log):
         region = record.regions[i]
-        if region.category and make.wanted():
-            with make.telling(record, f"region {region.id or i}"):
+        if region.category and make.is_sampled():
+            with make.skipping_bad_entries(record, f"region {region.id or i}"):
                 answer = make.draw("name_region", "answers", category=clean(region.category))
                 question = make.draw("name_region", "questions")
                 yield make.row(record, region.id, question, answer, [record.rle(i)], asks_for_masks=False)
@@ -44,6 +45,6 @@ def name_region(record: Record, make: Maker) -> Iterator[Row]:
 @task("mask alone, for stage 1")
 def masks(record: Record, make: Maker) -> Iterator[Row]:
     for i, region in enumerate(record.regions):
-        if region.mask is not None and make.wanted():
-            with make.telling(record, f"region {region.id or i}"):
+        if region.mask is not None and make.is_sampled():
+            with make.skipping_bad_entries(record, f"region {region.id or i}"):
                 yield {"masks": [record.rle(i)], "source": make.source(record, region.id or str(i))}

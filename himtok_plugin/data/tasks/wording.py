@@ -5,7 +5,8 @@ Contract: text in, text out; what cannot stand in a row is a `BadEntry`. Does no
 
 import re
 
-from ...mask_text import (
+from himtok_plugin.data.records import BAD_TEXT, NOT_UTF8, BadEntry
+from himtok_plugin.mask_text import (
     BOX_PLACEHOLDER,
     IMAGE_PLACEHOLDER,
     MASK_PLACEHOLDER,
@@ -13,7 +14,6 @@ from ...mask_text import (
     OBJECT_PLACEHOLDER,
     text_to_codes,
 )
-from ..records import BAD_TEXT, NOT_UTF8, BadEntry
 
 # What ms-swift and this package read in a text as something else than text.
 PLACEHOLDERS = (

@@ -14,15 +14,15 @@ def constrain_engines() -> None:
     """
     from swift.infer_engine import InferEngine
 
-    from ..constraints import constrain_engine
-    from ..inference import runtime_of
+    from himtok_plugin.swift_integration.answering.result_masks import runtime_of
+    from himtok_plugin.swift_integration.model.constraints import constrain_engine
 
     @around(InferEngine, "__init__")
     def init(original, self, template):
         original(self, template)
         runtime = runtime_of(template)
         if runtime is not None:
-            constrain_engine(self, runtime)
+            constrain_engine(self, runtime.answer_pattern())
 
 
 def attach_masks_to_responses() -> None:
@@ -32,8 +32,8 @@ def attach_masks_to_responses() -> None:
     """
     from swift.infer_engine import TransformersEngine
 
-    from ..inference import attach_masks, runtime_of
-    from ..refining import refine_responses
+    from himtok_plugin.swift_integration.answering.refining import refine_responses
+    from himtok_plugin.swift_integration.answering.result_masks import attach_masks, runtime_of
 
     @around(TransformersEngine, "_infer_full")
     def infer_full(original, self, inputs, *, template_inputs, **kwargs):
@@ -55,7 +55,7 @@ def attach_masks_to_responses() -> None:
 
 
 @contextmanager
-def _noting_responses(pipeline):
+def _recording_responses(pipeline):
     """What the pipeline's engine answers within; of a stream that is no response."""
     noted = []
 
@@ -78,7 +78,7 @@ def go_on_with_results() -> None:
     """
     from swift.pipelines.infer.infer import SwiftInfer
 
-    from ..inference import without_results
+    from himtok_plugin.swift_integration.answering.result_masks import without_results
 
     @around(SwiftInfer, "_prepare_val_dataset")
     def prepare_val_dataset(original, self):
@@ -93,9 +93,15 @@ def write_masks_to_results() -> None:
     """
     from swift.pipelines.infer.infer import SwiftInfer
 
-    from ..boxes import write_boxes
-    from ..inference import RESPONSE_ATTRIBUTE, MaskPictures, masks_of_text, runtime_of, write_masks
-    from ..run_card import leave_card
+    from himtok_plugin.swift_integration.answering.result_masks import (
+        RESPONSE_ATTRIBUTE,
+        MaskPictures,
+        masks_of_text,
+        runtime_of,
+        write_masks,
+    )
+    from himtok_plugin.swift_integration.answering.run_card import write_run_card
+    from himtok_plugin.swift_integration.samples.boxes import write_boxes
 
     def pictures(pipeline) -> MaskPictures | None:
         if pipeline.args.mask_dir is None:
@@ -117,8 +123,8 @@ def write_masks_to_results() -> None:
         runtime = runtime_of(self.template)
         if runtime is None:
             return original(self, val_dataset, request_config)
-        leave_card(self.args, runtime)
-        with _noting_responses(self) as noted:
+        write_run_card(self.args, runtime)
+        with _recording_responses(self) as noted:
             rows = original(self, val_dataset, request_config)
         for row, response in zip(rows, noted, strict=False):  # other ranks of a parallel engine write no rows
             masks = masks_of(runtime, response, row["response"], row)
@@ -132,8 +138,8 @@ def write_masks_to_results() -> None:
     def infer_single(original, self, infer_request, request_config):
         runtime = runtime_of(self.template)
         if runtime is not None:
-            leave_card(self.args, runtime)
-        with _noting_responses(self) as noted:
+            write_run_card(self.args, runtime)
+        with _recording_responses(self) as noted:
             text = original(self, infer_request, request_config)
         if runtime is not None and isinstance(infer_request, dict):
             masks = masks_of(runtime, noted[0], text, infer_request)

@@ -18,19 +18,19 @@ def serve_segments() -> None:
     from fastapi.exceptions import RequestValidationError
     from swift.infer_engine import TransformersEngine
 
-    from ..inference import runtime_of
-    from ..serving import (
+    from himtok_plugin.swift_integration.answering.result_masks import runtime_of
+    from himtok_plugin.swift_integration.answering.serving import (
         RECORDED_ATTRIBUTE,
         SegmentChatRequest,
         SegmentInferRequest,
         answer_with_segments,
-        reason_of_refusal,
+        refusal_reason,
     )
 
     SwiftDeploy = deploy.SwiftDeploy
 
     async def refuse(request, error):
-        return SwiftDeploy.create_error_response(HTTPStatus.BAD_REQUEST, reason_of_refusal(error.errors()))
+        return SwiftDeploy.create_error_response(HTTPStatus.BAD_REQUEST, refusal_reason(error.errors()))
 
     @around(SwiftDeploy, "_register_app")  # not `__init__`, which is what imports plugins
     def register_app(original, self):
@@ -58,20 +58,20 @@ def serve_segments() -> None:
     SwiftDeploy.create_chat_completion.__annotations__["request"] = deploy.ChatCompletionRequest = SegmentChatRequest
 
 
-def hand_on_text_at_masks() -> None:
+def stream_text_at_mask_tokens() -> None:
     """What: a stream hands its text on where a mask closes, and where it is to be previewed.
     Why: ms-swift waits for a space or a line break, which masks have none of.
     Goes when: the template can say where.
     """
     from swift.infer_engine.utils import InferStreamer
 
-    from ..serving import hands_on_text
+    from himtok_plugin.swift_integration.answering.serving import passes_text_on_immediately
 
     @around(InferStreamer, "_get_response")
     def get_response(original, self, response, is_finished, token_len):
         inputs = self.decode_kwargs.get("template_inputs")
         previews = getattr(inputs, "extra_kwargs", {}).get("mask_previews") or []
-        if self.first_token or is_finished or not hands_on_text(response, previews):
+        if self.first_token or is_finished or not passes_text_on_immediately(response, previews):
             return original(self, response, is_finished, token_len)
         text = response[self.print_idx :]
         self.print_idx = len(response)

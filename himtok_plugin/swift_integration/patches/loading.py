@@ -16,7 +16,7 @@ def compose_templates() -> None:
     import swift.template as package
     import swift.template.register as register
 
-    from ..template import with_masks
+    from himtok_plugin.swift_integration.samples.template import with_masks
 
     def get_template_meta(original, model_info, model_meta, template_type=None):
         meta = original(model_info, model_meta, template_type)
@@ -37,7 +37,7 @@ def extend_models() -> None:
     """
     from swift.model.register import ModelLoader
 
-    from ..model import extend_loaded_model
+    from himtok_plugin.swift_integration.model.loading import extend_loaded_model
 
     @around(ModelLoader, "_add_new_special_tokens")
     def add_mask_tokens_as_well(original, self, model, processor, config):

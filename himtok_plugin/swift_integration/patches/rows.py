@@ -7,10 +7,17 @@ from contextlib import contextmanager
 
 from swift.utils import get_logger
 
-from ...mask_rows import CODES, MESSAGE_COLUMNS, QUESTION_COLUMNS
-from ...mask_text import MASK_PLACEHOLDER
-from ...row_truths import count_asked
-from ..dataset import ROW_DATASET, ROW_NUMBER, MaskColumn, pack_mask_column, with_answer_of
+from himtok_plugin.data.samples import CODES, MESSAGE_COLUMNS, QUESTION_COLUMNS
+from himtok_plugin.evaluation.truths import count_asked
+from himtok_plugin.mask_text import MASK_PLACEHOLDER
+from himtok_plugin.swift_integration.samples.dataset import (
+    ROW_DATASET,
+    ROW_NUMBER,
+    MaskColumn,
+    pack_mask_column,
+    with_answer_of,
+)
+
 from .replacing import around
 
 logger = get_logger()

@@ -17,8 +17,8 @@ def save_sidecars() -> None:
     """
     from swift.trainers.mixin import SwiftMixin
 
-    from ...mask_tokenizer.conversion import SIDECAR_FOLDER
-    from ..model import load_mask_tokenizer, save_sidecar
+    from himtok_plugin.mask_tokenizer.released_weights import SIDECAR_FOLDER
+    from himtok_plugin.swift_integration.model.loading import load_mask_tokenizer, save_sidecar
 
     def runtime_behind(processor):
         return getattr(getattr(processor, "tokenizer", processor), "himtok", None)
@@ -63,8 +63,8 @@ def save_whole_models() -> None:
     """
     from swift.trainers.mixin import SwiftMixin
 
-    from ..model import find_attached
-    from ..sharding import gathered_weights
+    from himtok_plugin.swift_integration.model.loading import find_attached
+    from himtok_plugin.swift_integration.model.sharding import gathered_weights
 
     @add(SwiftMixin, "save_model")
     def save_model(self, output_dir=None, _internal_call=False):

@@ -12,16 +12,16 @@ from .replacing import around, is_replaced
 logger = get_logger()
 
 
-def train_mask_rows() -> None:
+def train_mask_tokens_beside_adapters() -> None:
     """What: adapters train and save the mask tokens' rows of the embeddings as well.
     Why: ms-swift builds PEFT's configuration from its own flags, without `trainable_token_indices`.
     Goes when: that is one of them.
     """
     from swift.pipelines.train.tuner import TunerMixin
 
-    from .. import adapters
-    from ..inference import runtime_of
-    from ..model import lm_of
+    from himtok_plugin.swift_integration.answering.result_masks import runtime_of
+    from himtok_plugin.swift_integration.model import adapters
+    from himtok_plugin.swift_integration.model.loading import lm_of
 
     @around(TunerMixin, "prepare_model")
     def prepare_model(original, cls, args, model, *, template=None, **kwargs):
@@ -29,11 +29,11 @@ def train_mask_rows() -> None:
         owner = None if runtime is None else lm_of(model, args.model_meta)
         model = original(cls, args, model, template=template, **kwargs)
         if runtime is not None and args.is_adapter:
-            if runtime.rows_are_new or not (args.resume_from_checkpoint or args.adapters):
-                adapters.train_mask_rows(model, owner, runtime.vocabulary, runtime.rows_are_new)
-            adapters.check_rows_are_whole(model)
+            if runtime.embeddings_are_new or not (args.resume_from_checkpoint or args.adapters):
+                adapters.train_mask_token_embeddings(model, owner, runtime.vocabulary, runtime.embeddings_are_new)
+            adapters.check_embeddings_are_unsharded(model)
             adapters.keep_embeddings_out(model)
-        if runtime is not None and runtime.rows_are_new and adapters.frozen_embeddings(owner):
+        if runtime is not None and runtime.embeddings_are_new and adapters.has_frozen_embeddings(owner):
             logger.warning(
                 "The mask tokens' embedding rows are new, and frozen: this run learns no mask. Train the language "
                 "model's embeddings (--freeze_llm false), or begin with a checkpoint that knows mask tokens."
@@ -48,15 +48,15 @@ def choose_trainers() -> None:
     """
     from swift.trainers import TrainerFactory
 
-    from ..model import trained_by_mask_trainer
+    from himtok_plugin.swift_integration.model.loading import trained_by_mask_trainer
 
     @around(TrainerFactory, "get_trainer_cls")
     def get_trainer_cls(original, cls, args):
         trainer_class = original(cls, args)
         if not trained_by_mask_trainer(args):
             return trainer_class
-        from ..stage_one import MODEL_TYPE, StageOneTrainer
-        from ..trainer import MaskTrainer
+        from himtok_plugin.swift_integration.training.stage_one import MODEL_TYPE, StageOneTrainer
+        from himtok_plugin.swift_integration.training.trainer import MaskTrainer
 
         if args.model_meta.model_type == MODEL_TYPE:
             return StageOneTrainer
@@ -92,7 +92,7 @@ def sample_with_masks_of_questions() -> None:
     from swift.rl_core.data import OnPolicySample
     from swift.trainers import TrainerFactory
 
-    from ...mask_text import MASK_PLACEHOLDER
+    from himtok_plugin.mask_text import MASK_PLACEHOLDER
 
     @dataclass
     class RolloutInferRequest(protocol.RolloutInferRequest):

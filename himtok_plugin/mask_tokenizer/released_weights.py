@@ -1,0 +1,333 @@
+"""Released weights (`himtok.pth`) to configuration and state dict, and where a mask tokenizer lies: folder or hub.
+
+Sizes are read off the tensors' shapes; what does not fit is refused by name. Pickles are read with
+`weights_only=True`, so a file cannot run code. Of a whole chat checkpoint the mask tokenizer's part, under
+`mask_decoder.`, is taken. Does not know the chat model around it (internvl_chat/).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from himtok_plugin.resources import SIDECAR_FOLDER, default_mask_tokenizer
+
+from .configuration import MaskTokenizerConfig
+
+RELEASED_FILE = "himtok.pth"
+HEAD_WIDTH = 64  # of the released transformers
+IGNORED_PREFIXES = ("sam.",)  # the authors' optional refiner rides along in some files
+IGNORED_KEYS = ("encoder.attn_mask",)  # a stored constant, derived here
+CHAT_PREFIX = "mask_decoder."  # before the same keys in a whole chat checkpoint
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")  # of `from_pretrained`
+WHOLE_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # transformers' words; one device has room
+
+
+def read_released(
+    path: str | os.PathLike, fields: Mapping[str, Any] | None = None
+) -> tuple[MaskTokenizerConfig, dict[str, Tensor]]:
+    """Read a released weights file.
+
+    Args:
+        path: the file.
+        fields: of the configuration, instead of those that are read off the shapes.
+
+    Returns:
+        The configuration, and the weights in float32; whether they fit each other is for the model to check.
+
+    Raises:
+        ValueError: not a file of tensors, or shapes that no mask tokenizer has.
+    """
+    state = strip_wrappers(_read_weights(Path(path)), path)
+    config = config_from_shapes(shapes_of(state), path, fields)
+    return config, {key: value.float() for key, value in state.items()}
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a state dict, by key."""
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+@dataclass(frozen=True)
+class ReleasedOptions:
+    """Keywords of `from_pretrained` as far as they concern released weights.
+
+    Attributes:
+        fields: of the configuration.
+        dtype, device: what the loaded model is converted and moved to.
+    """
+
+    fields: dict[str, Any]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, path: Path, options: Mapping[str, Any]) -> ReleasedOptions:
+        """Read `from_pretrained`'s keywords; those that concern the hub have done their work.
+
+        Raises:
+            ValueError: a keyword or value that means nothing here.
+        """
+        known = MaskTokenizerConfig.field_names()
+        unknown = sorted(options.keys() - known - {"dtype", "torch_dtype", "device_map", *HUB_OPTIONS})
+        if unknown:
+            raise ValueError(
+                f"{path}: keywords {unknown}: expected dtype, device_map, {', '.join(HUB_OPTIONS)}, or fields of "
+                f"{MaskTokenizerConfig.__name__}"
+            )
+        return cls(
+            {name: options[name] for name in known & options.keys()},
+            _as_dtype(options.get("dtype", options.get("torch_dtype"))),
+            _as_device(options.get("device_map")),
+        )
+
+
+def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    if dtype in (None, "auto"):
+        return torch.float32
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype={dtype!r}: expected a floating dtype of torch or its name")
+    return found
+
+
+def _as_device(device_map: Any) -> torch.device:
+    if device_map is None:
+        return torch.device("cpu")
+    if device_map in WHOLE_DEVICE_MAPS:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = device_map.get("") if isinstance(device_map, Mapping) and len(device_map) == 1 else device_map
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device_map={device_map!r}: expected a device for the whole model, or 'auto'") from error
+
+
+def check_keys(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], source: object, optional=()
+) -> None:
+    """Compare keys and shapes of weights with those that are expected.
+
+    Args:
+        found, expected: shapes by key.
+        source: what the error begins with.
+        optional: keys that may be absent.
+    Raises:
+        ValueError: they differ; every key is named.
+    """
+    missing = sorted(expected.keys() - found.keys() - set(optional))
+    unknown = sorted(found.keys() - expected.keys())
+    misshaped = sorted(
+        f"{key} {found[key]} instead of {expected[key]}"
+        for key in expected.keys() & found.keys()
+        if found[key] != expected[key]
+    )
+    if missing or unknown or misshaped:
+        raise ValueError(f"{source}: missing keys {missing}; unknown keys {unknown}; wrong shapes {misshaped}")
+
+
+def _read_weights(path: Path) -> Mapping:
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a weights file such as {RELEASED_FILE}, found none")
+    if path.suffix == ".safetensors":
+        # Also tensors, but its layout stands in the config.json beside it and cannot be read off the shapes.
+        raise ValueError(f"{path}: expected the folder that holds it and its config.json")
+    return read_pickle(path)
+
+
+def can_be_mapped(path: Path) -> bool:
+    """Whether tensors can be read from a file of `torch.save` one by one, as since PyTorch 1.6."""
+    return zipfile.is_zipfile(path)
+
+
+def read_pickle(path: Path, mmap: bool = False) -> Mapping:
+    """A dictionary of tensors that `torch.save` wrote.
+
+    Args:
+        path: the file.
+        mmap: leave the tensors in the file until they are used, where its format allows it.
+    Raises:
+        ValueError: the file is something else, is cut short, or would run code.
+    """
+    try:
+        # weights_only refuses every pickle that would call anything but tensor constructors.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and can_be_mapped(path))
+    except pickle.UnpicklingError as error:
+        # torch's own message advises loading it without the safeguard.
+        called = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it would call {called[1]}" if called else "no pickle of tensors"
+        raise ValueError(f"{path}: not a weights file of plain tensors ({reason})") from error
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path}: not a weights file of plain tensors ({reason[0]})") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path}: holds a {type(state).__name__}, expected a dictionary of tensors")
+    return state
+
+
+def strip_wrappers(state: Mapping, source: object = "state dict") -> dict[str, Tensor]:
+    """Undo the `{"model": ...}` wrapper, `module.` and `mask_decoder.` prefixes; drop what is no part of the tokenizer.
+
+    Where keys begin with `mask_decoder.`, the others are those of the chat model around it.
+
+    Raises:
+        ValueError: a value is no tensor.
+    """
+    if isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    plain = {str(key).removeprefix("module."): value for key, value in state.items()}
+    inner = {key.removeprefix(CHAT_PREFIX): v for key, v in plain.items() if key.startswith(CHAT_PREFIX)}
+    kept = {key: value for key, value in (inner or plain).items() if is_part(key)}
+    strange = sorted(key for key, value in kept.items() if not isinstance(value, Tensor))
+    if strange:
+        raise ValueError(f"{source}: entries that are no tensors: {strange}")
+    return kept
+
+
+def is_part(key: str) -> bool:
+    """Whether a key of released weights, prefixes removed, belongs to the mask tokenizer."""
+    return not key.startswith(IGNORED_PREFIXES) and key not in IGNORED_KEYS
+
+
+def config_from_shapes(
+    shapes: Mapping[str, tuple[int, ...]], source: object = "state dict", fields: Mapping[str, Any] | None = None
+) -> MaskTokenizerConfig:
+    """Read every size off the shapes of a released state dict.
+
+    Args:
+        shapes: of its tensors, by key, wrappers removed.
+        source: what errors begin with.
+        fields: of the configuration, instead of those that are read off the shapes.
+
+    Raises:
+        ValueError: a key that a size is read from is absent or has the wrong number of dimensions, or the sizes
+            contradict each other.
+    """
+
+    def shape(key: str, ndim: int) -> tuple[int, ...]:
+        if key not in shapes:
+            raise ValueError(f"{source}: no key {key!r}, so this is no HiMTok mask tokenizer")
+        if len(shapes[key]) != ndim or 0 in shapes[key]:
+            raise ValueError(f"{source}: {key} has shape {shapes[key]}, expected {ndim} dimensions, none of them 0")
+        return shapes[key]
+
+    def layers(prefix: str) -> int:
+        numbers = {key[len(prefix) :].split(".")[0] for key in shapes if key.startswith(prefix)}
+        return sum(number.isdigit() for number in numbers)
+
+    encoder_width, _, patch_size, _ = shape("encoder.patch_embed.weight", 4)
+    num_patches = shape("encoder.positional_embedding", 2)[0] - 1
+    grid_size = round(max(num_patches, 0) ** 0.5)
+    if grid_size**2 != num_patches or not num_patches:
+        raise ValueError(f"{source}: encoder.positional_embedding holds {num_patches} patches, expected a square")
+    decoder_width = shape("decoder.positional_embedding", 2)[1]
+    codebook_size, code_width = shape("quantize.embedding.weight", 2)
+    levels = layers("pixel_decoder.up.")
+    widths = [shape(f"pixel_decoder.up.{i}.block.0.conv2.weight", 4)[0] for i in range(levels)]
+    if not widths or any(width % widths[0] for width in widths):
+        raise ValueError(f"{source}: pixel decoder levels of {widths} channels, expected multiples of the first")
+    sizes: dict[str, Any] = dict(
+        image_size=grid_size * patch_size,
+        patch_size=patch_size,
+        encoder_width=encoder_width,
+        encoder_layers=layers("encoder.transformer."),
+        encoder_heads=max(encoder_width // HEAD_WIDTH, 1),
+        decoder_width=decoder_width,
+        decoder_layers=layers("decoder.transformer."),
+        decoder_heads=max(decoder_width // HEAD_WIDTH, 1),
+        mlp_ratio=shape("encoder.transformer.0.mlp.c_fc.weight", 2)[0] // encoder_width,
+        num_mask_tokens=shape("latent_tokens", 2)[0],
+        codebook_size=codebook_size,
+        code_width=code_width,
+        latent_layout="legacy_reshape",
+        pixel_hidden_width=shape("decoder.ffn.0.weight", 4)[0],
+        pixel_input_channels=shape("decoder.ffn.2.weight", 4)[0],
+        pixel_channels=widths[0],
+        pixel_channel_multipliers=[width // widths[0] for width in widths],
+        pixel_res_blocks=layers("pixel_decoder.up.0.block."),
+        output_channels=shape("pixel_decoder.conv_out.weight", 4)[0],
+        codebook_ready=True,
+    )
+    return MaskTokenizerConfig(**{**sizes, **(fields or {})})
+
+
+def find_mask_tokenizer(name: str | os.PathLike, hub_options: Mapping | None = None) -> Path:
+    """The folder to load with `save_pretrained` layout, or the released weights file, that `name` stands for.
+
+    A folder may be a mask tokenizer itself, hold one in `mask_tokenizer/`, or hold a `himtok.pth`. Anything else is
+    taken as a hub id and downloaded.
+
+    Args:
+        name: folder, file, hub id or "default".
+        hub_options: keywords of `from_pretrained`; of them `subfolder` also says where to look in a local folder.
+
+    Raises:
+        ValueError: nothing found, with everything that was looked for.
+    """
+    options = hub_options or {}
+    subfolder = str(options.get("subfolder") or "").strip("/")
+    path = Path(name)
+    if path.is_file() and not subfolder:
+        return path
+    if str(name) == "default":
+        path = default_mask_tokenizer()
+    path = path / subfolder if path.exists() else _download(str(name), subfolder, options)
+    for folder in (path, path / SIDECAR_FOLDER):
+        if _is_mask_tokenizer(folder):
+            return folder
+        if (folder / RELEASED_FILE).is_file():
+            return folder / RELEASED_FILE
+    raise ValueError(
+        f"mask tokenizer {str(name)!r}: {path} holds neither a mask tokenizer's config.json, nor {SIDECAR_FOLDER}/, "
+        f"nor {RELEASED_FILE}"
+    )
+
+
+def _is_mask_tokenizer(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and f'"{MaskTokenizerConfig.model_type}"' in config.read_text(encoding="utf-8")
+
+
+def _download(hub_id: str, subfolder: str, options: Mapping) -> Path:
+    """The repository's folder, with what belongs to the mask tokenizer; the weights of an LMM beside it stay there."""
+
+    def fetch(*patterns: str) -> Path:
+        inside = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
+        return download(hub_id, "mask tokenizer", inside, options) / subfolder
+
+    folder = fetch("config.json", RELEASED_FILE, f"{SIDECAR_FOLDER}/*")
+    if _is_mask_tokenizer(folder):
+        fetch("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+    return folder
+
+
+def download(hub_id: str, what: str, files: Iterable[str], options: Mapping | None = None) -> Path:
+    """Files of a hub repository, in a local folder.
+
+    Args:
+        hub_id: the repository.
+        what: it is expected to be, for the error.
+        files: patterns of names.
+        options: of `from_pretrained`; those that concern the hub are used.
+    Raises:
+        ValueError: the hub does not have it or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    allowed = {key: value for key, value in (options or {}).items() if key in HUB_OPTIONS}
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[*files], **allowed))
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{what} {hub_id!r}: no such folder, and it cannot be had from the hub ({reason[0]})"
+        ) from error

@@ -1,0 +1,1 @@
+"""Masks out of answers: `swift infer`, `swift deploy`, the second look of a refiner, and `Segmenter` for Python."""

@@ -1,0 +1,1 @@
+"""`swift eval`: the plugin's benchmarks for evalscope."""

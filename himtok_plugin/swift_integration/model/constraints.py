@@ -1,0 +1,115 @@
+"""What this run's answers may look like, told to each engine in its own way.
+
+Contract: `mask_grammar` is the logits processor for ms-swift's own engine; `answer_pattern` the same as a regular
+expression, and `constrain_engine` hands it to an engine of vLLM, SGLang or LMDeploy. Does not know how answers are
+read.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from functools import wraps
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from himtok_plugin.lmm.generation import MaskGrammar
+from himtok_plugin.lmm.token_automaton import TokenAutomaton, free_text, labelled_masks, token_texts
+from himtok_plugin.lmm.vocabulary import MaskVocabulary
+from himtok_plugin.mask_text import answer_regex
+from himtok_plugin.swift_integration.options.arguments import HimTokArguments
+
+
+def mask_grammar(
+    settings: HimTokArguments,
+    vocabulary: MaskVocabulary,
+    num_tokens: int,
+    tokenizer: PreTrainedTokenizerBase,
+    generate_kwargs: dict[str, Any],
+    prompt: torch.Tensor | None,
+    automata: dict[Any, TokenAutomaton],
+) -> MaskGrammar:
+    """The logits processor of one call of `generate`.
+
+    Args:
+        settings: the run's options.
+        vocabulary: where the codes stand in the text tokenizer.
+        num_tokens: mask tokens of a generated mask.
+        tokenizer: the text tokenizer.
+        generate_kwargs: arguments of the call.
+        prompt: (b, n) int64 tokens of the prompts, where the call does not have them.
+        automata: those made before, to which the one needed here is added: it takes a while for a large vocabulary.
+    """
+    config = generate_kwargs.get("generation_config")
+    stops = stop_ids(tokenizer, config)
+    given = generate_kwargs.get("input_ids")
+    key = settings.mask_labels, stops
+    if key not in automata:
+        grammar = labelled_masks() if settings.mask_labels else free_text()
+        automata[key] = TokenAutomaton(grammar, token_texts(tokenizer), vocabulary, stops)
+    return MaskGrammar(
+        vocabulary,
+        num_tokens,
+        prompt,
+        prompt_length=0 if given is None else given.shape[1],
+        text=automata[key],
+        min_masks=settings.min_masks,
+        max_masks=settings.max_masks,
+        stop_ids=stops,
+        max_new_tokens=getattr(config, "max_new_tokens", None),
+        early_stop=settings.mask_early_stop,
+    )
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, config: Any) -> tuple[int, ...]:
+    """Tokens that end an answer: ends of text, and ms-swift's stop words as far as they are one token."""
+    ends = getattr(config, "eos_token_id", None)
+    ends = tokenizer.eos_token_id if ends is None else ends
+    found = set(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
+    for word in getattr(config, "stop_words", None) or []:
+        ids = tokenizer.encode(word, add_special_tokens=False) if isinstance(word, str) else word
+        if len(ids) == 1:
+            found.add(ids[0])
+    return tuple(sorted(found))
+
+
+def answer_pattern(settings: HimTokArguments, codebook_size: int, num_tokens: int) -> str | None:
+    """Regular expression of a run's answers; None where generation is free.
+
+    Args:
+        settings: the run's options.
+        codebook_size: v.
+        num_tokens: mask tokens of a generated mask.
+    """
+    if not settings.constrained_decoding:
+        return None
+    return answer_regex(codebook_size, num_tokens, settings.min_masks, settings.max_masks, settings.mask_labels)
+
+
+def constrain_engine(engine: Any, pattern: str | None) -> None:
+    """Make an engine of ms-swift keep to `pattern` in every request; another engine is left as it is.
+
+    A pattern of the request's own (`--structured_outputs_regex`) comes first. ms-swift hands that one to vLLM only; the
+    others have an option of the same meaning in their own sampling parameters.
+    """
+    names = {cls.__name__ for cls in type(engine).__mro__}
+    kind = next((kind for kind in ("VllmEngine", "SglangEngine", "LmdeployEngine") if kind in names), None)
+    if kind is None or pattern is None:
+        return
+    prepare = engine._prepare_generation_config
+
+    @wraps(prepare)
+    def _prepare_generation_config(request_config, *args, **kwargs):
+        own = getattr(request_config, "structured_outputs_regex", None)
+        if kind == "VllmEngine" and not own:
+            request_config = copy(request_config)
+            request_config.structured_outputs_regex = pattern
+        prepared = prepare(request_config, *args, **kwargs)
+        if kind == "SglangEngine":
+            prepared["regex"] = own or pattern
+        elif kind == "LmdeployEngine":
+            prepared.response_format = {"type": "regex_schema", "regex_schema": own or pattern}
+        return prepared
+
+    engine._prepare_generation_config = _prepare_generation_config

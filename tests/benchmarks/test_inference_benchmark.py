@@ -1,0 +1,83 @@
+"""`himtok bench infer`: every part in every batch, with numbers that fit each other."""
+
+import json
+
+import pytest
+import torch
+
+from himtok_plugin import cli
+from himtok_plugin.benchmarks import inference as benchmark_inference
+from himtok_plugin.benchmarks.inference import InferenceBenchmark, Timing, measure_inference, timed
+
+SMALL = InferenceBenchmark(batches=(1, 2), repeats=1)
+
+
+def test_encode_and_decode_are_measured_for_every_batch():
+    progress = []
+    timings = measure_inference(SMALL, on_progress=lambda done, total: progress.append((done, total)))
+    assert [(t.part, t.batch) for t in timings] == [
+        (part, batch) for batch in (1, 2) for part in ("encode", "decode", "decode soft")
+    ]
+    assert all(t.device == "cpu" and t.size == "tiny" and 0 < t.seconds <= t.slowest for t in timings)
+    assert progress == [(n, 6) for n in range(1, 7)]
+
+
+def test_end_to_end_counts_the_masks_of_the_answers():
+    asked = []
+
+    def ask(images, questions):
+        asked.append((images, questions))
+        return [["mask", "mask"] for _ in images]
+
+    timings = [t for t in measure_inference(SMALL, ask, "some/checkpoint", "cpu") if t.part == "end to end"]
+    assert [(t.batch, t.masks, t.size) for t in timings] == [(1, 2, "some/checkpoint"), (2, 4, "some/checkpoint")]
+    assert len(asked) == 4  # each once to warm up
+    images, questions = asked[-1]
+    assert images[0].size == (64, 64) and questions[0].startswith("Segment ")
+
+
+def test_masks_per_second_are_those_of_the_median():
+    assert Timing("encode", "tiny", "cpu", 8, 8, 0.5, 0.7).to_dict()["masks_per_second"] == 16
+
+
+def test_the_first_run_does_not_count():
+    runs = []
+    seconds = timed(lambda: runs.append(0), 3, torch.device("cpu"))
+    assert len(runs) == 4 and len(seconds) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sizes": ("huge",)}, "sizes: got 'huge'"),
+        ({"batches": (0,)}, "batches: got"),
+        ({"repeats": 0}, "repeats: got"),
+        ({"devices": ("abacus",)}, "device: got 'abacus'"),
+    ],
+)
+def test_settings_that_cannot_be_run_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        InferenceBenchmark(**fields)
+
+
+def test_command_prints_json_only(capsys, monkeypatch):
+    monkeypatch.setattr(benchmark_inference, "BATCHES", (1,))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", "infer", "--device", "cpu", "--repeats", "1", "--json", "-"])
+    assert not stop.value.code
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["part"] for row in rows] == ["encode", "decode", "decode soft"]
+    assert set(rows[0]) == {"part", "size", "device", "batch", "masks", "seconds", "slowest", "masks_per_second"}
+
+
+def test_command_prints_a_table(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", "infer", "--device", "cpu", "--repeats", "1", "--batch", "2"])
+    out = capsys.readouterr().out
+    assert not stop.value.code and "masks/s" in out and "decode soft" in out
+
+
+def test_command_refuses_a_folder_that_is_not_there(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", "infer", "--checkpoint", str(tmp_path / "nothing")])
+    assert stop.value.code == 2 and "expected the folder of a checkpoint" in capsys.readouterr().err

@@ -1,0 +1,159 @@
+"""`himtok bench`: both implementations of a loss agree, and what is counted is what the loss brought about."""
+
+import json
+
+import pytest
+import torch
+
+from himtok_plugin import cli
+from himtok_plugin.benchmarks import mask_loss as benchmark
+from himtok_plugin.benchmarks.mask_loss import (
+    LossBenchmark,
+    LossSteps,
+    build_problem,
+    measure_mask_loss,
+    peak_allocated,
+)
+from himtok_plugin.lmm.logit_tap import LogitTap, mask_logits
+
+SMALL = {"batch": 2, "length": 24, "vocabulary": 1500, "tokens": 8, "device": "cpu", "repeats": 1}
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return LossSteps(build_problem(LossBenchmark(**SMALL, dtype="float32")))
+
+
+def gradients(steps, name):
+    steps.reset()
+    loss = steps.run(name)
+    parameters = [p for p in steps.problem.mask_tokenizer.parameters() if p.requires_grad]
+    return loss, steps.problem.lmm.gradient.clone(), torch.cat([p.grad.flatten() for p in parameters])
+
+
+def test_both_implementations_give_the_same_loss_and_gradients(steps):
+    ours, plain = (gradients(steps, name) for name in benchmark.IMPLEMENTATIONS)
+    assert ours[0] > 0
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    gradient = ours[1]
+    outside = torch.ones_like(gradient, dtype=torch.bool)
+    outside[..., steps.problem.code_ids] = ~steps.problem.predicts[..., None]
+    assert not gradient[outside].any() and gradient[~outside].any()
+
+
+def test_the_levels_of_a_plain_blur_are_those_of_the_separable_one(steps):
+    from himtok_plugin.hierarchical_loss import coarse_target
+
+    square = benchmark.random_squares(1, 48)[0]
+    for sigma in (0.4, 1.0, 5.3):
+        torch.testing.assert_close(benchmark._plain_blur(square, sigma), coarse_target(square, sigma=sigma))
+
+
+def test_a_gradient_is_added_to_the_buffer_that_is_there(steps):
+    steps.reset()
+    address = steps.problem.lmm.gradient.data_ptr()  # a tensor held here would not be autograd's alone
+    steps.run("himtok")
+    assert steps.problem.lmm.gradient.data_ptr() == address and steps.problem.lmm.gradient.any()
+
+
+def test_peak_allocated_counts_what_is_held_at_once():
+    def step():
+        a = torch.ones(1000)
+        b = a + 1
+        del a
+        return b * 2
+
+    assert 2 * 4000 <= peak_allocated(step, torch.device("cpu")) < 2 * 4000 + 500
+
+
+def test_the_mask_loss_makes_no_gradient_as_large_as_the_logits():
+    """It stays far below the size of the logits, where a plain slice of them is as large."""
+    vocabulary, code_ids, rows = 200_000, slice(7, 20), torch.tensor([1, 4])
+
+    def peak(tapped):
+        lmm = benchmark.StandInLMM(torch.randn(1, 5, vocabulary))
+        tap = LogitTap(lmm)
+
+        def step():
+            with tap:
+                logits = lmm()
+                next_token = lmm.next_token_loss(logits)
+                gathered = mask_logits(tap.logits_behind(logits) if tapped else logits.view_as(logits), code_ids, rows)
+            (next_token + gathered.sum()).backward()
+
+        return peak_allocated(step, torch.device("cpu"))
+
+    size = 5 * vocabulary * 4
+    assert peak(True) < 0.01 * size and peak(False) > 0.99 * size
+
+
+def test_the_result_holds_settings_both_implementations_and_both_ratios():
+    progress = []
+    result = measure_mask_loss(LossBenchmark(**{**SMALL, "repeats": 2}), lambda *counts: progress.append(counts))
+    assert set(result) == {"settings", "himtok", "plain", "ratio_seconds", "ratio_peak_extra_memory"}
+    assert set(result["himtok"]) == set(result["plain"]) == {"loss", "seconds", "peak_extra_mib"}
+    assert result["settings"]["device"] == "cpu" and result["settings"]["vocabulary"] == 1500
+    assert result["ratio_seconds"] == result["plain"]["seconds"] / result["himtok"]["seconds"]
+    # In bfloat16 the de-tokenizer rounds, and not alike for a batch and for one mask.
+    assert result["himtok"]["loss"] == pytest.approx(result["plain"]["loss"], rel=0.05)
+    assert progress == [(i + 1, 6) for i in range(6)]
+    json.dumps(result)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch": 0}, "batch: got 0"),
+        ({"length": 8}, "length: got 8, expected an integer >= 9"),
+        ({"vocabulary": 1000}, "vocabulary: got 1000"),
+        ({"dtype": "int8"}, "dtype: got 'int8'"),
+        ({"size": "huge"}, "size: got 'huge', expected one of tiny, pocket, small"),
+        ({"device": "abacus"}, "device: got 'abacus'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        measure_mask_loss(LossBenchmark(**{**SMALL, **fields}))
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_tried():
+    with pytest.raises(ValueError, match="needs about .* GiB on cpu"):
+        measure_mask_loss(LossBenchmark(batch=10_000, length=100_000, device="cpu"))
+
+
+@pytest.fixture
+def himtok(capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
+COMMAND = ["bench", "loss", *(part for key, value in SMALL.items() for part in (f"--{key}", value))]
+
+
+def test_the_command_prints_a_table_and_writes_json(himtok, tmp_path):
+    status, out, _ = himtok(*COMMAND, "--dtype", "float32", "--json", tmp_path / "bench.json")
+    assert status == 0 and all(word in out for word in ("himtok", "plain", "seconds", "ratio"))
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert result["himtok"]["loss"] == pytest.approx(result["plain"]["loss"], abs=1e-4)
+
+
+def test_the_command_prints_json_alone_on_stdout(himtok):
+    status, out, _ = himtok(*COMMAND, "--json", "-")
+    assert status == 0 and json.loads(out)["settings"]["dtype"] == "bfloat16"
+
+
+def test_bad_settings_are_one_line(himtok):
+    status, out, err = himtok("bench", "loss", "--batch", "0")
+    assert status == 2 and not out and err == "error: batch: got 0, expected an integer >= 1\n"
+
+
+def test_bench_has_help(himtok):
+    for arguments in (("bench", "--help"), ("bench", "loss", "--help")):
+        status, out, _ = himtok(*arguments)
+        assert status == 0 and "loss" in out

@@ -1,0 +1,134 @@
+"""What holds for every dataset of the catalog: its rows are sound, the same in other processes, and whatever is damaged
+is counted, or refused in one line; with `--strict` always the latter."""
+
+import pickle
+
+import numpy as np
+import pytest
+from on_disk import write_image
+from PIL import Image
+from tiny_datasets import SIZE, THING, write
+
+from himtok_plugin.data import prepare as prepare_module
+from himtok_plugin.data.catalog import FORMATS
+from himtok_plugin.masks.sources import load_mask
+
+MISSING, UNREADABLE, WRONG = "image is missing", "image cannot be read", "image has another size than its annotation"
+TURNED = "image is stored turned or mirrored (EXIF orientation)"
+WITHOUT_IMAGES = {"sa1b"}  # they lie within its tar files, and are not looked at
+# Nothing in these says how large an image is, or their masks fit any.
+OF_ANY_SIZE = {"pope", "vqav2", "yolo", "reasonseg"}
+OF_MAPS = {"ade20k", "voc", "pascal-context", "cityscapes", "png", "grandf", "mask-perception"}  # only masks say it
+WITHOUT_TEXT = {"voc", "pascal-context", "cityscapes", "sa1b"}  # their classes' names are ours, or there are none
+LISTS = (".txt", ".yaml")  # a shorter one is as good
+
+
+@pytest.fixture(params=FORMATS)
+def dataset(request, tmp_path):
+    """(name, what was written)"""
+    return request.param, write(request.param, tmp_path / "data")
+
+
+def test_rows_are_sound(dataset, prepare, himtok, tmp_path):
+    name, tiny = dataset
+    rows, summary, _ = prepare(name, tiny.root)
+    assert rows and summary["images"] == 2 and summary["skipped"] == {}
+    masks = [load_mask(mask) for row in rows for mask in row["masks"]]
+    assert all(mask.shape == SIZE and mask.any() for mask in masks)
+    assert bool(masks) == (
+        FORMATS[name].tasks not in (("ground",), ("converse",)) or name in ("grandf", "mask-perception")
+    )
+    status, _, error = himtok("prepare", "check", tmp_path / "out.jsonl", "--num_workers", 0)
+    assert status == 0, error
+    texts = [message["content"] for row in rows for message in row.get("messages", ())]
+    assert name in WITHOUT_TEXT or any(THING in text for text in texts)
+
+
+def test_readers_rows_and_limits_survive_the_way_to_other_processes(dataset, prepare, monkeypatch):
+    """What goes to a process and back is pickled; the processes themselves are tested on one dataset."""
+    name, tiny = dataset
+    rows = prepare(name, tiny.root)[0]
+
+    def map_pickled(function, items, workers):
+        function = pickle.loads(pickle.dumps(function))
+        for item in items:
+            yield pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(item)))))
+
+    monkeypatch.setattr(prepare_module, "map_ordered", map_pickled)
+    assert prepare(name, tiny.root)[0] == rows
+    assert len(prepare(name, tiny.root, "--limit", 1)[0]) == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "unreadable", "of another size"])
+def test_a_bad_image_is_counted_and_the_other_one_stays(dataset, prepare, damage):
+    name, tiny = dataset
+    if name in WITHOUT_IMAGES or (damage == "of another size" and name in OF_ANY_SIZE):
+        return
+    before = len(prepare(name, tiny.root)[0])
+    image = tiny.images[0]
+    if damage == "missing":
+        image.unlink()
+        reason = "id is not in the file" if name == "png" else MISSING  # its images are what there is
+    elif damage == "unreadable":
+        image.write_bytes(b"no image at all")
+        reason = UNREADABLE
+    else:
+        Image.fromarray(np.zeros((9, 11, 3), np.uint8)).save(image)
+        reason = "mask cannot be read" if name in OF_MAPS else WRONG
+    rows, summary, entries = prepare(name, tiny.root)
+    assert set(summary["skipped"]) == {reason} and 0 < len(rows) < before
+    assert all(entry["detail"] for entry in entries)
+    assert reason in prepare(name, tiny.root, "--strict", status=2)
+
+
+def test_images_that_are_stored_turned_are_counted_and_others_read(dataset, prepare):
+    name, tiny = dataset
+    if name in WITHOUT_IMAGES:
+        return
+    rows = prepare(name, tiny.root)[0]
+    for orientation, turned in ((1, False), (0, False), (3, True), (6, True)):
+        write_image(tiny.images[0], SIZE, orientation=orientation)
+        found, summary, _ = prepare(name, tiny.root)
+        assert set(summary["skipped"]) == ({TURNED} if turned else set())
+        assert 0 < len(found) < len(rows) if turned else found == rows
+    assert TURNED in prepare(name, tiny.root, "--strict", status=2)
+
+
+@pytest.mark.parametrize("share", [0.45, 0.97])
+def test_files_that_are_cut_off_are_never_read_as_if_they_were_whole(dataset, himtok, tmp_path, share):
+    name, tiny = dataset
+    for number, path in enumerate(tiny.annotations):
+        if path.suffix in LISTS:
+            continue
+        whole = path.read_bytes()
+        used = len(whole.rstrip(b"\0"))  # tar files end in zeros
+        path.write_bytes(
+            whole[: int(used * (0.75 if path.suffix == ".png" else share))]
+        )  # PNG's last bytes hold nothing
+        out = tmp_path / f"{number}.jsonl"
+        arguments = ("prepare", name, "--root", tiny.root, out, "--num_workers", 0)
+        status, _, error = himtok(*arguments)
+        assert status == 2 or "skipped " in error, path
+        status, _, error = himtok(*arguments, "--strict")
+        assert status == 2 and error.startswith("error: ") and error.count("\n") == 1, path
+        path.write_bytes(whole)
+
+
+def test_text_that_is_not_utf8_gets_into_no_row(dataset, prepare, himtok, tmp_path):
+    name, tiny = dataset
+    if name in WITHOUT_TEXT:
+        return
+    for number, path in enumerate(tiny.annotations):
+        whole = path.read_bytes()
+        if THING.encode() not in whole:
+            continue
+        damaged = whole.replace(THING.encode(), b"th\x81ngy")
+        path.write_bytes(damaged)
+        out = tmp_path / f"{number}.jsonl"
+        arguments = ("prepare", name, "--root", tiny.root, out, "--num_workers", 0)
+        status, _, error = himtok(*arguments)
+        assert status == 2 or "skipped " in error, path
+        if status == 0:
+            assert "ngy" not in out.read_text(encoding="utf-8").replace(THING, ""), path
+        assert himtok(*arguments, "--strict")[0] == 2, path
+        path.write_bytes(whole)

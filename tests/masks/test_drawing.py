@@ -1,0 +1,83 @@
+"""visualization.py: sizes, which pixels change, and refusals."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from himtok_plugin.demo.figure import DemoRow, demo_figure
+from himtok_plugin.masks.drawing import mask_strip, overlay
+
+IMAGE = Image.new("RGB", (30, 20), (100, 100, 100))
+MASK = np.zeros((20, 30), dtype=bool)
+MASK[4:14, 5:20] = True
+
+
+def test_overlay_tints_the_mask_and_leaves_the_rest():
+    result = overlay(IMAGE, [MASK], alpha=0.5, colors=[(200, 0, 0)])
+    pixels = np.asarray(result)
+    assert result.mode == "RGB" and result.size == (30, 20)
+    assert (pixels[~MASK] == 100).all()
+    assert pixels[9, 12].tolist() == [150, 50, 50]
+
+
+def test_overlay_outlines_the_mask_but_not_the_images_border():
+    full = np.asarray(overlay(IMAGE, [np.ones((20, 30), dtype=bool)], colors=[(200, 0, 0)]))
+    assert (full == [150, 50, 50]).all()
+    pixels = np.asarray(overlay(IMAGE, [MASK], colors=[(200, 0, 0)]))
+    assert pixels[4, 12].tolist() == [255, 255, 255] and pixels[5, 12].tolist() == [200, 0, 0]
+
+
+def test_overlay_takes_grey_images_many_masks_and_none():
+    grey = np.zeros((20, 30), dtype=np.uint8)
+    assert overlay(grey, [MASK] * 9).size == (30, 20)
+    assert not np.asarray(overlay(grey, [])).any()
+
+
+def test_overlay_does_not_change_its_input():
+    image = np.zeros((20, 30, 3), dtype=np.uint8)
+    overlay(image, [MASK])
+    assert not image.any()
+
+
+@pytest.mark.parametrize("mask", [MASK.T, MASK.astype(np.uint8), MASK[0]])
+def test_overlay_refuses_a_mask_that_is_not_the_images(mask):
+    with pytest.raises(ValueError, match=r"masks\[1\].*\(20, 30\)"):
+        overlay(IMAGE, [MASK, mask])
+
+
+def test_overlay_refuses_bad_settings():
+    with pytest.raises(ValueError, match="alpha"):
+        overlay(IMAGE, [MASK], alpha=2)
+    with pytest.raises(ValueError, match="colors"):
+        overlay(IMAGE, [MASK], colors=[])
+
+
+def test_strip_shows_masks_and_probabilities_in_a_row():
+    plain = mask_strip([MASK, MASK * 0.5], height=40)
+    labelled = mask_strip([MASK, MASK * 0.5], ["1 token", "2 tokens"], height=40)
+    assert plain.width > 2 * 60 and labelled.height > plain.height
+    assert {0, 128, 255} <= set(np.unique(np.asarray(plain)).tolist())
+
+
+def test_strip_refuses_nothing_and_uncounted_labels():
+    with pytest.raises(ValueError, match="masks is empty"):
+        mask_strip([])
+    with pytest.raises(ValueError, match="labels has 1"):
+        mask_strip([MASK, MASK], ["1"])
+    with pytest.raises(ValueError, match=r"masks\[0\]"):
+        mask_strip([MASK[0]])
+
+
+def test_demo_figure_lays_out_rows_with_and_without_an_answer():
+    growth = {1: MASK * 0.3, 2: MASK, 4: MASK}
+    answered = DemoRow("the red shape", IMAGE, MASK, MASK, growth, "IoU 1.00")
+    silent = DemoRow("a title much longer than its row " * 9, IMAGE, MASK, None)
+    one, two = demo_figure([answered], height=60), demo_figure([answered, silent], height=60)
+    assert one.mode == "RGB" and one.width > 6 * 90 and two.width == one.width and two.height > 2 * 60 + one.height / 2
+    with pytest.raises(ValueError, match="rows is empty"):
+        demo_figure([])
+
+
+def test_demo_figure_refuses_a_mask_of_another_size():
+    with pytest.raises(ValueError, match="expected bool"):
+        demo_figure([DemoRow("x", IMAGE, MASK.T, None)])

@@ -1,0 +1,66 @@
+"""What clients are told of a segment."""
+
+import json
+
+import numpy as np
+import pytest
+
+from himtok_plugin.masks.polygons import polygons_to_mask
+from himtok_plugin.masks.sources import load_mask
+from himtok_plugin.prediction.predictor import PredictedMask
+from himtok_plugin.prediction.segments import label_before, segment_dict, segments_of
+
+MASK = np.zeros((6, 9), bool)
+MASK[1:3, 2:7] = True
+
+
+def predicted(start: int = 0, end: int = 0, **changes) -> PredictedMask:
+    values = {"mask": MASK, "codes": [3, 1], "score": 0.5, "complete": True, "start": start, "end": end}
+    return PredictedMask(**{**values, **changes})
+
+
+def test_segment_says_the_same_in_every_form():
+    segment = segment_dict(predicted(), "road")
+    assert json.loads(json.dumps(segment)) == segment
+    assert list(segment) == ["size", "counts", "polygon", "bbox", "score", "codes", "label", "complete"]
+    assert np.array_equal(load_mask({key: segment[key] for key in ("size", "counts")}), MASK)
+    assert np.array_equal(polygons_to_mask(segment["polygon"], (6, 9)), MASK)
+    assert segment["bbox"] == [2, 1, 7, 3] and segment["size"] == [6, 9]
+    assert (segment["score"], segment["codes"], segment["label"], segment["complete"]) == (0.5, [3, 1], "road", True)
+
+
+def test_empty_mask_is_a_segment_too():
+    segment = segment_dict(predicted(mask=np.zeros((6, 9), bool), score=None))
+    assert segment["polygon"] == [] and segment["bbox"] == [0, 0, 0, 0] and segment["score"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("left: ", "left"),
+        ("Here are two masks. The red car: ", "The red car"),
+        (", right: ", "right"),
+        (" and right: ", "right"),
+        ("\na cat, asleep: ", "a cat, asleep"),
+        ("<ref>a red car</ref>", "a red car"),
+        ("I see <|object_ref_start|>the dog<|object_ref_end|> ", "the dog"),
+        ("The mask appears at ", None),
+        ("", None),
+        (" and ", None),
+        (": ", None),
+        ("label: is it? ", None),
+    ],
+)
+def test_label_is_what_the_text_before_says(text, label):
+    assert label_before(text) == label
+
+
+def test_long_texts_take_no_time():
+    assert len(label_before(" x" * 1_000_000 + ": ")) <= 200
+
+
+def test_labels_belong_to_their_masks():
+    text = "left: MASK, MASK, right: MASK."
+    starts = [i for i in range(len(text)) if text.startswith("MASK", i)]
+    segments = segments_of(text, [predicted(start, start + 4) for start in starts])
+    assert [segment["label"] for segment in segments] == ["left", None, "right"]

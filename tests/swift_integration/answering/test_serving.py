@@ -1,0 +1,343 @@
+"""`swift deploy`, a real one, driven by the `openai` package: everyone gets the own masks, bad requests a reason."""
+
+import asyncio
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+from runs import infer, mask_of, read_rows, write_rows
+from servers import data_url, deployed, png
+from swift.infer_engine import RequestConfig
+from swift.infer_engine.protocol import (
+    ChatCompletionResponse,
+    ChatCompletionResponseChoice,
+    ChatCompletionResponseStreamChoice,
+    ChatCompletionStreamResponse,
+    ChatMessage,
+    DeltaMessage,
+    UsageInfo,
+)
+
+from himtok_plugin import Segmenter
+from himtok_plugin.mask_text import MASK_END, codes_to_text
+from himtok_plugin.masks.polygons import polygons_to_mask
+from himtok_plugin.masks.sources import load_mask, mask_bbox, to_rle
+from himtok_plugin.swift_integration.answering.result_masks import runtime_of
+from himtok_plugin.swift_integration.answering.serving import SegmentInferRequest, answer_with_segments
+
+MODEL, KEY = "segmenter", "secret"
+MAX_PIXELS, MAX_MASKS = 10_000, 3
+
+
+@pytest.fixture(scope="module")
+def server(stage_two, tmp_path_factory):
+    """Address of a running server."""
+    with deployed(
+        tmp_path_factory.mktemp("server"),
+        model=stage_two[1],
+        served_model_name=MODEL,
+        api_key=KEY,
+        max_batch_size=8,
+        max_new_tokens=48,
+        temperature=0,
+        max_image_pixels=MAX_PIXELS,
+        max_request_masks=MAX_MASKS,
+    ) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=server, api_key=KEY, max_retries=0, timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def scenes(stage_two, world, tmp_path_factory):
+    """(question, image as data URL, what `swift infer` answers) of every scene."""
+    file = tmp_path_factory.mktemp("expected") / "out.jsonl"
+    answered = infer(world.scenes, file, model=stage_two[1], max_batch_size=8)
+    scenes = []
+    for row, answer in zip(read_rows(world.scenes), answered, strict=True):
+        question = row["messages"][0]["content"].removeprefix("<image>")
+        scenes.append((question, data_url(Path(row["images"][0]).read_bytes()), answer))
+    return scenes
+
+
+def ask(client, question: str, url: str | None, stream: bool = False, model: str = MODEL, extra=None, **options):
+    """The answer to one question: ms-swift's response, or the list of its chunks."""
+    content = [{"type": "text", "text": question}]
+    if url is not None:
+        content.insert(0, {"type": "image_url", "image_url": {"url": url}})
+    answer = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": content}], stream=stream, extra_body=extra, **options
+    )
+    return list(answer) if stream else answer
+
+
+def text_and_segments(answer) -> tuple[str, list[dict]]:
+    """Of a plain answer, or of all chunks of a streamed one."""
+    if not isinstance(answer, list):
+        message = answer.choices[0].message
+        return message.content, message.segments
+    deltas = [chunk.choices[0].delta for chunk in answer]
+    return "".join(d.content or "" for d in deltas), [s for d in deltas for s in d.segments or []]
+
+
+def check_answer(answer, expected: dict) -> None:
+    """Same text and same masks as in a result row of `swift infer`."""
+    text, segments = text_and_segments(answer)
+    assert text == expected["response"]
+    assert len(segments) == len(expected["masks"])
+    for segment, mask in zip(segments, expected["masks"], strict=True):
+        assert {key: segment[key] for key in ("size", "counts", "codes", "complete")} == {
+            key: mask[key] for key in ("size", "counts", "codes", "complete")
+        }
+        assert segment["score"] == pytest.approx(mask["score"], abs=1e-4)
+
+
+def rle_of(segment: dict) -> dict:
+    return {key: segment[key] for key in ("size", "counts")}
+
+
+def test_answers_have_text_and_segments(client, scenes):
+    assert max(len(row["masks"]) for *_, row in scenes) >= 2 and min(len(row["masks"]) for *_, row in scenes) == 0
+    for question, url, row in scenes[:8]:
+        answer = ask(client, question, url)
+        check_answer(answer, row)
+        for segment in answer.choices[0].message.segments:
+            mask = load_mask(rle_of(segment))
+            assert np.array_equal(polygons_to_mask(segment["polygon"], mask.shape), mask)
+            assert segment["bbox"] == list(mask_bbox(mask))
+            assert segment["label"] is None and segment["size"] == [64, 64]
+
+
+def test_stream_gives_each_segment_with_the_chunk_that_closes_its_mask(client, scenes):
+    question, url, row = max(scenes, key=lambda scene: len(scene[2]["masks"]))
+    chunks = ask(client, question, url, stream=True)
+    check_answer(chunks, row)
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    closing = [delta for delta in deltas if delta.segments]
+    assert len(closing) == len(row["masks"]) >= 2
+    assert all(delta.content.endswith(MASK_END) and len(delta.segments) == 1 for delta in closing)
+    assert not any(delta.previews for delta in deltas)
+
+
+def test_stream_previews_masks_where_it_is_asked_to(client, scenes):
+    question, url, row = max(scenes, key=lambda scene: len(scene[2]["masks"]))
+    chunks = ask(client, question, url, stream=True, extra={"mask_previews": [1, 3]})
+    check_answer(chunks, row)
+    previews = [preview for chunk in chunks for preview in chunk.choices[0].delta.previews or []]
+    expected = [(i, mask["codes"][:n]) for i, mask in enumerate(row["masks"]) for n in (1, 3) if n < len(mask["codes"])]
+    assert [(preview["index"], preview["codes"]) for preview in previews] == expected
+    for preview in previews:
+        assert not preview["complete"] and preview["size"] == [64, 64] and 0 <= preview["score"] <= 1
+
+
+def test_masks_have_the_size_of_the_image(client):
+    answer = ask(client, "Segment the large red triangle.", data_url(png(48, 64)))
+    segments = answer.choices[0].message.segments
+    assert segments and all(segment["size"] == [48, 64] for segment in segments)
+
+
+def test_answer_without_an_image_has_no_segments(client):
+    assert ask(client, "Hello.", None, max_tokens=8).choices[0].message.segments == []
+
+
+def test_mask_cut_by_the_token_limit_is_given_and_marked(client, scenes):
+    question, url, row = next(scene for scene in scenes if scene[2]["masks"])
+    start = next(i for i in range(1, 48) if "<|mt_" in text_and_segments(ask(client, question, url, max_tokens=i))[0])
+    for stream in (False, True):
+        _, (segment,) = text_and_segments(ask(client, question, url, stream, max_tokens=start + 2))
+        assert not segment["complete"] and segment["codes"] == row["masks"][0]["codes"][:2]
+
+
+def test_several_choices_have_their_own_segments(client, scenes):
+    question, url, _ = scenes[0]
+    choices = ask(client, question, url, n=3, temperature=2.0, max_tokens=60).choices
+    assert len(choices) == 3
+    for choice in choices:
+        assert choice.message.content.count(MASK_END) <= len(choice.message.segments)
+        for segment in choice.message.segments:
+            assert "".join(f"<|mt_{code}|>" for code in segment["codes"]) in choice.message.content
+
+
+def test_masks_in_questions_are_read(client, world, stage_two, tmp_path):
+    url = data_url(world.image.read_bytes())
+    question = "Segment what is beside <mask>."
+    masks = [world.right, world.left, mask_of(48, 64, 0, 48, 0, 64)]
+    rows = [world.row(f"<image>{question}", masks=[mask]) for mask in masks]
+    expected = infer(write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl", model=stage_two[1])
+    sources = [to_rle(masks[0]), to_rle(masks[1]), {"size": [48, 64], "counts": [0, 48 * 64]}]
+    for source, row in zip(sources, expected, strict=True):
+        check_answer(ask(client, question, url, extra={"masks": [source]}), row)
+        check_answer(ask(client, question, url, stream=True, extra={"masks": [source]}), row)
+
+
+RLE = to_rle(mask_of(48, 64, 8, 40, 4, 20))
+ABOUT = "Segment what is beside <mask>."
+# What is wrong, and a word of the reason.
+BAD = {
+    "not an image": ({"url": data_url(b"This is no image.")}, "expected an image"),
+    "half an image": ({"url": data_url(png(48, 64)[:2000])}, "truncated"),
+    "not base64": ({"url": "data:image/png;base64,?"}, "image"),
+    "no such file": ({"url": "/no/such/image.png"}, "image"),
+    "too large an image": ({"url": data_url(png(200, 200))}, f"at most {MAX_PIXELS}"),
+    "unknown model": ({"model": "gpt-4"}, "gpt-4"),
+    "broken RLE": ({"question": ABOUT, "extra": {"masks": [{**RLE, "counts": "???"}]}}, "masks[0]: counts"),
+    "cut RLE": ({"question": ABOUT, "extra": {"masks": [{**RLE, "counts": RLE["counts"][:-4]}]}}, "masks[0]: counts"),
+    "RLE of another size": ({"question": ABOUT, "extra": {"masks": [{**RLE, "size": [64, 48]}]}}, "[48, 64]"),
+    "huge RLE": ({"question": ABOUT, "extra": {"masks": [{**RLE, "size": [10**6, 10**6]}]}}, "[48, 64]"),
+    "path of a mask": ({"question": ABOUT, "extra": {"masks": ["/etc/passwd"]}}, "expected a COCO RLE"),
+    "polygons": ({"question": ABOUT, "extra": {"masks": [{"size": [48, 64], "polygons": []}]}}, "expected a COCO RLE"),
+    "too many masks": ({"question": ABOUT * 4, "extra": {"masks": [RLE] * 4}}, f"at most {MAX_MASKS}"),
+    "too few masks": ({"question": ABOUT}, "expected one for each"),
+    "mask without an image": ({"url": None, "question": ABOUT, "extra": {"masks": [RLE]}}, "without an image"),
+    "masks that are no list": ({"question": ABOUT, "extra": {"masks": 3}}, "masks"),
+    "preview after no token": ({"extra": {"mask_previews": [0]}}, "mask_previews"),
+    "temperature below 0": ({"temperature": -1.0}, "temperature"),
+    "too long a question": ({"question": "Segment it. " * 2000}, "max_"),
+    "no messages": ({"extra": {"messages": None}}, "messages"),
+    "message without content": ({"extra": {"messages": [{"role": "user"}]}}, "content"),
+    "message without role": ({"extra": {"messages": [{"content": "Hello."}]}}, "role"),
+}
+
+
+def ask_badly(client, stream: bool, url=None, question="Segment it.", **changes):
+    changes.setdefault("temperature", 0)
+    return ask(client, question, url, stream, **changes)
+
+
+def bad_request(client, name: str, stream: bool) -> openai.APIStatusError:
+    changes, _ = BAD[name]
+    with pytest.raises(openai.APIStatusError) as error:
+        ask_badly(client, stream, **{"url": data_url(png(48, 64)), **changes})
+    return error.value
+
+
+def check_refusal(error: openai.APIStatusError, name: str) -> None:
+    assert 400 <= error.status_code < 500 and BAD[name][1] in error.message, (name, error.message)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_request_is_refused_with_a_reason(client, scenes, name, stream):
+    check_refusal(bad_request(client, name, stream), name)
+    check_answer(ask(client, scenes[1][0], scenes[1][1]), scenes[1][2])
+
+
+def test_wrong_key_is_refused(client):
+    with pytest.raises(openai.APIStatusError) as error:
+        ask(client.with_options(api_key="guess"), "Hello.", None)
+    assert 400 <= error.value.status_code < 500 and "API key" in error.value.message
+
+
+def test_every_one_of_32_clients_gets_the_own_answer(server, scenes):
+    """65 requests, half of them streams, a third of them bad, and bad and good ones in the same batches."""
+    assert len({row["response"] for *_, row in scenes}) > 5
+    jobs = [(i % 2 == 1, scenes[i % len(scenes)]) for i in range(43)]
+    jobs += [(i % 2 == 1, name) for i, name in enumerate(BAD)]
+    random.Random(0).shuffle(jobs)
+
+    def run(job) -> None:
+        stream, asked = job
+        with openai.OpenAI(base_url=server, api_key=KEY, max_retries=0, timeout=120) as client:
+            if isinstance(asked, str):
+                check_refusal(bad_request(client, asked, stream), asked)
+            else:
+                extra = {"mask_previews": [2]} if stream else None
+                check_answer(ask(client, asked[0], asked[1], stream, extra=extra), asked[2])
+
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(run, jobs))
+
+
+def test_models_are_listed_and_completions_still_served(client):
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.completions.create(model=MODEL, prompt="Hello.", max_tokens=4).choices[0].text is not None
+
+
+@pytest.fixture(scope="module")
+def runtime(stage_two):
+    return runtime_of(Segmenter.from_pretrained(stage_two[1]).engine.template)
+
+
+TEXT = f"left: {codes_to_text([1, 2, 3, 4])}, right: {codes_to_text([5, 6])} and <|mt_start|><|mt_7|><|mt_8|>"
+
+
+def other_engine(text: str, pieces: int):
+    """`infer_async` of an engine that knows nothing of masks; streams so many characters at a time."""
+
+    async def chunks():
+        for start in range(0, len(text), pieces):
+            finish = "stop" if start + pieces >= len(text) else None
+            delta = DeltaMessage(role="assistant", content=text[start : start + pieces])
+            yield ChatCompletionStreamResponse("m", [ChatCompletionResponseStreamChoice(0, delta, finish)])
+
+    async def infer(request, config):
+        if config.stream:
+            return chunks()
+        choice = ChatCompletionResponseChoice(0, ChatMessage("assistant", text), "stop")
+        return ChatCompletionResponse("m", [choice], UsageInfo(0, 0, 0))
+
+    return infer
+
+
+def segments_from_text(runtime, world, stream: bool, pieces: int = 1, previews=None) -> tuple[list, list]:
+    """(segments, previews) of an answer that another engine gave."""
+    message = {"role": "user", "content": "<image>Segment it."}
+    request = SegmentInferRequest([message], images=[str(world.image)], mask_previews=previews)
+
+    async def run():
+        answer = await answer_with_segments(runtime, other_engine(TEXT, pieces), request, RequestConfig(stream=stream))
+        return [chunk async for chunk in answer] if stream else answer
+
+    answer = asyncio.run(run())
+    assert text_and_segments(answer)[0] == TEXT
+    given = [p for chunk in answer for p in chunk.choices[0].delta.previews or []] if stream else []
+    return text_and_segments(answer)[1], given
+
+
+def test_engines_that_record_nothing_give_the_masks_of_their_text(runtime, world):
+    segments, _ = segments_from_text(runtime, world, stream=False)
+    assert [segment["codes"] for segment in segments] == [[1, 2, 3, 4], [5, 6], [7, 8]]
+    assert [segment["label"] for segment in segments] == ["left", "right", None]
+    assert [segment["complete"] for segment in segments] == [True, True, False]
+    assert all(segment["size"] == [48, 64] and segment["score"] is None for segment in segments)
+    for pieces in (1, 7, 25, 1000):
+        assert segments_from_text(runtime, world, True, pieces)[0] == segments
+
+
+def test_previews_come_once_each_however_the_text_is_cut(runtime, world):
+    expected = [(0, [1]), (0, [1, 2]), (1, [5]), (1, [5, 6]), (2, [7])]
+    for pieces in (1, 5):
+        _, previews = segments_from_text(runtime, world, True, pieces, [1, 2])
+        assert [(preview["index"], preview["codes"]) for preview in previews] == expected
+
+
+def test_flag_says_where_to_preview_if_the_request_does_not(runtime, world, monkeypatch):
+    monkeypatch.setattr(runtime.settings, "mask_previews", [2])
+    _, previews = segments_from_text(runtime, world, True)
+    assert [(preview["index"], preview["codes"]) for preview in previews] == [(0, [1, 2]), (1, [5, 6])]
+    assert segments_from_text(runtime, world, True, previews=[])[1] == []
+
+
+def test_a_stream_that_would_not_be_looked_at_twice_is_refused(runtime, world, monkeypatch):
+    monkeypatch.setattr(runtime.settings, "refiner", "zoom")
+    with pytest.raises(ValueError, match="stream: got True, expected False: this server's --refiner zoom"):
+        segments_from_text(runtime, world, stream=True)
+    assert len(segments_from_text(runtime, world, stream=False)[0]) == 3
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+def test_segments_are_refined_and_previews_are_not(runtime, world, monkeypatch, stream):
+    before, first = segments_from_text(runtime, world, stream, 5, [1])
+    monkeypatch.setattr(runtime.settings, "refiner", "sam2")
+    monkeypatch.setattr(type(runtime), "refiner", lambda self: lambda image, masks, squares: [~m for m in masks])
+    after, second = segments_from_text(runtime, world, stream, 5, [1])
+    assert first == second and len(after) == len(before)
+    for one, other in zip(before, after, strict=True):
+        assert np.array_equal(load_mask(rle_of(one)), ~load_mask(rle_of(other))) and one["codes"] == other["codes"]
