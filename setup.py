@@ -86,6 +86,7 @@ INSTALL_REQUIRES = [
     "pyarrow>=20,<27",
     "sentencepiece>=0.2,<1",  # the released model's text tokenizer, read once when it is converted
     "protobuf>=6,<8",
+    "jinja2>=3.1,<4",  # the HTML pages; torch and transformers need it as well
     "rich>=15,<16",
     "typer>=0.29,<1",
     "tqdm>=4.66,<5",
@@ -136,7 +137,7 @@ setup(
     # at the top of the repository, its one place, and is installed inside the package (himtok_plugin/resources.py).
     packages=[*find_namespace_packages(include=["himtok_plugin", "himtok_plugin.*"]), "himtok_plugin.swift_configs"],
     package_dir={"himtok_plugin.swift_configs": "swift_configs"},
-    package_data={"": ["*.yaml", "*.json", "*.txt", "*.safetensors", "*.jinja", "*.md"]},
+    package_data={"": ["*.yaml", "*.json", "*.txt", "*.safetensors", "*.jinja", "*.j2", "*.md"]},
     cmdclass={"build": BuildWithStartupHook, "build_startup_hook": BuildStartupHook},
     entry_points={
         "console_scripts": ["himtok = himtok_plugin.cli:main"],

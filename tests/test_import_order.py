@@ -23,6 +23,7 @@ ORDER = (
     "jobs",
     "metrics",
     "prediction",
+    "pages",
     "data",
     "evaluation",
     "internvl_chat",

@@ -76,7 +76,8 @@ def test_wheel_has_the_hook_the_plugin_and_the_configs(source, tmp_path):
     folder = source / "himtok_plugin" / "pretrained"  # weights among them
     shipped = {f"himtok_plugin/pretrained/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()}
     assert sum(name.endswith(".safetensors") for name in shipped) == 2
-    assert {HOOK, "himtok_plugin/plugin/himtok.py", *configs, *shipped} <= names
+    templates = {f"himtok_plugin/pages/{path.name}" for path in (source / "himtok_plugin" / "pages").glob("*.j2")}
+    assert templates and {HOOK, "himtok_plugin/plugin/himtok.py", *configs, *shipped, *templates} <= names
     assert not [name for name in names if name.startswith(("tests", "swift_configs", "examples"))]
     # ms-swift puts the plugin's folder first on sys.path: anything beside the file could shadow a package.
     assert [name for name in names if name.startswith("himtok_plugin/plugin/")] == ["himtok_plugin/plugin/himtok.py"]

@@ -51,9 +51,19 @@ class Difference:
     high: float | None
 
     @property
+    def difference(self) -> float | None:
+        """b - a, None where one of them is None."""
+        return None if self.a is None or self.b is None else self.b - self.a
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """(low, high), None where there is no difference."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
     def significant(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low is not None and (self.low > 0 or self.high < 0)
+        """Whether 0 lies outside the interval."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
 
 @dataclass(frozen=True)

@@ -124,9 +124,9 @@ def check(
     if without_leaks is not None:
         _write_others(path, leaked_rows, without_leaks)
     if html is not None:
-        from .page import write_page
+        from .page import write_sample_page
 
-        write_page(drawn.lines(), html, f"{path.name}: {len(drawn.lines())} of {report.rows} rows", root)
+        write_sample_page(drawn.lines(), html, f"{path.name}: {len(drawn.lines())} of {report.rows} rows", root)
     return report
 
 

@@ -1,16 +1,14 @@
-"""A page of sample rows to look at: images with their masks and boxes, beside what is asked and answered.
+"""The page of `himtok prepare check --html`: images with their masks and boxes, beside what is asked and answered.
 
-Contract: one HTML file without anything else, readable offline. Text of rows is shown as text, never as HTML. A row
-that cannot be drawn says why. Does not know where rows come from.
+Contract: one HTML file that can be read offline. Text of samples is shown as text, never as HTML. A sample that cannot
+be drawn is shown with its error instead.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,77 +18,89 @@ from PIL import Image, ImageDraw
 from himtok_plugin.data.prepare import replacing
 from himtok_plugin.data.samples import row_masks
 from himtok_plugin.mask_text import MASK_PLACEHOLDER
-from himtok_plugin.masks.drawing import COLORS, overlay
+from himtok_plugin.masks.drawing import COLORS, Color, overlay
 from himtok_plugin.masks.sources import load_mask
+from himtok_plugin.pages.environment import render_page
 
 from .findings import as_images, located, messages_of
 
-SIDE = 480  # longest side of a picture
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; color: #1e2228; padding: 0 1em }
-article { display: flex; flex-wrap: wrap; gap: 1.2em; border-top: 1px solid #cdd1d6; padding: 1.2em 0 }
-article > div { flex: 1; min-width: 300px }
-img { max-width: 100%; align-self: flex-start }
-p { margin: .3em 0; white-space: pre-wrap; overflow-wrap: anywhere }
-.role, .source { color: #80868e; font-size: 13px }
-.mask { color: #fff; border-radius: 4px; padding: 0 .4em; font-size: 13px }
-.fault { color: #b00020 }
-"""
+SIDE = 480  # longest side of a picture, in pixels
+NO_IMAGE_COLOR = (40, 44, 50)
 
 
-def write_page(lines: Sequence[tuple[int, bytes]], out: Path, title: str, root: Path | None = None) -> None:
-    """Write the page of some rows.
+@dataclass(frozen=True)
+class MaskMention:
+    """A `<mask>` in a message: the mask's number in its sample, its color in the picture, the text up to the next."""
+
+    number: int
+    color: Color
+    text_after: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message: its role, its text up to the first mask, its masks."""
+
+    role: str
+    text: str
+    masks: list[MaskMention]
+
+
+@dataclass(frozen=True)
+class ShownSample:
+    """What the template shows of a sample; `error` alone where the sample cannot be drawn.
+
+    Attributes:
+        number: of the row, counted from 1.
+        source: dataset, split and so on.
+        turns: all messages.
+        picture: the first image with masks and boxes.
+        error: why the sample cannot be drawn.
+    """
+
+    number: int
+    source: list[str] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    picture: Image.Image | None = None
+    error: str = ""
+
+
+def write_sample_page(lines: Sequence[tuple[int, bytes]], out: Path, title: str, root: Path | None = None) -> None:
+    """Write the page.
 
     Args:
         lines: (number of the row, its JSON).
-        root: where relative images and masks start from.
+        out: the HTML file.
+        title: heading of the page.
+        root: folder of relative images and masks.
     """
+    samples = [_load_shown_sample(number, line, root) for number, line in lines]
     out.parent.mkdir(parents=True, exist_ok=True)
-    body = "\n".join(_article(number, line, root) for number, line in lines)
-    page = (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n"
-    )
     with replacing(out) as file:
-        file.write(page.encode("utf-8", "replace"))
+        file.write(render_page("sample_check.html.j2", title=title, samples=samples))
 
 
-def _article(number: int, line: bytes, root: Path | None) -> str:
+def _load_shown_sample(number: int, line: bytes, root: Path | None) -> ShownSample:
     try:
         row = json.loads(line)
-        messages = messages_of(row)
-        parts = [f'<p class="source">row {number}{_source(row)}</p>']
-        mask = 0
-        for role, text in messages:
-            shown, mask = _text(text, mask)
-            parts.append(f'<p><span class="role">{html.escape(role)}:</span> {shown}</p>')
-        picture = _picture(row, root)
-    except Exception as error:  # whatever is wrong with a row, the others are to be seen
-        shown = html.escape(f"{type(error).__name__}: {error}")
-        return f'<article><div><p class="source">row {number}</p><p class="fault">{shown}</p></div></article>'
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=85)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f'<article><img src="data:image/jpeg;base64,{data}" alt=""><div>{"".join(parts)}</div></article>'
+        turns: list[Turn] = []
+        for role, text in messages_of(row):
+            turns.append(_split_at_masks(role, text, sum(len(turn.masks) for turn in turns)))
+        source = row.get("source")
+        names = [str(value) for value in source.values() if value] if isinstance(source, dict) else []
+        return ShownSample(number, names, turns, _draw_sample(row, root))
+    except Exception as error:  # whatever is wrong with one sample, the page shows the others
+        return ShownSample(number, error=f"{type(error).__name__}: {error}")
 
 
-def _source(row: dict[str, Any]) -> str:
-    source = row.get("source")
-    return "" if not isinstance(source, dict) else html.escape(": " + ", ".join(f"{v}" for v in source.values() if v))
+def _split_at_masks(role: str, text: str, first: int) -> Turn:
+    """A message as a turn; its first mask has the number `first`."""
+    before, *pieces = text.split(MASK_PLACEHOLDER)
+    masks = [MaskMention(i, COLORS[i % len(COLORS)], piece) for i, piece in enumerate(pieces, start=first)]
+    return Turn(role, before, masks)
 
 
-def _text(text: str, mask: int) -> tuple[str, int]:
-    """The text with each `<mask>` in its mask's colour; the number of the next mask."""
-    first, *rest = text.split(MASK_PLACEHOLDER)
-    shown = html.escape(first)
-    for piece in rest:
-        colour = "rgb({}, {}, {})".format(*COLORS[mask % len(COLORS)])
-        shown += f'<span class="mask" style="background: {colour}">mask {mask}</span>{html.escape(piece)}'
-        mask += 1
-    return shown, mask
-
-
-def _picture(row: dict[str, Any], root: Path | None) -> Image.Image:
+def _draw_sample(row: dict[str, Any], root: Path | None) -> Image.Image:
     masks = [load_mask(located(mask, root)) for mask in row_masks(row) or []]
     images = as_images(row)
     if images and images[0]:
@@ -98,7 +108,7 @@ def _picture(row: dict[str, Any], root: Path | None) -> Image.Image:
             image = opened.convert("RGB")
     else:
         h, w = masks[0].shape if masks else (SIDE // 2, SIDE)
-        image = Image.new("RGB", (w, h), (40, 44, 50))
+        image = Image.new("RGB", (w, h), NO_IMAGE_COLOR)
     scale = min(1.0, SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     shown = [np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) for mask in masks]
