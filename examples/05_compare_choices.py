@@ -28,7 +28,7 @@ from himtok_plugin.data.generated.scenes import (
     write_mask_rows,
     write_rows,
 )
-from himtok_plugin.evaluation.scoring import score_rows
+from himtok_plugin.evaluation.scoring import score_results
 from himtok_plugin.lmm.tiny_internvl import build_tiny_internvl
 from himtok_plugin.mask_tokenizer import build_mask_tokenizer
 from himtok_plugin.metrics.reconstruction import reconstruction_scores
@@ -154,7 +154,7 @@ class Runs:
         options = {"model": checkpoint, "mask_decoding": decoding, "val_dataset": self.held_out / "rows.jsonl"}
         options |= {"max_batch_size": 64, "max_new_tokens": 128, "temperature": 0, "stream": "false"}
         swift("infer", "--plugin", "himtok", result_path=result, **options)
-        return score_rows(result, boundary=False)["cIoU"]
+        return score_results(result, boundary=False)["cIoU"]
 
 
 def swift(*words: object, **options: object) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from himtok_plugin.evaluation.scoring import score_rows
+from himtok_plugin.evaluation.scoring import score_results
 
 REWARDS = ("mask_iou", "mask_format", "mask_count", "no_target")
 AVERAGED = 5  # steps whose rewards are averaged at either end
@@ -85,7 +85,7 @@ def held_out_ciou(arguments, checkpoint: Path, result: Path) -> float:
     result.parent.mkdir(parents=True, exist_ok=True)
     options = {"max_batch_size": 64, "max_new_tokens": 64, "temperature": 0, "stream": "false"}
     swift("infer", model=checkpoint, val_dataset=arguments.held_out, result_path=result, **options)
-    return score_rows(result, boundary=False)["cIoU"]
+    return score_results(result, boundary=False)["cIoU"]
 
 
 def swift(verb: str, *words: object, **options: object) -> None:

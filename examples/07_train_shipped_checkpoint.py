@@ -41,7 +41,7 @@ from himtok_plugin.data.generated.scenes import (
     write_rows,
 )
 from himtok_plugin.demo.run import LAST_CHECKPOINT
-from himtok_plugin.evaluation.scoring import score_rows
+from himtok_plugin.evaluation.scoring import score_results
 from himtok_plugin.jobs.worker_pool import default_workers, map_ordered, usable_cores
 from himtok_plugin.lmm.tiny_internvl import build_tiny_internvl
 from himtok_plugin.mask_tokenizer import build_mask_tokenizer
@@ -259,7 +259,7 @@ class Recipe:
                 *("--val_dataset", self._held_out(), "--result_path", result),
                 *("--max_batch_size", 64, "--max_new_tokens", 96, "--temperature", 0, "--stream", "false"),
             )
-            figures[f"LMM, {decoding}"] = score_rows(result)
+            figures[f"LMM, {decoding}"] = score_results(result)
         text = json.dumps(figures, indent=2)
         (self.folder / "figures.json").write_text(text + "\n")
         print(text)

@@ -21,7 +21,7 @@ _PUBLIC = {
     "text_to_codes": "mask_text",
     "HierarchicalMaskLoss": "hierarchical_loss",
     "SegmentationMetrics": "metrics",
-    "SegmentationResult": "prediction.result",
+    "SegmentationResult": "prediction.segmentation_result",
     "Segmenter": "swift_integration.answering.segmenter",
 }
 

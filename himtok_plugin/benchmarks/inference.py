@@ -21,7 +21,7 @@ from himtok_plugin.data.generated.scenes import generate_scenes
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER
 from himtok_plugin.mask_tokenizer import SIZES, MaskTokenizer, build_mask_tokenizer
 
-from .mask_loss import random_squares, seconds_of, usable_device
+from .mask_loss import measure_seconds, random_squares, resolve_device
 
 BATCHES = (1, 8, 32)
 SCENE_SEED = 7
@@ -57,7 +57,7 @@ class InferenceBenchmark:
             if not values or min(values) < 1:
                 raise ValueError(f"{name}: got {list(values)}, expected integers >= 1")
         for name in self.devices:
-            usable_device(name)
+            resolve_device(name)
 
 
 def default_devices() -> tuple[str, ...]:
@@ -156,4 +156,4 @@ def timed(step: Callable[[], object], repeats: int, device: torch.device, warm: 
     """Seconds of each of `repeats` runs, after one that warms up unless `warm`; waits for the device."""
     if not warm:
         step()
-    return [seconds_of(step, device) for _ in range(repeats)]
+    return [measure_seconds(step, device) for _ in range(repeats)]

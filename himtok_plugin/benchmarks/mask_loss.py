@@ -93,7 +93,7 @@ class LossBenchmark:
         Raises:
             ValueError: there is none of that name here.
         """
-        return usable_device(self.device)
+        return resolve_device(self.device)
 
     def bytes_needed(self) -> int:
         """About what the plain implementation has at its peak: logits and gradient buffer, and in its backward pass
@@ -101,7 +101,7 @@ class LossBenchmark:
         return self.batch * self.length * self.vocabulary * (2 * BENCHMARK_DTYPES[self.dtype].itemsize + 2 * 4)
 
 
-def usable_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device of that name; `auto` is the GPU where there is one.
 
     Raises:
@@ -354,12 +354,12 @@ def measure_mask_loss(
     losses, peaks, seconds = {}, {}, {name: [] for name in IMPLEMENTATIONS}
     for name in IMPLEMENTATIONS:  # also what warms up
         steps.reset()
-        peaks[name] = peak_allocated(lambda name=name: losses.update({name: steps.run(name)}), device)
+        peaks[name] = measure_peak_memory(lambda name=name: losses.update({name: steps.run(name)}), device)
         on_progress(len(peaks), total)
     for repeat in range(settings.repeats):
         for i, name in enumerate(IMPLEMENTATIONS):
             steps.reset()
-            seconds[name].append(seconds_of(lambda name=name: steps.run(name), device))
+            seconds[name].append(measure_seconds(lambda name=name: steps.run(name), device))
             on_progress(len(IMPLEMENTATIONS) * (1 + repeat) + i + 1, total)
     result = {
         name: {
@@ -398,7 +398,7 @@ def check_memory(needed: int, device: torch.device, what: str) -> None:
         raise ValueError(f"{what} needs about {needed / GIB:.1f} GiB on {device}, {free / GIB:.1f} GiB are free")
 
 
-def peak_allocated(step: Callable[[], object], device: torch.device) -> int:
+def measure_peak_memory(step: Callable[[], object], device: torch.device) -> int:
     """Bytes that `step` has allocated at its peak, beyond what was allocated before it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -420,7 +420,7 @@ def peak_allocated(step: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def seconds_of(step: Callable[[], object], device: torch.device) -> float:
+def measure_seconds(step: Callable[[], object], device: torch.device) -> float:
     """How long `step` takes, until the device is done with it."""
 
     def wait() -> None:

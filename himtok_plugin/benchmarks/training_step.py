@@ -37,10 +37,10 @@ from .mask_loss import (
     himtok_loss,
     known_peak,
     mask_tokenizer_in_training,
-    peak_allocated,
+    measure_peak_memory,
+    measure_seconds,
     random_squares,
-    seconds_of,
-    usable_device,
+    resolve_device,
 )
 from .random_lmm import LMMS, build_random_lmm, image_tokens, lmm_config, number_of_parameters
 
@@ -108,7 +108,7 @@ class TrainingStep:
 
     def __init__(self, settings: StepBenchmark):
         self.settings, config = settings, lmm_config(settings.lmm)
-        self.device, dtype = usable_device(settings.device), BENCHMARK_DTYPES[settings.dtype]
+        self.device, dtype = resolve_device(settings.device), BENCHMARK_DTYPES[settings.dtype]
         vocabulary, b, side = config.text_config.vocab_size, settings.batch, config.vision_config.image_size[0]
         # Weights, gradients and AdamW's two states; logits as `LossBenchmark.bytes_needed` counts them.
         logits = b * settings.length * vocabulary * (2 * dtype.itemsize + 2 * 4)
@@ -228,9 +228,9 @@ def measure_training_step(
         if i < len(kinds):
             run()  # what warms up, and makes the optimizer's states
             if mask_loss:
-                peaks[layout] = step.bytes_held() + peak_allocated(run, step.device)
+                peaks[layout] = step.bytes_held() + measure_peak_memory(run, step.device)
         else:
-            seconds[layout, mask_loss].append(seconds_of(run, step.device))
+            seconds[layout, mask_loss].append(measure_seconds(run, step.device))
         on_progress(i + 1, total)
     peak = settings.peak_tflops or known_peak(step.device, settings.dtype)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import SIZE_NAMES, JsonOption, app, libraries_on_stderr, progress, wrote_json
+from .common import SIZE_NAMES, JsonOption, app, progress, stdout_to_stderr, write_json_output
 
 bench_app = typer.Typer(help="Measure this package against plain implementations of the same.", rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")
@@ -38,7 +38,7 @@ def bench_loss(
     settings = LossBenchmark(batch, length, vocabulary, tokens, size, device, dtype, repeats)
     with progress("run") as report:
         result = measure_mask_loss(settings, report)
-    if wrote_json(result, json_file):
+    if write_json_output(result, json_file):
         return
     _print_loss_bench(result)
 
@@ -68,9 +68,9 @@ def bench_step(
     settings = StepBenchmark(
         lmm, size, batch, length, tokens, device, dtype, gradient_checkpointing, peak_tflops, repeats
     )
-    with progress("step") as report, libraries_on_stderr():
+    with progress("step") as report, stdout_to_stderr():
         result = measure_training_step(settings, report)
-    if not wrote_json(result, json_file):
+    if not write_json_output(result, json_file):
         _print_step_bench(result)
 
 
@@ -107,13 +107,13 @@ def bench_infer(
     settings = InferenceBenchmark(tuple(sizes or ("tiny",)), tuple(batches or BATCHES), names, repeats)
     ask = None
     if checkpoint is not None:
-        with libraries_on_stderr():
+        with stdout_to_stderr():
             from himtok_plugin import Segmenter
 
             ask = Segmenter.from_pretrained(checkpoint, device=names[-1], max_batch_size=max(settings.batches))
-    with progress("measurement") as report, libraries_on_stderr():
+    with progress("measurement") as report, stdout_to_stderr():
         timings = measure_inference(settings, ask, str(checkpoint), names[-1], report)
-    if wrote_json([timing.to_dict() for timing in timings], json_file):
+    if write_json_output([timing.to_dict() for timing in timings], json_file):
         return
     from rich.console import Console
     from rich.table import Table

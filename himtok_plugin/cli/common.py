@@ -48,7 +48,7 @@ def within(least: float, most: float | None = None) -> Callable[[float | None], 
     return checked
 
 
-seed_in_range = within(0, 2**32 - 1)  # that every generator of numpy and torch takes
+check_seed = within(0, 2**32 - 1)  # that every generator of numpy and torch takes
 
 MaskTokenizerOption = Annotated[
     str, typer.Option("--mask_tokenizer", help="Folder, himtok.pth or hub id; `default` is the one shipped.")
@@ -73,7 +73,7 @@ def print_table(scores: dict[str, float | int | None]) -> None:
     Console().print(table)
 
 
-def wrote_json(result: Any, target: str | None) -> bool:
+def write_json_output(result: Any, target: str | None) -> bool:
     """Write a result where `--json` says; True for stdout, where nothing else is to be printed."""
     if target == "-":
         print(json.dumps(result))
@@ -93,19 +93,19 @@ def mask_tokenizer_from_option(name: str, device: str | None = None) -> MaskToke
     from himtok_plugin.mask_tokenizer import MaskTokenizer
 
     device = choose_device(device)
-    quiet_unless_watched()
-    with libraries_on_stderr():
+    hide_progress_bars_in_pipes()
+    with stdout_to_stderr():
         return MaskTokenizer.from_pretrained(name).eval().to(device)
 
 
 @contextmanager
-def libraries_on_stderr() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """DeepSpeed, which transformers imports on loading and saving, logs to stdout, where our results go."""
     with redirect_stdout(sys.stderr):
         yield
 
 
-def quiet_unless_watched() -> None:
+def hide_progress_bars_in_pipes() -> None:
     """No bars of transformers in logs and pipes, where stderr is for errors; at a terminal they stay."""
     from transformers.utils import logging
 
@@ -130,7 +130,7 @@ def choose_device(name: str | None) -> str:
     return f"cuda:{index}"
 
 
-def free_cores() -> int:
+def count_free_cores() -> int:
     """Cores that are left for reading: all but one for each of torchrun's processes on this machine."""
     return max(usable_cores() // environment_int("LOCAL_WORLD_SIZE", 1) - 1, 0)
 
@@ -150,7 +150,7 @@ def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def reading_progress(*paths: Path) -> Iterator[Callable[[int], None]]:
+def file_progress(*paths: Path) -> Iterator[Callable[[int], None]]:
     """A bar on stderr of files that are being read, one after the other; yields what is to be called with the bytes
     read so far."""
     from tqdm import tqdm

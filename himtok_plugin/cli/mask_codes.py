@@ -21,14 +21,14 @@ from .common import (
     ForceOption,
     MaskTokenizerOption,
     app,
+    check_seed,
     check_writable,
-    free_cores,
-    libraries_on_stderr,
+    count_free_cores,
+    hide_progress_bars_in_pipes,
     mask_tokenizer_from_option,
     print_table,
     progress,
-    quiet_unless_watched,
-    seed_in_range,
+    stdout_to_stderr,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def init(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="A field of the configuration; may be repeated."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the weights that are drawn.", callback=seed_in_range)] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the weights that are drawn.", callback=check_seed)] = 0,
     force: ForceOption = False,
 ) -> None:
     """Write a mask tokenizer with fresh weights, to be trained."""
@@ -64,9 +64,9 @@ def init(
 
     from himtok_plugin.mask_tokenizer import build_mask_tokenizer
 
-    quiet_unless_watched()
+    hide_progress_bars_in_pipes()
     torch.manual_seed(seed)
-    with libraries_on_stderr():
+    with stdout_to_stderr():
         build_mask_tokenizer(size, **fields).save_pretrained(out)
     print(out)
 
@@ -90,24 +90,24 @@ def convert(
     force: ForceOption = False,
 ) -> None:
     """Turn the authors' checkpoint into a folder that transformers, ms-swift and vLLM load."""
-    with libraries_on_stderr():
+    with stdout_to_stderr():
         from himtok_plugin.internvl_chat.convert import convert_chat_model, convert_released
         from himtok_plugin.internvl_chat.output import check_apart
 
     if Path(model).exists():  # first, since the advice to give --force would be wrong
         check_apart(Path(model), out)
     check_writable(out, force)
-    quiet_unless_watched()
+    hide_progress_bars_in_pipes()
     if (released := _released_file(Path(model))) is not None:
         given = {"--skip_tokenizer": skip_tokenizer, "--image_token_id": image_token_id is not None}
         if any(given.values()):
             names = " and ".join(name for name, is_given in given.items() if is_given)
             raise ValueError(f"{names}: expected only with a chat model, {released} is a mask tokenizer alone")
-        with libraries_on_stderr():
+        with stdout_to_stderr():
             convert_released(released, out)
         print(out)
         return
-    with libraries_on_stderr(), progress("tensor") as report:
+    with stdout_to_stderr(), progress("tensor") as report:
         done = convert_chat_model(model, out, skip_tokenizer, image_token_id, report)
     _print_unknown_settings(done)
     print(out)
@@ -153,7 +153,7 @@ def encode(
     _warn_of_untrained(model)
     from tqdm import tqdm
 
-    from himtok_plugin.prediction.files import encode_files
+    from himtok_plugin.prediction.mask_files import encode_files
 
     encoded = encode_files(masks, model, candidates)
     for result in tqdm(encoded, total=len(masks), unit="mask", disable=None, leave=False):
@@ -172,7 +172,7 @@ def decode(
     text = _read_text(text)
     model = mask_tokenizer_from_option(mask_tokenizer)
     _warn_of_untrained(model)
-    from himtok_plugin.prediction.files import decode_to_files
+    from himtok_plugin.prediction.mask_files import decode_to_files
 
     decoded = decode_to_files(text, size, model, output)
     for i, mask in enumerate(decoded):
@@ -208,7 +208,7 @@ def tokenize(
     model = mask_tokenizer_from_option(mask_tokenizer, device)
     from himtok_plugin.data.offline_codes import write_codes
 
-    workers = free_cores() if num_workers is None else num_workers
+    workers = count_free_cores() if num_workers is None else num_workers
     options = {"candidates": candidates, "batch_size": batch_size, "num_workers": workers}
     options |= {"strict": strict, "overwrite": overwrite}
     first = environment_int("RANK", 0) == 0

@@ -16,11 +16,11 @@ from .common import (
     SOME_REJECTED,
     JsonOption,
     app,
+    check_seed,
     print_table,
     progress,
-    seed_in_range,
     within,
-    wrote_json,
+    write_json_output,
 )
 
 prepare_app = typer.Typer(
@@ -75,7 +75,7 @@ def _dataset_command(format: Format):
             Path | None, typer.Option("--prompts", metavar="FILE.yaml", help="Phrasings in place of the shipped ones.")
         ] = None,
         limit: Annotated[int | None, typer.Option("--limit", help="Rows at most, of images drawn by the seed.")] = None,
-        seed: Annotated[int, typer.Option("--seed", help="Of all that is drawn.", callback=seed_in_range)] = 0,
+        seed: Annotated[int, typer.Option("--seed", help="Of all that is drawn.", callback=check_seed)] = 0,
         num_workers: Annotated[
             int | None, typer.Option("--num_workers", help="Processes that read; by default one per core.")
         ] = None,
@@ -130,7 +130,7 @@ def list_tasks() -> None:
 
 def _print_summary(summary: dict, out: Path, json_file: str | None) -> None:
     skipped = summary["skipped"]
-    if not wrote_json(summary, json_file):
+    if not write_json_output(summary, json_file):
         print_table({k: v for k, v in summary.items() if k != "skipped"} | {"skipped": sum(skipped.values())})
         for reason, count in sorted(skipped.items(), key=lambda entry: -entry[1]):
             print(f"skipped {count}: {reason}", file=sys.stderr)
@@ -142,7 +142,7 @@ def _print_summary(summary: dict, out: Path, json_file: str | None) -> None:
 def mix_rows(
     mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.yaml", help="Parts and their ratios.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Rows to write.")],
-    seed: Annotated[int | None, typer.Option("--seed", help="In place of the YAML's.", callback=seed_in_range)] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="In place of the YAML's.", callback=check_seed)] = None,
     num_workers: Annotated[
         int | None, typer.Option("--num_workers", help="Processes that read; by default one per core.")
     ] = None,
@@ -158,7 +158,7 @@ def mix_rows(
     with progress("row") as report:
         summary = asdict(mix(loaded, out, report))
     parts = summary.pop("parts")
-    if wrote_json({**summary, "parts": parts}, json_file):
+    if write_json_output({**summary, "parts": parts}, json_file):
         return
     skipped = summary.pop("skipped")
     print_table({**summary, **{part["part"]: part["rows"] for part in parts}, "skipped": sum(skipped.values())})
@@ -179,7 +179,7 @@ def check_rows(
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="PAGE.html", help="Sample rows to look at.")] = None,
     samples: Annotated[int, typer.Option("--samples", help="Rows on the page.", callback=within(1))] = 24,
-    seed: Annotated[int, typer.Option("--seed", help="Of which rows are on the page.", callback=seed_in_range)] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of which rows are on the page.", callback=check_seed)] = 0,
     root: Annotated[
         Path | None, typer.Option("--root", metavar="DIR", help="Where relative images and masks start from.")
     ] = None,
@@ -207,7 +207,7 @@ def check_rows(
             on_progress=on_progress,
         )
     found = asdict(report)
-    if not wrote_json(found, json_file):
+    if not write_json_output(found, json_file):
         plain = {key: value for key, value in found.items() if isinstance(value, int)}
         leaks = {f"{what} shared with {name}": n for name, leak in report.leaks.items() for what, n in leak.items()}
         print_table(plain | {f"bad {kind}": count for kind, count in report.faults.items()} | leaks)

@@ -12,18 +12,18 @@ from .common import (
     JsonOption,
     RootOption,
     app,
+    check_seed,
+    file_progress,
     mask_tokenizer_from_option,
     print_table,
-    reading_progress,
-    seed_in_range,
     within,
-    wrote_json,
+    write_json_output,
 )
 
 if TYPE_CHECKING:
     from himtok_plugin.evaluation.comparison import RunComparison
+    from himtok_plugin.evaluation.evaluate import Redecoder
     from himtok_plugin.evaluation.report import ScoreReport
-    from himtok_plugin.evaluation.result_files import Redecoder
 
 
 @app.command("eval")
@@ -77,7 +77,7 @@ def evaluate(
     ] = 0.0,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="With --compare: of the intervals' draws. Default: 0.", callback=seed_in_range),
+        typer.Option("--seed", help="With --compare: of the intervals' draws. Default: 0.", callback=check_seed),
     ] = None,
 ) -> None:
     """Score predicted masks against true ones; several processes (torchrun) share the work."""
@@ -101,23 +101,23 @@ def evaluate(
     if compare:
         from himtok_plugin.evaluation.comparison import compare_results
 
-        with reading_progress(*results) as on_progress:
+        with file_progress(*results) as on_progress:
             compared = compare_results(*results, rules, root, min_score, seed or 0, on_progress=on_progress)
         if html is not None:
             from himtok_plugin.evaluation.comparison_page import write_comparison_page
 
             write_comparison_page(html, *results, compared, root, min_score)
-        if not wrote_json(compared.to_dict(), json_file):
+        if not write_json_output(compared.to_dict(), json_file):
             _print_comparison(compared)
         return
 
-    from himtok_plugin.evaluation.result_files import evaluate_results
+    from himtok_plugin.evaluation.evaluate import evaluate_results
     from himtok_plugin.jobs.processes import Processes
 
     redecoder = None if resize is None else _redecoder(resize, mask_tokenizer, threshold)
     with Processes.started() as processes:
         first = processes.rank == 0
-        with reading_progress(results[0]) if first else nullcontext() as on_progress:
+        with file_progress(results[0]) if first else nullcontext() as on_progress:
             scored = evaluate_results(
                 results[0], rules, root, boundary is not False, min_score, rows, redecoder, processes, on_progress
             )
@@ -125,13 +125,13 @@ def evaluate(
         return
     if report is not None:
         scored.save(report)
-    if not wrote_json({**scored.scores, "protocol": rules.name}, json_file):
+    if not write_json_output({**scored.scores, "protocol": rules.name}, json_file):
         _print_report(scored)
 
 
 def _redecoder(resize: str, mask_tokenizer: str | None, threshold: float | None) -> Redecoder:
+    from himtok_plugin.evaluation.evaluate import Redecoder
     from himtok_plugin.evaluation.protocols import RESIZES
-    from himtok_plugin.evaluation.result_files import Redecoder
 
     if resize not in RESIZES:
         raise ValueError(f"--resize: got {resize!r}, expected one of {', '.join(RESIZES)}")
@@ -166,15 +166,15 @@ def calibrate(
     root: RootOption = None,
 ) -> None:
     """Make scores of masks mean their expected IoU: writes calibration.json beside the mask tokenizer."""
-    from himtok_plugin.evaluation.calibration_fit import fit_on_results, scored_masks
+    from himtok_plugin.evaluation.calibration_fit import fit_calibration, scored_masks
     from himtok_plugin.mask_tokenizer.released_weights import find_mask_tokenizer
 
     source = Path(find_mask_tokenizer(checkpoint))
-    with reading_progress(result) as on_progress:
+    with file_progress(result) as on_progress:
         masks = scored_masks(result, root, on_progress=on_progress)
-    calibration, report = fit_on_results(masks)
+    calibration, report = fit_calibration(masks)
     path = calibration.save(source.parent if source.is_file() else source)
-    if wrote_json(report, json_file):
+    if write_json_output(report, json_file):
         return
     print_table(report)
     print(path)

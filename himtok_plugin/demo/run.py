@@ -135,7 +135,7 @@ class Demo:
         return scores
 
     def _infer(self, model: str, held_out: Path, name: str) -> dict[str, Any]:
-        from himtok_plugin.evaluation.scoring import score_rows
+        from himtok_plugin.evaluation.scoring import score_results
 
         result = self.folder / f"{name}.jsonl"
         result.unlink(missing_ok=True)  # ms-swift appends
@@ -147,7 +147,7 @@ class Demo:
             *("--result_path", os.fspath(result), "--max_batch_size", "64", "--max_new_tokens", "96"),
             *("--temperature", "0", "--stream", "false"),
         )
-        return score_rows(result)
+        return score_results(result)
 
     def _swift(self, name: str, progress_file: Path | None, *arguments: str) -> None:
         """Run a `swift` command, its output in a log file, its progress in the report."""

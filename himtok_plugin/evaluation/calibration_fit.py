@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from himtok_plugin.evaluation.protocols import Protocol
-from himtok_plugin.evaluation.scoring import PLAIN, asks_for_masks, mask_score, read_results, runs_of_row
+from himtok_plugin.evaluation.scoring import PLAIN, asks_for_masks, get_mask_score, load_result_runs, read_results
 from himtok_plugin.mask_text import text_to_codes
 from himtok_plugin.metrics.calibration_error import calibration_summary
 from himtok_plugin.prediction.calibration import MIN_MASKS, Calibration
@@ -52,7 +52,7 @@ def scored_masks(
         try:
             if not asks_for_masks(row):
                 continue
-            found = runs_of_row(row, root).matched_ious(protocol)
+            found = load_result_runs(row, root).matched_ious(protocol)
             answered = sum(bool(span.codes) for span in text_to_codes(row.get("response") or ""))
             if answered > len(row["masks"]):
                 raise ValueError(
@@ -61,7 +61,7 @@ def scored_masks(
                 )
             for i, entry in enumerate(row["masks"]):
                 key = "raw_score" if "raw_score" in entry else "score"
-                score = mask_score(entry, i, key)
+                score = get_mask_score(entry, i, key)
                 if score is None:
                     raise ValueError(f"masks[{i}].score is None: expected a number in [0, 1]")
                 scores.append(float(score))
@@ -72,7 +72,7 @@ def scored_masks(
     return ScoredMasks(np.array(scores), np.array(ious), np.array(rows, int))
 
 
-def fit_on_results(masks: ScoredMasks) -> tuple[Calibration, dict[str, float | int | None]]:
+def fit_calibration(masks: ScoredMasks) -> tuple[Calibration, dict[str, float | int | None]]:
     """Calibrate on all masks, and say how well that works on masks that were not used.
 
     Returns:

@@ -21,10 +21,10 @@ from .scoring import (
     PLAIN,
     asks_for_masks,
     check_min_score,
-    question_of,
+    drop_low_scores,
+    get_question,
+    load_result_runs,
     read_results,
-    runs_of_row,
-    with_min_score,
 )
 
 RESAMPLES = 2000
@@ -67,7 +67,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class RowDifference:
+class ResultDifference:
     """One row of both runs: its name, and the IoU that each reached."""
 
     key: Any
@@ -89,7 +89,7 @@ class RunComparison:
 
     protocol: Protocol
     differences: list[Difference]
-    rows: list[RowDifference]
+    rows: list[ResultDifference]
     images: int
     confidence: float = CONFIDENCE
     resamples: int = RESAMPLES
@@ -123,7 +123,7 @@ def compare_results(
     Args:
         a, b: results of `swift infer` on the same rows, in any order.
         protocol: the rules.
-        root, min_score: see `scoring.score_rows`.
+        root, min_score: see `scoring.score_results`.
         seed: of the draws.
         resamples: number of draws, at least 1.
         on_progress: called with the bytes read so far, of both files.
@@ -144,7 +144,7 @@ def compare_results(
     images = np.unique([first[key][1] for key in keys], return_inverse=True)[1]
     ious = counts[:, :, IOU]
     order = np.argsort(ious[:, 1] - ious[:, 0], kind="stable")
-    rows = [RowDifference(keys[i], float(ious[i, 0]), float(ious[i, 1])) for i in order]
+    rows = [ResultDifference(keys[i], float(ious[i, 0]), float(ious[i, 1])) for i in order]
     names, parts, wholes = _shares(counts, protocol)
     differences = _differences(names, parts, wholes, images, resamples, seed)
     return RunComparison(protocol, differences, rows, int(images.max()) + 1, resamples=resamples)
@@ -194,12 +194,12 @@ def _counts(path, protocol: Protocol, root, min_score: float, on_progress) -> di
         try:
             if not asks_for_masks(row):
                 continue
-            protocol.check_question(question_of(row), row.get("expressions"))
-            overlap = runs_of_row(with_min_score(row, min_score), root).overlap(protocol)
+            protocol.check_question(get_question(row), row.get("expressions"))
+            overlap = load_result_runs(drop_low_scores(row, min_score), root).overlap(protocol)
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {error}") from error
         counts = [overlap.iou, overlap.intersection, overlap.union, overlap.target, overlap.predicted > 0]
-        found[key] = counts, _image_name(row, key), question_of(row)
+        found[key] = counts, _image_name(row, key), get_question(row)
     if not found:
         raise ValueError(f"{path}: holds no rows with true masks, expected JSON lines written by `swift infer`")
     return found

@@ -17,8 +17,8 @@ from himtok_plugin.data.samples import find_file
 from himtok_plugin.masks.drawing import COLORS, overlay
 from himtok_plugin.pages.environment import render_page
 
-from .comparison import Difference, RowDifference, RunComparison, result_key
-from .scoring import masks_of_row, question_of, read_results, with_min_score
+from .comparison import Difference, ResultDifference, RunComparison, result_key
+from .scoring import drop_low_scores, get_question, load_result_masks, read_results
 
 SHOWN = 20  # results that got worse, and as many that got better
 LONGEST_SIDE = 480  # of a picture, in pixels
@@ -52,7 +52,7 @@ def write_comparison_page(
         for file in (a, b)
     )
 
-    def show(rows: Sequence[RowDifference]) -> list[dict[str, Any]]:
+    def show(rows: Sequence[ResultDifference]) -> list[dict[str, Any]]:
         return [_show_row(each, in_a[each.key], in_b[each.key], root, min_score) for each in rows]
 
     sections = [{"title": "b is worse", "rows": show(fell)}, {"title": "b is better", "rows": show(rose)}]
@@ -80,11 +80,11 @@ def _show_metric(each: Difference) -> dict[str, Any]:
 
 
 def _show_row(
-    each: RowDifference, a: dict[str, Any], b: dict[str, Any], root: str | Path | None, min_score: float
+    each: ResultDifference, a: dict[str, Any], b: dict[str, Any], root: str | Path | None, min_score: float
 ) -> dict[str, Any]:
-    a, b = with_min_score(a, min_score), with_min_score(b, min_score)
-    predicted, true, ignore = masks_of_row(a, root)
-    other = masks_of_row(b, root)[0]
+    a, b = drop_low_scores(a, min_score), drop_low_scores(b, min_score)
+    predicted, true, ignore = load_result_masks(a, root)
+    other = load_result_masks(b, root)[0]
     image = _load_image(a, max((masks.size for masks in (true, predicted, other)), key=lambda size: size[0] * size[1]))
     pictures = [_show_picture(image, "image")]
     for masks, caption, color in (
@@ -97,7 +97,7 @@ def _show_row(
         pictures.append(_show_picture(overlay(image, [ignore.union()]), "ignored"))
     return {
         "key": each.key,
-        "question": question_of(a),
+        "question": get_question(a),
         "answer_a": str(a.get("response") or "")[:LONGEST_ANSWER],
         "answer_b": str(b.get("response") or "")[:LONGEST_ANSWER],
         "pictures": pictures,

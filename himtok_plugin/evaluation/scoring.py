@@ -38,7 +38,7 @@ UNKNOWN_SIZE = (1, 1)  # a row without any mask has no size, and its two empty u
 PLAIN = PROTOCOLS["plain"]
 
 
-def score_rows(
+def score_results(
     path: str | Path,
     root: str | Path | None = None,
     boundary: bool = True,
@@ -59,24 +59,24 @@ def score_rows(
         on_progress: called after each row with the bytes read so far.
         min_score: predicted masks with a lower `score` do not count, as if inference had had `--min_score`.
     Returns:
-        What `RowScores.compute` returns.
+        What `ResultScores.compute` returns.
     Raises:
         ValueError: a row that cannot be scored, or a file without rows that can.
         OSError: the file cannot be read.
     """
-    scores = RowScores(PLAIN, boundary, min_score, root)
+    scores = ResultScores(PLAIN, boundary, min_score, root)
     for number, row in read_results(path, on_progress):
         scores.add(row, f"{path}: row {number}")
     scores.check(path)
     return scores.compute()
 
 
-class RowScores:
+class ResultScores:
     """Streaming scores of result rows; those of several processes merge.
 
     Args:
         protocol: its rules.
-        boundary, min_score, root: see `score_rows`.
+        boundary, min_score, root: see `score_results`.
     """
 
     def __init__(
@@ -124,19 +124,19 @@ class RowScores:
         return True
 
     def _add_masks(self, row: dict[str, Any]) -> float:
-        self.protocol.check_question(question_of(row), row.get("expressions"))
+        self.protocol.check_question(get_question(row), row.get("expressions"))
         scores = _scores(row)
         self._predicted += len(scores)
         self._with_score += sum(score is not None for score in scores)
-        row = with_min_score(row, self.min_score)
+        row = drop_low_scores(row, self.min_score)
         if self.metrics.boundary:
-            masks = masks_of_row(row, self.root)
-            runs = RowRuns(*([Runs.from_mask(mask) for mask in each] for each in masks), size=masks[0].size)
+            masks = load_result_masks(row, self.root)
+            runs = ResultRuns(*([Runs.from_mask(mask) for mask in each] for each in masks), size=masks[0].size)
             pair = self.protocol.pair(masks[0].union(), masks[1].union(), masks[2].union() if masks[2] else None)
             self.metrics.update(*pair, missing=runs.missing)
             overlap = Overlap.of(*pair)
         else:
-            runs = runs_of_row(row, self.root)
+            runs = load_result_runs(row, self.root)
             overlap = runs.overlap(self.protocol)
             self.metrics.update_overlap(overlap, runs.missing)
         if isinstance(row.get(CLASS), str):
@@ -149,7 +149,7 @@ class RowScores:
                     self.calibration.update(score, iou)
         return overlap.iou
 
-    def merge(self, other: RowScores) -> RowScores:
+    def merge(self, other: ResultScores) -> ResultScores:
         """Add the rows of another accumulator to this one, and return this one."""
         for name in ("metrics", "classes", "calibration", "boxes"):
             getattr(self, name).merge(getattr(other, name))
@@ -201,7 +201,7 @@ def asks_for_masks(row: dict[str, Any]) -> bool:
     return row.get(TRUE) is not None
 
 
-def mask_score(mask: Any, i: int, key: str = "score") -> float | None:
+def get_mask_score(mask: Any, i: int, key: str = "score") -> float | None:
     """The score of a row's i-th predicted mask; None where it has none.
 
     Raises:
@@ -220,7 +220,7 @@ def check_min_score(min_score: float) -> None:
         raise ValueError(f"min_score: got {min_score!r}, expected a number in [0, 1]")
 
 
-def with_min_score(row: dict[str, Any], min_score: float) -> dict[str, Any]:
+def drop_low_scores(row: dict[str, Any], min_score: float) -> dict[str, Any]:
     """The row without predicted masks of a lower score; masks without a score stay.
 
     Raises:
@@ -235,10 +235,10 @@ def with_min_score(row: dict[str, Any], min_score: float) -> dict[str, Any]:
 
 def _scores(row: dict[str, Any]) -> list[float | None]:
     masks = row.get(PREDICTED)
-    return [mask_score(mask, i) for i, mask in enumerate(masks)] if isinstance(masks, list) else []
+    return [get_mask_score(mask, i) for i, mask in enumerate(masks)] if isinstance(masks, list) else []
 
 
-def question_of(row: dict[str, Any]) -> str:
+def get_question(row: dict[str, Any]) -> str:
     """What a row's last user turn asks; empty for a row without messages."""
     messages = row.get("messages")
     asked = [m for m in messages if isinstance(m, dict) and m.get("role") == "user"] if messages else []
@@ -246,7 +246,7 @@ def question_of(row: dict[str, Any]) -> str:
     return content if isinstance(content, str) else ""
 
 
-class RowRuns(NamedTuple):
+class ResultRuns(NamedTuple):
     """The masks of a result row, of which nothing but areas is wanted: predicted, true, to be ignored; size (h, w)."""
 
     predicted: list[Runs]
@@ -273,12 +273,12 @@ class RowRuns(NamedTuple):
         return matched_ious(self.predicted, self.true, iou)
 
 
-def runs_of_row(row: dict[str, Any], root: str | Path | None = None) -> RowRuns:
+def load_result_runs(row: dict[str, Any], root: str | Path | None = None) -> ResultRuns:
     """The masks of a result row, without making pixels of those that are RLEs.
 
     Args:
-        row: with `masks` and `target_masks`, see `score_rows`.
-        root: see `score_rows`.
+        row: with `masks` and `target_masks`, see `score_results`.
+        root: see `score_results`.
     Raises:
         ValueError: a row that cannot be scored.
     """
@@ -292,10 +292,10 @@ def runs_of_row(row: dict[str, Any], root: str | Path | None = None) -> RowRuns:
                 mask.check_size(size)
             except ValueError as error:
                 raise ValueError(f"{key}[{i}]: {error}") from error
-    return RowRuns(runs[PREDICTED], runs[TRUE], runs[IGNORED], size)
+    return ResultRuns(runs[PREDICTED], runs[TRUE], runs[IGNORED], size)
 
 
-def masks_of_row(row: dict[str, Any], root: str | Path | None = None) -> tuple[Masks, Masks, Masks]:
+def load_result_masks(row: dict[str, Any], root: str | Path | None = None) -> tuple[Masks, Masks, Masks]:
     """The same in pixels: predicted masks, true ones and those to be ignored. Arguments and errors as above."""
     sources = _checked_sources(row)
     size = check_size(sources[PREDICTED][0].get("size"), f"{PREDICTED}[0].size") if sources[PREDICTED] else None

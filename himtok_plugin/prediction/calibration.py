@@ -2,7 +2,7 @@
 
 Contract: `mask_certainty` turns what a mask's codes were decoded to into a raw score in [0, 1]. `Calibration` maps raw
 scores to the IoU that masks of such a score had on held-out rows: monotone, fitted by isotonic regression, kept as
-`calibration.json` in the mask tokenizer's folder. `fit_on_results` does it for a result file of `swift infer`. Does not
+`calibration.json` in the mask tokenizer's folder. `fit_calibration` does it for a result file of `swift infer`. Does not
 know models and ms-swift; probabilities and scores come from elsewhere.
 """
 

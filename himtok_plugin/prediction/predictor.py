@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Decoding = Literal["soft", "hard"]
 MAX_BATCH = 64  # masks decoded at once: bounds memory, far above where the speed levels off
-UNKNOWN_WORDS = "\ufffd"  # stands for words of which only the ids are known
+UNDECODED_TEXT = "\ufffd"  # stands for words of which only the ids are known
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Answer:
     probabilities: Tensor | None = None
 
     @classmethod
-    def of_ids(
+    def from_ids(
         cls,
         ids: Sequence[int] | Tensor,
         vocabulary: MaskVocabulary,
@@ -72,7 +72,7 @@ class Answer:
         tokens = {vocabulary.start_id: MASK_START, vocabulary.end_id: MASK_END}
         tokens |= {vocabulary.first_code_id + code: mask_token(code) for code in range(vocabulary.codebook_size)}
         masks = "".join(
-            "".join(tokens[value] for value in run) if known else UNKNOWN_WORDS
+            "".join(tokens[value] for value in run) if known else UNDECODED_TEXT
             for known, run in groupby(values, tokens.__contains__)
         )
         if tokenizer is None:

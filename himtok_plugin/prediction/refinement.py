@@ -2,7 +2,7 @@
 
 Contract: `SamRefiner` runs transformers' own SAM classes (Kirillov et al., arXiv 2304.02643; SAM 2, arXiv 2408.00714;
 the tracker of SAM 3) on the image at its own size, with three prompts per mask: its box, points inside it and its
-logits. `zoom_window` and `zoomed_mask` are the geometry of asking an LMM again about a crop; who asks is not known
+logits. `choose_zoom_window` and `choose_zoomed_mask` are the geometry of asking an LMM again about a crop; who asks is not known
 here. A mask is refined or stays as it was; refining never makes one empty.
 """
 
@@ -109,7 +109,7 @@ class SamRefiner:
         chosen = [i for i, mask in enumerate(masks) if mask.any()]
         if not chosen:
             return refined
-        points = [inner_points(masks[i]) for i in chosen]
+        points = [sample_inner_points(masks[i]) for i in chosen]
         inputs = self.processor(
             images=image.convert("RGB"),
             input_points=[[own.tolist() for own in points]],
@@ -146,7 +146,7 @@ class SamRefiner:
         """Logits (n, 1, side, side) of masks; `frame`: (h, w) of the image within SAM's padded one, None for SAM 2."""
         covered = (side, side) if frame is None else self._covered(frame[0].tolist(), side)
         prompts = torch.full((len(squares), 1, side, side), -MAX_LOGIT)
-        logits = np.stack([prompt_logits(square, covered) for square in squares])
+        logits = np.stack([make_prompt_logits(square, covered) for square in squares])
         prompts[:, 0, : covered[0], : covered[1]] = torch.from_numpy(logits)
         return prompts
 
@@ -156,7 +156,7 @@ class SamRefiner:
         return tuple(max(1, round(side * length / full)) for length in frame)
 
 
-def inner_points(mask: np.ndarray, count: int = NUM_POINTS) -> np.ndarray:
+def sample_inner_points(mask: np.ndarray, count: int = NUM_POINTS) -> np.ndarray:
     """Points well inside a mask, spread over it.
 
     The first is the pixel furthest from the mask's border, each further one the same in what is left of the mask when
@@ -184,7 +184,7 @@ def inner_points(mask: np.ndarray, count: int = NUM_POINTS) -> np.ndarray:
     return np.array(points, np.float64)
 
 
-def prompt_logits(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def make_prompt_logits(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Logits of mask probabilities (s, s), stretched to (h, w): float32 in [-10, 10]."""
     h, w = size
     stretched = np.asarray(
@@ -195,7 +195,7 @@ def prompt_logits(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarra
     return np.log(clipped / (1 - clipped)).astype(np.float32)
 
 
-def zoom_window(mask: np.ndarray, margin: float = ZOOM_MARGIN) -> tuple[int, int, int, int] | None:
+def choose_zoom_window(mask: np.ndarray, margin: float = ZOOM_MARGIN) -> tuple[int, int, int, int] | None:
     """The part of the image to look at again.
 
     Args:
@@ -214,14 +214,14 @@ def zoom_window(mask: np.ndarray, margin: float = ZOOM_MARGIN) -> tuple[int, int
     return None if share > ZOOM_LEAST_SHARE else window
 
 
-def zoomed_mask(
+def choose_zoomed_mask(
     mask: np.ndarray, window: tuple[int, int, int, int], found: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, int] | None:
     """The mask that a second look at a window gives.
 
     Args:
         mask: bool (h, w), of the first look.
-        window: x1, y1, x2, y2 as `zoom_window` says.
+        window: x1, y1, x2, y2 as `choose_zoom_window` says.
         found: masks of the second look, bool, of the window's size.
     Returns:
         The one of `found` that is most like the first mask, bool (h, w), and its index; None if none is at all.

@@ -25,7 +25,7 @@ from .predictor import MAX_BATCH
 PREFIX_WEIGHT = 0.25  # share of the IoU reward that coarse prefixes earn; a choice, not the paper's
 
 
-def mask_format(text: str, codebook_size: int | None = None, num_mask_tokens: int | None = None) -> float:
+def mask_format_reward(text: str, codebook_size: int | None = None, num_mask_tokens: int | None = None) -> float:
     """1 if every mask in the answer is written to its end and legal, else 0; an answer without a mask is legal.
 
     Args:
@@ -42,7 +42,7 @@ def mask_format(text: str, codebook_size: int | None = None, num_mask_tokens: in
     return float(legal)
 
 
-def mask_count(text: str, true: int) -> float:
+def mask_count_reward(text: str, true: int) -> float:
     """How near the number of masks in the answer comes to the true one: their ratio, the smaller over the larger.
 
     Args:
@@ -53,7 +53,7 @@ def mask_count(text: str, true: int) -> float:
     return min(answered, true) / max(answered, true) if max(answered, true) else 1.0
 
 
-def no_target(text: str, has_target: bool) -> float:
+def no_target_reward(text: str, has_target: bool) -> float:
     """1 if the answer has a mask exactly where there is a target, else 0: the mean of N-acc and T-acc, so to speak.
 
     Args:

@@ -1,6 +1,6 @@
 """A predicted mask as clients get it: everything about one segment in one JSON object.
 
-Contract: `segments_of` turns an answer's masks into such objects, in order of appearance. Does not know servers.
+Contract: `make_segments` turns an answer's masks into such objects, in order of appearance. Does not know servers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SENTENCE_END = re.compile(r"[.;!?]\s+")
 _JOINING = re.compile(r"^(?:[\s,;.]|and\s)+")
 
 
-def segment_dict(mask: PredictedMask, label: str | None = None) -> dict[str, Any]:
+def segment_to_dict(mask: PredictedMask, label: str | None = None) -> dict[str, Any]:
     """JSON form of one segment.
 
     Returns:
@@ -39,7 +39,7 @@ def segment_dict(mask: PredictedMask, label: str | None = None) -> dict[str, Any
     }
 
 
-def segments_of(text: str, masks: list[PredictedMask]) -> list[dict[str, Any]]:
+def make_segments(text: str, masks: list[PredictedMask]) -> list[dict[str, Any]]:
     """Segments of an answer.
 
     Args:
@@ -47,10 +47,10 @@ def segments_of(text: str, masks: list[PredictedMask]) -> list[dict[str, Any]]:
         masks: its masks, with their places in it.
     """
     ends = [0, *(mask.end for mask in masks)]
-    return [segment_dict(mask, label_before(text[end : mask.start])) for end, mask in zip(ends, masks, strict=False)]
+    return [segment_to_dict(mask, find_label(text[end : mask.start])) for end, mask in zip(ends, masks, strict=False)]
 
 
-def label_before(text: str) -> str | None:
+def find_label(text: str) -> str | None:
     """What the text says the mask after it shows: `<ref>label</ref>` or `label:` at its end, None where neither is.
 
     Args:

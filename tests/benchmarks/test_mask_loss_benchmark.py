@@ -12,7 +12,7 @@ from himtok_plugin.benchmarks.mask_loss import (
     LossSteps,
     build_problem,
     measure_mask_loss,
-    peak_allocated,
+    measure_peak_memory,
 )
 from himtok_plugin.lmm.logit_tap import LogitTap, mask_logits
 
@@ -64,7 +64,7 @@ def test_peak_allocated_counts_what_is_held_at_once():
         del a
         return b * 2
 
-    assert 2 * 4000 <= peak_allocated(step, torch.device("cpu")) < 2 * 4000 + 500
+    assert 2 * 4000 <= measure_peak_memory(step, torch.device("cpu")) < 2 * 4000 + 500
 
 
 def test_the_mask_loss_makes_no_gradient_as_large_as_the_logits():
@@ -82,7 +82,7 @@ def test_the_mask_loss_makes_no_gradient_as_large_as_the_logits():
                 gathered = mask_logits(tap.logits_behind(logits) if tapped else logits.view_as(logits), code_ids, rows)
             (next_token + gathered.sum()).backward()
 
-        return peak_allocated(step, torch.device("cpu"))
+        return measure_peak_memory(step, torch.device("cpu"))
 
     size = 5 * vocabulary * 4
     assert peak(True) < 0.01 * size and peak(False) > 0.99 * size

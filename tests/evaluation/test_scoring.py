@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from result_rows import SIZE, mask, predicted
 
-from himtok_plugin.evaluation.scoring import RowScores, score_rows
+from himtok_plugin.evaluation.scoring import ResultScores, score_results
 from himtok_plugin.masks.sources import to_rle
 
 
@@ -26,7 +26,7 @@ def test_scores_by_hand(tmp_path):
         {"masks": [], "target_masks": []},  # rightly nothing
         {"masks": [predicted(0)], "target_masks": []},  # wrongly something: I 0, U 4
     )
-    scores = score_rows(path)
+    scores = score_results(path)
     assert scores["cIoU"] == pytest.approx(12 / 28)
     assert scores["gIoU"] == pytest.approx((8 / 12 + 1 + 0 + 1 + 0) / 5)
     assert scores["P@0.5"] == pytest.approx(3 / 5) and scores["P@0.9"] == pytest.approx(2 / 5)
@@ -44,14 +44,14 @@ def test_masks_below_the_least_score_do_not_count(tmp_path):
         {"masks": [predicted(1), unsure], "target_masks": [to_rle(mask(1))]},
         {"masks": [unscored], "target_masks": [to_rle(mask(0))]},
     )
-    scores = score_rows(path, min_score=0.5)
+    scores = score_results(path, min_score=0.5)
     assert (scores["cIoU"], scores["N-acc"], scores["missing"]) == (1, 1, 0)
-    assert score_rows(path)["N-acc"] == 0
+    assert score_results(path)["N-acc"] == 0
 
 
 def test_several_true_masks_are_their_union(tmp_path):
     path = write(tmp_path, {"masks": [predicted(0, 1)], "target_masks": [to_rle(mask(0)), to_rle(mask(1))]})
-    assert score_rows(path)["cIoU"] == 1.0
+    assert score_results(path)["cIoU"] == 1.0
 
 
 def test_true_masks_may_be_files_and_polygons(tmp_path, monkeypatch):
@@ -59,28 +59,28 @@ def test_true_masks_may_be_files_and_polygons(tmp_path, monkeypatch):
     Image.fromarray(mask(0).astype(np.uint8) * 255).save(tmp_path / "masks" / "0.png")
     polygons = {"polygons": [[1, 0, 2, 0, 2, 4, 1, 4]], "size": list(SIZE)}
     path = write(tmp_path, {"masks": [predicted(0, 1)], "target_masks": ["masks/0.png", polygons]})
-    assert score_rows(path, root=tmp_path)["cIoU"] == 1.0
+    assert score_results(path, root=tmp_path)["cIoU"] == 1.0
     monkeypatch.chdir(tmp_path)
-    assert score_rows(path)["cIoU"] == 1.0
+    assert score_results(path)["cIoU"] == 1.0
 
 
 def test_an_empty_predicted_mask_is_an_answer(tmp_path):
     path = write(tmp_path, {"masks": [predicted()], "target_masks": [to_rle(mask(1))]})
-    scores = score_rows(path)
+    scores = score_results(path)
     assert scores["missing"] == 0 and scores["T-acc"] == 0.0
 
 
 def test_boundary_f_can_be_left_out_and_progress_ends_at_the_files_size(tmp_path):
     row = {"masks": [predicted(0)], "target_masks": [to_rle(mask(0))]}
     path, seen = write(tmp_path, row, row), []
-    assert "boundary_F" not in score_rows(path, boundary=False, on_progress=seen.append)
+    assert "boundary_F" not in score_results(path, boundary=False, on_progress=seen.append)
     assert seen == sorted(seen) and seen[-1] == path.stat().st_size
 
 
 def test_blank_lines_are_no_rows_but_are_counted_in_the_numbering(tmp_path):
     path = write(tmp_path, {"masks": [], "target_masks": []}, "", "[]")
     with pytest.raises(ValueError, match=r"row 3: is \[\]: expected a JSON object"):
-        score_rows(path)
+        score_results(path)
 
 
 TRUE = [to_rle(mask(0))]
@@ -117,25 +117,25 @@ TRUE = [to_rle(mask(0))]
 def test_a_malformed_row_is_named_by_its_number(tmp_path, row, message):
     path = write(tmp_path, {"masks": [], "target_masks": TRUE}, row)
     with pytest.raises(ValueError, match=message) as error:
-        score_rows(path)
+        score_results(path)
     assert f"{path}: row 2: " in str(error.value)
 
 
 def test_a_score_that_is_no_number_is_named_where_a_least_score_is_asked_for(tmp_path):
     path = write(tmp_path, {"masks": [{**predicted(0), "score": "high"}], "target_masks": TRUE})
     with pytest.raises(ValueError, match=r"row 1: masks\[0\].score is 'high': expected a number in \[0, 1\]"):
-        score_rows(path, min_score=0.5)
+        score_results(path, min_score=0.5)
 
 
 def test_rows_that_ask_for_no_mask_are_counted_and_not_scored(tmp_path):
     """One wholly wrong mask beside nine questions of yes and no is wholly wrong."""
     wrong = {"masks": [predicted(0)], "target_masks": [to_rle(mask(3))]}
     answered = [{"response": "Yes", "masks": []}] * 8 + [{"response": "No", "masks": [predicted(1)]}]
-    scores = score_rows(write(tmp_path, *answered, wrong))
+    scores = score_results(write(tmp_path, *answered, wrong))
     assert (scores["cIoU"], scores["gIoU"], scores["N-acc"]) == (0, 0, None)
     assert (scores["samples"], scores["not_scored"]) == (1, 9)
     with pytest.raises(ValueError, match="none of 9 rows has 'target_masks', or one of 'target_boxes': expected a"):
-        score_rows(write(tmp_path, *answered))
+        score_results(write(tmp_path, *answered))
 
 
 def test_a_box_is_scored_beside_masks_and_alone(tmp_path):
@@ -146,11 +146,11 @@ def test_a_box_is_scored_beside_masks_and_alone(tmp_path):
         {"boxes": [], "target_boxes": [[0, 0, 3, 4]]},
         {"masks": [], "boxes": [], "target_boxes": [[0, 0, 1, 1], [1, 1, 2, 2]]},  # nothing says which answers which
     ]
-    scores = score_rows(write(tmp_path, *rows))
+    scores = score_results(write(tmp_path, *rows))
     assert (scores["cIoU"], scores["samples"], scores["not_scored"]) == (1, 1, 1)
     assert [scores[f"box_acc@{level}"] for level in (0.5, 0.7, 0.9)] == pytest.approx([2 / 3, 1 / 3, 1 / 3])
     assert (scores["box_IoU"], scores["box_samples"], scores["box_missing"]) == (pytest.approx(5 / 9), 3, 1)
-    alone = score_rows(write(tmp_path, *rows[1:3]))
+    alone = score_results(write(tmp_path, *rows[1:3]))
     assert "cIoU" not in alone and alone["box_acc@0.5"] == 0.5 and alone["not_scored"] == 0
 
 
@@ -166,30 +166,30 @@ def test_scores_of_masks_are_held_against_the_masks_that_they_stand_for(tmp_path
         {"masks": [scored(0.3, 1), scored(None, 2)], "target_masks": []},
         {"masks": [scored(0.7, 1)]},
     ]
-    scores = score_rows(write(tmp_path, *rows), boundary=boundary)
+    scores = score_results(write(tmp_path, *rows), boundary=boundary)
     gaps = np.array([0.9 - 1, 0.8 - 0.5, 0.2, 0.4 - 0.5, 0.3])
     assert scores["scored_masks"] == 5 and scores["Brier"] == pytest.approx((gaps**2).mean())
     assert scores["ECE"] == pytest.approx(np.abs(gaps).sum() / 5)  # each in a bin of its own
-    parts = [RowScores(boundary=boundary) for _ in range(2)]
+    parts = [ResultScores(boundary=boundary) for _ in range(2)]
     for i, row in enumerate(rows):
         parts[i % 2].add(row)
     assert parts[0].merge(parts[1]).compute() == pytest.approx(scores)
-    assert "ECE" not in score_rows(write(tmp_path, {"masks": [scored(None, 0)], "target_masks": TRUE}))
+    assert "ECE" not in score_results(write(tmp_path, {"masks": [scored(None, 0)], "target_masks": TRUE}))
 
 
 def test_bytes_that_are_no_text_name_their_row(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_bytes(b'{"masks": "\xff\xfe"}\n')
     with pytest.raises(ValueError, match="row 1: is not JSON"):
-        score_rows(path)
+        score_results(path)
 
 
 def test_a_file_without_rows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no rows"):
-        score_rows(write(tmp_path, ""))
+        score_results(write(tmp_path, ""))
 
 
 @pytest.mark.parametrize("min_score", [-0.1, 1.5, float("nan")])
 def test_a_least_score_is_a_number_in_0_to_1(min_score):
     with pytest.raises(ValueError, match=r"min_score: got .*, expected a number in \[0, 1\]"):
-        RowScores(min_score=min_score)
+        ResultScores(min_score=min_score)

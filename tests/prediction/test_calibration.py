@@ -7,7 +7,7 @@ import pytest
 from tiny_models import tiny_model
 
 from himtok_plugin import cli
-from himtok_plugin.evaluation.calibration_fit import fit_on_results, scored_masks
+from himtok_plugin.evaluation.calibration_fit import fit_calibration, scored_masks
 from himtok_plugin.evaluation.protocols import find_protocol
 from himtok_plugin.mask_text import codes_to_text
 from himtok_plugin.masks.sources import to_rle
@@ -135,7 +135,7 @@ def test_raw_scores_are_taken_where_a_calibration_was_used_already(tmp_path):
 
 
 def test_report_is_of_masks_that_were_not_fitted_on(tmp_path):
-    calibration, report = fit_on_results(scored_masks(result_file(tmp_path)))
+    calibration, report = fit_calibration(scored_masks(result_file(tmp_path)))
     assert report["masks"] == 60 and report["spearman"] == pytest.approx(1)
     assert report["ECE_raw"] > 0.15 > 0.08 > report["ECE_calibrated"]
     masks = scored_masks(tmp_path / "out.jsonl")

@@ -139,9 +139,9 @@ def test_token_ids_are_an_answer_as_their_text_is(tokenizer, words):
     text = f"The mask {codes_to_text(CODES)} and {codes_to_text([5])}."
     ids = words(text + words.eos_token, add_special_tokens=False).input_ids
     probabilities = probabilities_of(5)
-    answer = Answer.of_ids(ids, vocabulary, SIZE, probabilities, words)
+    answer = Answer.from_ids(ids, vocabulary, SIZE, probabilities, words)
     assert answer.text == text and answer.size == SIZE
-    without_words = Answer.of_ids(torch.tensor(ids), vocabulary, SIZE, probabilities)
+    without_words = Answer.from_ids(torch.tensor(ids), vocabulary, SIZE, probabilities)
     assert without_words.text == f"\ufffd{codes_to_text(CODES)}\ufffd{codes_to_text([5])}\ufffd"
     predictor = MaskPredictor(tokenizer)
     expected, *found = predictor([Answer(text, SIZE, probabilities), answer, without_words])
@@ -156,20 +156,20 @@ def test_words_within_a_mask_are_not_taken_for_nothing(tokenizer, words):
     vocabulary = MaskVocabulary.of(words, 12)
     ids = words("<|mt_start|><|mt_3|>red<|mt_1|><|mt_end|>", add_special_tokens=False).input_ids
     for given in (None, words):
-        (mask,) = MaskPredictor(tokenizer)([Answer.of_ids(ids, vocabulary, SIZE, tokenizer=given)])[0]
+        (mask,) = MaskPredictor(tokenizer)([Answer.from_ids(ids, vocabulary, SIZE, tokenizer=given)])[0]
         assert mask.codes == [3, 1] and not mask.complete
 
 
 @pytest.mark.parametrize("ids", [[1.5], [[1, 2]], [True], torch.tensor(3), ["<|mt_1|>"]])
 def test_ids_that_are_no_row_of_integers_are_refused(words, ids):
     with pytest.raises(ValueError, match=r"ids is .*: expected integers \(n,\)"):
-        Answer.of_ids(ids, MaskVocabulary.of(words, 12), SIZE)
+        Answer.from_ids(ids, MaskVocabulary.of(words, 12), SIZE)
 
 
 def test_a_text_tokenizer_of_another_vocabulary_is_refused(words):
     moved = MaskVocabulary(start_id=1, end_id=2, first_code_id=3, codebook_size=12)
     with pytest.raises(ValueError, match=r"tokenizer writes the codes \[\] for ids of \[4\]"):
-        Answer.of_ids([1, 7, 2], moved, SIZE, tokenizer=words)
+        Answer.from_ids([1, 7, 2], moved, SIZE, tokenizer=words)
 
 
 def test_json_form_holds_the_keys_of_the_contract(tokenizer):

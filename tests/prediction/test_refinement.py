@@ -9,10 +9,10 @@ from PIL import Image
 from himtok_plugin.prediction.refinement import (
     SAM_KINDS,
     SamRefiner,
-    inner_points,
-    prompt_logits,
-    zoom_window,
-    zoomed_mask,
+    sample_inner_points,
+    make_prompt_logits,
+    choose_zoom_window,
+    choose_zoomed_mask,
 )
 
 SIDE, WIDTH = 64, 32  # of the models' square, and of all their layers
@@ -226,20 +226,20 @@ def test_unknown_kinds_and_missing_weights_are_refused(tmp_path):
 
 def test_points_lie_in_the_mask_and_apart():
     mask = rectangle(5, 15, 5, 45)
-    points = inner_points(mask).astype(int)
+    points = sample_inner_points(mask).astype(int)
     assert mask[points[:, 1], points[:, 0]].all() and len(np.unique(points, axis=0)) == 3
     assert points[0].tolist()[1] in (9, 10)
     ring = rectangle(0, 40, 0, 40) & ~rectangle(5, 35, 5, 35)
-    (x, y), *_ = inner_points(ring).astype(int)
+    (x, y), *_ = sample_inner_points(ring).astype(int)
     assert ring[y, x]
 
 
 def test_single_pixel_has_its_point_three_times():
-    assert inner_points(rectangle(7, 8, 9, 10)).tolist() == [[9, 7]] * 3
+    assert sample_inner_points(rectangle(7, 8, 9, 10)).tolist() == [[9, 7]] * 3
 
 
 def test_logits_are_bounded():
-    logits = prompt_logits(np.array([[0, 1], [0.5, 0.5]], np.float32), (2, 2))
+    logits = make_prompt_logits(np.array([[0, 1], [0.5, 0.5]], np.float32), (2, 2))
     assert (
         logits.dtype == np.float32
         and logits.min() == pytest.approx(-10)
@@ -248,12 +248,12 @@ def test_logits_are_bounded():
 
 
 def test_window_is_the_box_with_room_around_it_within_the_image():
-    assert zoom_window(rectangle(10, 20, 20, 40)) == (10, 5, 50, 25)
-    assert zoom_window(rectangle(0, 10, 50, 60)) == (45, 0, 60, 15)
+    assert choose_zoom_window(rectangle(10, 20, 20, 40)) == (10, 5, 50, 25)
+    assert choose_zoom_window(rectangle(0, 10, 50, 60)) == (45, 0, 60, 15)
 
 
 def test_masks_that_fill_the_image_and_empty_ones_have_no_window():
-    assert zoom_window(rectangle(0, 35, 0, 55)) is None and zoom_window(rectangle(0, 0, 0, 0)) is None
+    assert choose_zoom_window(rectangle(0, 35, 0, 55)) is None and choose_zoom_window(rectangle(0, 0, 0, 0)) is None
 
 
 def test_second_look_goes_back_to_where_it_came_from():
@@ -261,7 +261,7 @@ def test_second_look_goes_back_to_where_it_came_from():
     finer, other = np.zeros((20, 40), bool), np.zeros((20, 40), bool)
     finer[5:14, 10:29] = True
     other[0:4, 0:4] = True
-    refined, index = zoomed_mask(mask, window, [other, finer])
+    refined, index = choose_zoomed_mask(mask, window, [other, finer])
     assert index == 1 and np.array_equal(refined, rectangle(10, 19, 20, 39))
 
 
@@ -269,5 +269,5 @@ def test_second_look_at_something_else_does_not_count():
     mask, window = rectangle(10, 20, 20, 40), (10, 5, 50, 25)
     other = np.zeros((20, 40), bool)
     other[0:4, 0:4] = True
-    assert zoomed_mask(mask, window, [other]) is None and zoomed_mask(mask, window, []) is None
-    assert zoomed_mask(mask, window, [np.zeros((20, 40), bool)]) is None
+    assert choose_zoomed_mask(mask, window, [other]) is None and choose_zoomed_mask(mask, window, []) is None
+    assert choose_zoomed_mask(mask, window, [np.zeros((20, 40), bool)]) is None

@@ -8,7 +8,7 @@ from tiny_models import tiny_model
 from himtok_plugin.mask_text import codes_to_text
 from himtok_plugin.masks.sources import from_square
 from himtok_plugin.metrics.segmentation import mask_iou
-from himtok_plugin.prediction.rewards import MaskIoUReward, mask_count, mask_format, no_target
+from himtok_plugin.prediction.rewards import MaskIoUReward, mask_count_reward, mask_format_reward, no_target_reward
 
 SIZE = (20, 30)
 FIRST, SECOND, THIRD = (codes_to_text(codes) for codes in ([1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 0]))
@@ -49,7 +49,7 @@ def decoded(tokenizer):
     ],
 )
 def test_format_asks_for_masks_that_are_legal_to_their_end(text, reward):
-    assert mask_format(text, codebook_size=12, num_mask_tokens=4) == reward
+    assert mask_format_reward(text, codebook_size=12, num_mask_tokens=4) == reward
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,11 @@ def test_format_asks_for_masks_that_are_legal_to_their_end(text, reward):
     [("none", 0, 1.0), ("none", 2, 0.0), (FIRST, 0, 0.0), (FIRST, 2, 0.5), (FIRST * 3, 2, 2 / 3), (FIRST * 2, 2, 1.0)],
 )
 def test_count_is_the_ratio_of_the_numbers_of_masks(text, true, reward):
-    assert mask_count(text, true) == pytest.approx(reward)
+    assert mask_count_reward(text, true) == pytest.approx(reward)
 
 
 def test_no_target_asks_for_a_mask_exactly_where_there_is_a_target():
-    assert [no_target(text, target) for text in ("none", FIRST) for target in (False, True)] == [1.0, 0.0, 0.0, 1.0]
+    assert [no_target_reward(text, target) for text in ("none", FIRST) for target in (False, True)] == [1.0, 0.0, 0.0, 1.0]
 
 
 def test_iou_is_the_true_one_of_what_the_codes_decode_to(tokenizer, decoded):

@@ -8,7 +8,7 @@ import pytest
 from himtok_plugin.masks.polygons import polygons_to_mask
 from himtok_plugin.masks.sources import load_mask
 from himtok_plugin.prediction.predictor import PredictedMask
-from himtok_plugin.prediction.segments import label_before, segment_dict, segments_of
+from himtok_plugin.prediction.segments import find_label, segment_to_dict, make_segments
 
 MASK = np.zeros((6, 9), bool)
 MASK[1:3, 2:7] = True
@@ -20,7 +20,7 @@ def predicted(start: int = 0, end: int = 0, **changes) -> PredictedMask:
 
 
 def test_segment_says_the_same_in_every_form():
-    segment = segment_dict(predicted(), "road")
+    segment = segment_to_dict(predicted(), "road")
     assert json.loads(json.dumps(segment)) == segment
     assert list(segment) == ["size", "counts", "polygon", "bbox", "score", "codes", "label", "complete"]
     assert np.array_equal(load_mask({key: segment[key] for key in ("size", "counts")}), MASK)
@@ -30,7 +30,7 @@ def test_segment_says_the_same_in_every_form():
 
 
 def test_empty_mask_is_a_segment_too():
-    segment = segment_dict(predicted(mask=np.zeros((6, 9), bool), score=None))
+    segment = segment_to_dict(predicted(mask=np.zeros((6, 9), bool), score=None))
     assert segment["polygon"] == [] and segment["bbox"] == [0, 0, 0, 0] and segment["score"] is None
 
 
@@ -52,15 +52,15 @@ def test_empty_mask_is_a_segment_too():
     ],
 )
 def test_label_is_what_the_text_before_says(text, label):
-    assert label_before(text) == label
+    assert find_label(text) == label
 
 
 def test_long_texts_take_no_time():
-    assert len(label_before(" x" * 1_000_000 + ": ")) <= 200
+    assert len(find_label(" x" * 1_000_000 + ": ")) <= 200
 
 
 def test_labels_belong_to_their_masks():
     text = "left: MASK, MASK, right: MASK."
     starts = [i for i in range(len(text)) if text.startswith("MASK", i)]
-    segments = segments_of(text, [predicted(start, start + 4) for start in starts])
+    segments = make_segments(text, [predicted(start, start + 4) for start in starts])
     assert [segment["label"] for segment in segments] == ["left", None, "right"]

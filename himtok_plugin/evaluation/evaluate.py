@@ -19,6 +19,7 @@ from himtok_plugin.jobs.processes import Processes
 from himtok_plugin.masks.rle import check_size
 from himtok_plugin.masks.sources import to_rle
 
+from .ground_truth import ASKS_FOR_MASKS, select_answer_boxes, select_answer_masks
 from .protocols import Protocol, Resize, resize_square
 from .provenance import RunCard
 from .report import ScoreReport
@@ -28,11 +29,10 @@ from .scoring import (
     PREDICTED_BOXES,
     TRUE,
     TRUE_BOXES,
-    RowScores,
+    ResultScores,
     asks_for_masks,
     read_results,
 )
-from .truths import ASKS_FOR_MASKS, answer_boxes, answer_masks
 
 CARRIED = ("messages", "ignore", "category", "expressions")  # of a row that has no result
 
@@ -51,7 +51,7 @@ def evaluate_results(
     """Score a result file.
 
     Args:
-        path, root, boundary, min_score, on_progress: see `scoring.score_rows`.
+        path, root, boundary, min_score, on_progress: see `scoring.score_results`.
         protocol: the rules.
         rows: the dataset that was predicted; those of its rows with masks that have no result are failures, unless
             they ask for neither masks nor a box.
@@ -63,7 +63,7 @@ def evaluate_results(
     """
     processes = processes or Processes()
     share = (processes.rank, processes.count)
-    scores, seen = RowScores(protocol, boundary, min_score, root), []
+    scores, seen = ResultScores(protocol, boundary, min_score, root), []
     for number, row in read_results(path, on_progress, share):
         name = f"{path}: row {number}"
         try:
@@ -101,7 +101,7 @@ def _row_number(row: dict[str, Any]) -> int:
     return number
 
 
-def _add_failures(scores: RowScores, rows: str | Path, found: set[int]) -> list[str]:
+def _add_failures(scores: ResultScores, rows: str | Path, found: set[int]) -> list[str]:
     """Score the rows of a dataset that are not among those found; returns a line for each."""
     failures = []
     # Blank lines are no rows to ms-swift, and do not count.
@@ -112,8 +112,8 @@ def _add_failures(scores: RowScores, rows: str | Path, found: set[int]) -> list[
         messages, objects = row.get("messages") or [], row.get("objects") or {}
         size = first_image_size(row) if objects.get("bbox_type") else None
         true = {
-            TRUE: answer_masks(masks, messages, row.get(ASKS_FOR_MASKS)),
-            TRUE_BOXES: answer_boxes(objects, messages, size),
+            TRUE: select_answer_masks(masks, messages, row.get(ASKS_FOR_MASKS)),
+            TRUE_BOXES: select_answer_boxes(objects, messages, size),
         }
         true = {key: value for key, value in true.items() if value is not None}
         if not true:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from himtok_plugin.evaluation.truths import answer_boxes, answer_masks
+from himtok_plugin.evaluation.ground_truth import select_answer_boxes, select_answer_masks
 
 
 def turns(*texts):
@@ -28,7 +28,7 @@ def turns(*texts):
     ],
 )
 def test_masks_of_the_answer(masks, texts, asks, expected):
-    assert answer_masks(masks, turns(*texts), asks) == expected
+    assert select_answer_masks(masks, turns(*texts), asks) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_masks_of_the_answer(masks, texts, asks, expected):
     ],
 )
 def test_boxes_of_the_answer(objects, texts, expected):
-    assert answer_boxes(objects, turns(*texts), (48, 64)) == expected
+    assert select_answer_boxes(objects, turns(*texts), (48, 64)) == expected
 
 
 def test_contents_that_are_no_text_hold_no_placeholders():
     messages = [{"role": "user", "content": [{"type": "text", "text": "<mask>"}]}, {"role": "assistant"}]
-    assert answer_masks(["a"], messages) == ["a"]
+    assert select_answer_masks(["a"], messages) == ["a"]

@@ -25,7 +25,7 @@ def result(**fields):
         PredictedMask(rectangle(1, 3, 2, 7), [4, 2], 0.75, True, 0, 10),
         PredictedMask(rectangle(4, 6, 0, 1), [1], None, False, 12, 20),
     ]
-    return SegmentationResult.of("two of them", masks, (H, W), **fields)
+    return SegmentationResult.from_masks("two of them", masks, (H, W), **fields)
 
 
 def test_masks_boxes_and_scores_are_arrays_in_order():
@@ -37,7 +37,7 @@ def test_masks_boxes_and_scores_are_arrays_in_order():
 
 
 def test_answer_without_a_mask_has_empty_arrays_of_the_images_size():
-    empty = SegmentationResult.of("There is none.", [], (H, W), Image.new("RGB", (W, H)))
+    empty = SegmentationResult.from_masks("There is none.", [], (H, W), Image.new("RGB", (W, H)))
     assert empty.masks.shape == (0, H, W) and empty.boxes.shape == (0, 4) and empty.scores.shape == (0,)
     assert empty.to_coco() == [] and len(empty) == 0 and empty.size == (H, W)
     assert np.array_equal(np.asarray(empty.overlay()), np.zeros((H, W, 3)))
@@ -66,11 +66,11 @@ def test_overlay_without_an_image_says_so():
 
 def test_boxes_written_as_numbers_are_pixels_of_the_image():
     text = "It is at [(250,500),(500,1000)], the other at [0, 0, 125, 500]. [1, 2] is none, <|mt_1|> neither."
-    found = SegmentationResult.of(text, [], (H, W))
+    found = SegmentationResult.from_masks(text, [], (H, W))
     assert found.text_boxes.tolist() == [[2, 3, 4, 6], [0, 0, 1, 3]]
-    assert SegmentationResult.of("none", [], (H, W)).text_boxes.shape == (0, 4)
+    assert SegmentationResult.from_masks("none", [], (H, W)).text_boxes.shape == (0, 4)
     with pytest.raises(ValueError, match="box_side is None"):
-        _ = SegmentationResult.of(text, [], (H, W), box_side=None).text_boxes
+        _ = SegmentationResult.from_masks(text, [], (H, W), box_side=None).text_boxes
 
 
 def test_row_of_a_result_file_gives_the_same_as_the_masks_that_it_was_written_from():

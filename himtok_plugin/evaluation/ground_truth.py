@@ -17,18 +17,18 @@ ASKS_FOR_MASKS = "asks_for_masks"  # column that says it where masks and text do
 Messages = Sequence[Mapping[str, Any]]
 
 
-def asked_messages(messages: Messages) -> Messages:
+def question_messages(messages: Messages) -> Messages:
     """All messages but a last one of the assistant, be it the true answer or a generated one."""
     return messages[:-1] if messages and messages[-1].get("role") == "assistant" else messages
 
 
-def count_asked(messages: Messages, placeholder: str) -> int:
-    """How often a placeholder stands in `asked_messages`."""
-    contents = (message.get("content") for message in asked_messages(messages))
+def count_in_questions(messages: Messages, placeholder: str) -> int:
+    """How often a placeholder stands in `question_messages`."""
+    contents = (message.get("content") for message in question_messages(messages))
     return sum(content.count(placeholder) for content in contents if isinstance(content, str))
 
 
-def answer_masks(masks: Sequence[Any] | None, messages: Messages, asks: bool | None = None) -> list[Any] | None:
+def select_answer_masks(masks: Sequence[Any] | None, messages: Messages, asks: bool | None = None) -> list[Any] | None:
     """The true masks of a row's last answer; an empty list: what was asked for is not there.
 
     Args:
@@ -42,13 +42,13 @@ def answer_masks(masks: Sequence[Any] | None, messages: Messages, asks: bool | N
     """
     if masks is None:
         return None
-    found = list(masks[count_asked(messages, MASK_PLACEHOLDER) :])
+    found = list(masks[count_in_questions(messages, MASK_PLACEHOLDER) :])
     if asks is None:
         asks = not masks
     return found if found or asks else None
 
 
-def answer_boxes(
+def select_answer_boxes(
     objects: Mapping[str, Any] | None, messages: Messages, size: tuple[int, int] | None = None
 ) -> list[list[float]] | None:
     """The true boxes of a row's last answer: x1, y1, x2, y2 in pixels.
@@ -61,7 +61,7 @@ def answer_boxes(
         None where there are none, where they are points, or of another image than the first.
     """
     objects = objects or {}
-    boxes = list(objects.get("bbox") or [])[count_asked(messages, BOX_PLACEHOLDER) :]
+    boxes = list(objects.get("bbox") or [])[count_in_questions(messages, BOX_PLACEHOLDER) :]
     if not boxes or any(len(box) != 4 for box in boxes) or any(objects.get("image_id") or []):
         return None
     if objects.get("bbox_type") != "norm1":

@@ -13,8 +13,8 @@ from tiny_models import tiny_model
 
 from himtok_plugin.evaluation.protocols import find_protocol, resize_square
 from himtok_plugin.evaluation.provenance import RunCard, checkpoint_hash
-from himtok_plugin.evaluation.result_files import Redecoder, evaluate_results
-from himtok_plugin.evaluation.scoring import RowScores, score_rows
+from himtok_plugin.evaluation.evaluate import Redecoder, evaluate_results
+from himtok_plugin.evaluation.scoring import ResultScores, score_results
 from himtok_plugin.masks.sources import from_square, to_rle
 
 
@@ -56,12 +56,12 @@ def test_counts_and_pixels_give_the_same_numbers(tmp_path, protocol):
 def test_a_single_ignored_mask_and_masks_of_the_wrong_size(tmp_path):
     row = {**ROWS[0], "ignore": to_rle(mask(0))}
     path = write(tmp_path / "one.jsonl", row)
-    assert score_rows(path, boundary=False)["cIoU"] == pytest.approx(4 / 8)
+    assert score_results(path, boundary=False)["cIoU"] == pytest.approx(4 / 8)
     for boundary in (True, False):
         for key in ("target_masks", "ignore", "masks"):
             wrong = {**ROWS[0], key: [{"size": [5, 4], "counts": [20]}]}
             with pytest.raises(ValueError, match=r"row 1: .*\(h, w\) = "):
-                score_rows(write(tmp_path / "wrong.jsonl", wrong), boundary=boundary)
+                score_results(write(tmp_path / "wrong.jsonl", wrong), boundary=boundary)
 
 
 def test_rows_without_a_result_are_missing_answers_and_listed(tmp_path):
@@ -135,7 +135,7 @@ def test_shares_of_processes_merge_to_what_one_gives(tmp_path):
 
     parts = []
     for rank in range(3):
-        scores = RowScores(boundary=False)
+        scores = ResultScores(boundary=False)
         for number, row in read_results(path, share=(rank, 3)):
             assert number % 3 == rank
             scores.add(row)
@@ -246,5 +246,5 @@ def test_rows_are_scored_at_more_than_500_a_second(tmp_path):
     rows = [{"masks": [{**a, "codes": [1]}], "target_masks": [b]} for a in shapes for b in shapes] * 10
     path = write(tmp_path / "out.jsonl", *rows)
     begin = time.process_time()  # others may use the processor as well
-    score_rows(path, boundary=False)
+    score_results(path, boundary=False)
     assert len(rows) / (time.process_time() - begin) > 500
