@@ -142,7 +142,7 @@ setup(
     entry_points={
         "console_scripts": ["himtok = himtok_plugin.cli:main"],
         "swift.plugins": ["himtok = himtok_plugin.plugin.himtok"],
-        "swift.plugin_arguments": ["himtok = himtok_plugin.swift_integration.options.swift_arguments:extend_arguments"],
+        "swift.plugin_arguments": ["himtok = himtok_plugin.swift_integration.options.swift_arguments:add_options"],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

@@ -29,9 +29,9 @@ ARGUMENT_MODULES = ("swift.arguments.base_args.template_args", "swift.arguments.
 # Also found where there is no distribution metadata, as in a source tree that is merely on PYTHONPATH.
 OWN_ENTRY_POINTS = {
     PLUGIN_GROUP: {"himtok": "himtok_plugin.plugin.himtok"},
-    ARGUMENTS_GROUP: {"himtok": "himtok_plugin.swift_integration.options.swift_arguments:extend_arguments"},
+    ARGUMENTS_GROUP: {"himtok": "himtok_plugin.swift_integration.options.swift_arguments:add_options"},
 }
-PLUGIN_FLAG = "himtok_plugin.swift_integration.options.plugin_flag:extend_arguments"  # whatever the plugins
+PLUGIN_FLAG = "himtok_plugin.swift_integration.options.plugin_flag:add_plugin_flag"  # whatever the plugins
 USAGE_ERROR = 2
 
 _HELP_FLAGS = ("-h", "--help")

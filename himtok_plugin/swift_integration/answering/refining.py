@@ -19,10 +19,11 @@ from swift.utils import get_logger
 
 from himtok_plugin.mask_text import BOX_PLACEHOLDER, MASK_PLACEHOLDER, MASK_START
 from himtok_plugin.prediction.predictor import PredictedMask
-from himtok_plugin.prediction.refinement import SAM_KINDS, zoom_window, zoomed_mask
+from himtok_plugin.prediction.refinement import SAM_KINDS, choose_zoom_window, choose_zoomed_mask
 from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
+from himtok_plugin.swift_integration.samples.sample_images import load_sample_image
 
-from .result_masks import RESPONSE_ATTRIBUTE, load_row_image, refined_by_model
+from .response_masks import RESPONSE_ATTRIBUTE, refine_with_sam
 
 logger = get_logger()
 GIVEN = (MASK_PLACEHOLDER, MASK_START, BOX_PLACEHOLDER)  # what in a question speaks of places in the whole image
@@ -46,7 +47,7 @@ def refine_responses(
                 masks = getattr(choice.message, RESPONSE_ATTRIBUTE, None)
                 if masks:
                     _, images = plain_request(request)
-                    refined = refined_by_model(runtime, load_row_image(images[0]), masks)
+                    refined = refine_with_sam(runtime, load_sample_image(images[0]), masks)
                     setattr(choice.message, RESPONSE_ATTRIBUTE, refined)
     elif runtime.settings.refiner == "zoom":
         _zoom(answered, ask)
@@ -63,9 +64,9 @@ def _zoom(answered: list[tuple[Any, Any]], ask: Callable[[list[Any]], list[Any]]
             if not _asks_about_image_only(messages, images):
                 logger.warning_once("--refiner zoom: several turns, images, or given masks and boxes are answered once")
                 continue
-            image = load_row_image(images[0])
+            image = load_sample_image(images[0])
             for i, mask in enumerate(masks):
-                window = zoom_window(mask.mask)
+                window = choose_zoom_window(mask.mask)
                 if window is not None:
                     looks.append((masks, i, window, _ask_about_crop(messages, image, window)))
     # As many at once as there were requests: the caller has chosen what fits into memory.
@@ -75,7 +76,7 @@ def _zoom(answered: list[tuple[Any, Any]], ask: Callable[[list[Any]], list[Any]]
         for (masks, i, window, _), response in zip(batch, ask([look[3] for look in batch]), strict=True):
             if hasattr(response, "choices"):
                 found: list[PredictedMask] = getattr(response.choices[0].message, RESPONSE_ATTRIBUTE, [])
-                zoomed = zoomed_mask(masks[i].mask, window, [mask.mask for mask in found])
+                zoomed = choose_zoomed_mask(masks[i].mask, window, [mask.mask for mask in found])
                 if zoomed is not None:
                     # Codes and text stay those of the answer; the score is that of the mask which is shown.
                     new, second = zoomed[0], found[zoomed[1]]

@@ -23,7 +23,7 @@ from himtok_plugin.mask_text import (
 )
 from himtok_plugin.masks.sources import MaskSource
 from himtok_plugin.metrics.boxes import NORMALIZED_SIDE
-from himtok_plugin.prediction.result import SegmentationResult
+from himtok_plugin.prediction.segmentation_result import SegmentationResult
 
 if TYPE_CHECKING:
     from swift.infer_engine import TransformersEngine
@@ -54,11 +54,11 @@ class Segmenter:
     ):
         from swift.infer_engine import RequestConfig
 
-        from .result_masks import runtime_of
+        from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
 
         if question.count("{}") != 1:
             raise ValueError(f"question is {question!r}: expected one {{}} for the expression")
-        if runtime_of(engine.template) is None:
+        if get_mask_runtime(engine.template) is None:
             raise ValueError("engine has no masks: expected a multimodal model loaded with --plugin himtok")
         self.engine = engine
         self.question = question
@@ -166,7 +166,7 @@ class Segmenter:
         Raises:
             ValueError: a row that cannot be asked.
         """
-        from .result_masks import RESPONSE_ATTRIBUTE
+        from .response_masks import RESPONSE_ATTRIBUTE
 
         prepared = []
         for row in rows:
@@ -183,7 +183,7 @@ class Segmenter:
             row["messages"] = [*row["messages"], {"role": "assistant", "content": message.content}]
             predicted = getattr(message, RESPONSE_ATTRIBUTE, [])
             size = image.height, image.width
-            results.append(SegmentationResult.of(message.content, predicted, size, image, row, box_side))
+            results.append(SegmentationResult.from_masks(message.content, predicted, size, image, row, box_side))
         return results
 
     def _row(self, image: ImageSource, text: str, masks, boxes, history) -> dict[str, Any]:
@@ -241,10 +241,10 @@ def _load_image(image: Any) -> Image.Image:
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
             raise ValueError(f"image is {image.dtype} {image.shape}: expected uint8 (h, w) or (h, w, 3)")
         return Image.fromarray(image).convert("RGB")
-    from .result_masks import load_row_image
+    from himtok_plugin.swift_integration.samples.sample_images import load_sample_image
 
     try:
-        return load_row_image(os.fspath(image) if isinstance(image, os.PathLike) else image)
+        return load_sample_image(os.fspath(image) if isinstance(image, os.PathLike) else image)
     except Exception as error:  # PIL's readers and ms-swift's downloads raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"image {str(image)!r:.200} cannot be read ({reason}): expected an image") from error

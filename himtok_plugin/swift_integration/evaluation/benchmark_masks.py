@@ -25,14 +25,14 @@ from himtok_plugin.mask_text import (
 )
 from himtok_plugin.prediction.calibration import Calibration
 from himtok_plugin.prediction.predictor import Answer, MaskPredictor
-from himtok_plugin.swift_integration.model.loading import find_source, load_mask_tokenizer
-from himtok_plugin.swift_integration.options.arguments import current_arguments
+from himtok_plugin.swift_integration.model.checkpoint_sidecar import load_mask_tokenizer, resolve_mask_tokenizer
+from himtok_plugin.swift_integration.options.current_arguments import get_current_arguments
 
 
 @cache
 def source() -> Path:
-    args = current_arguments()
-    return find_source(
+    args = get_current_arguments()
+    return resolve_mask_tokenizer(
         args.mask_tokenizer, os.fspath(getattr(args, "model_dir", None) or args.model), args.adapter_folders
     )
 
@@ -45,7 +45,7 @@ def mask_tokenizer():
 
 @cache
 def mask_predictor() -> MaskPredictor:
-    args = current_arguments()
+    args = get_current_arguments()
     calibration = Calibration.load(source())
     return MaskPredictor(
         mask_tokenizer(),

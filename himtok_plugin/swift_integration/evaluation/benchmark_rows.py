@@ -19,16 +19,16 @@ from evalscope.api.messages import ChatMessageAssistant, ChatMessageUser, Conten
 from evalscope.api.metric import AggScore, Score
 
 from himtok_plugin.data.samples import as_list, find_file, first_image_size, row_masks, without_nulls
+from himtok_plugin.evaluation.ground_truth import count_in_questions
 from himtok_plugin.evaluation.protocols import find_protocol
 from himtok_plugin.evaluation.report import ScoreReport
-from himtok_plugin.evaluation.scoring import read_results
-from himtok_plugin.evaluation.truths import count_asked
+from himtok_plugin.evaluation.results import read_results
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER, MASK_PLACEHOLDER
 from himtok_plugin.metrics.boxes import BOX_LEVELS
 from himtok_plugin.metrics.segmentation import PRECISION_LEVELS
 from himtok_plugin.prediction.predictor import PredictedMask
-from himtok_plugin.swift_integration.answering.run_card import run_card
-from himtok_plugin.swift_integration.options.arguments import current_arguments
+from himtok_plugin.swift_integration.answering.run_card import make_run_card
+from himtok_plugin.swift_integration.options.current_arguments import get_current_arguments
 
 from .benchmark_masks import answer_of, logprobs_of, mask_predictor, mask_tokenizer, source, with_codes
 
@@ -95,7 +95,7 @@ class RowBenchmark(VisionLanguageAdapter):
         if size is None:
             raise ValueError(f"images: got {images!r:.200}, expected an image file")
         masks = [absolute(mask) for mask in row_masks(row) or []]
-        given = count_asked(messages, MASK_PLACEHOLDER)
+        given = count_in_questions(messages, MASK_PLACEHOLDER)
         texts = with_codes([message["content"] for message in asked], masks[:given], size)
         remaining = iter(images)
         turns = [
@@ -119,7 +119,7 @@ class RowBenchmark(VisionLanguageAdapter):
 
     def check_options(self) -> None:
         """ValueError for an option that would have no effect here, though its name would stand in the report."""
-        args = current_arguments()
+        args = get_current_arguments()
         if not self.decodes_masks:
             return
         if args.refiner != "none":
@@ -191,8 +191,8 @@ class RowBenchmark(VisionLanguageAdapter):
         return find_protocol(self.extra_params.get("protocol", "plain"))
 
     def _card(self):
-        args = current_arguments()
-        card = run_card(args, source(), mask_tokenizer().config.num_mask_tokens)
+        args = get_current_arguments()
+        card = make_run_card(args, source(), mask_tokenizer().config.num_mask_tokens)
         soft = self._probabilities_came and args.mask_decoding == "soft"
         card.mask_decoding = "soft, of the log-probabilities that came with answers" if soft else "hard"
         card.refiner = "none"

@@ -20,14 +20,19 @@ from evalscope.api.metric.semantics import MetricSelector
 from evalscope.api.registry import BENCHMARK_REGISTRY, register_benchmark
 
 from himtok_plugin.data.samples import row_masks
+from himtok_plugin.evaluation.ground_truth import ASKS_FOR_MASKS, select_answer_boxes, select_answer_masks
 from himtok_plugin.evaluation.protocols import PROTOCOLS
-from himtok_plugin.evaluation.scoring import RowScores
-from himtok_plugin.evaluation.truths import ASKS_FOR_MASKS, answer_boxes, answer_masks
+from himtok_plugin.evaluation.scoring import ResultScores
 from himtok_plugin.masks.sources import mask_bbox
 from himtok_plugin.metrics.boxes import BOX_LEVELS, BOX_SCALES, BoxMetrics, box_iou, boxes_in_text
 from himtok_plugin.metrics.choices import ChoiceMetrics, choice_letter
-from himtok_plugin.swift_integration.options.arguments import current_arguments
-from himtok_plugin.swift_integration.samples.boxes import RESIZED, THOUSANDTHS, boxes_of_text, norm_bbox_of
+from himtok_plugin.swift_integration.answering.result_boxes import (
+    RESIZED,
+    THOUSANDTHS,
+    get_norm_bbox,
+    parse_answer_boxes,
+)
+from himtok_plugin.swift_integration.options.current_arguments import get_current_arguments
 
 from .benchmark_rows import RowBenchmark, absolute
 
@@ -43,17 +48,17 @@ class MaskBenchmark(RowBenchmark):
         return sample
 
     def truth(self, row, answer, size):
-        masks = answer_masks(row_masks(row), row["messages"], row.get(ASKS_FOR_MASKS))
+        masks = select_answer_masks(row_masks(row), row["messages"], row.get(ASKS_FOR_MASKS))
         if masks is None:
             raise ValueError(f"masks: got a row that asks for none ({answer!r:.80}), expected one that does")
         return {"target_masks": [absolute(mask) for mask in masks]}
 
     def judge(self, text, true, logprobs):
         row = {"masks": [mask.to_dict() for mask in self.masks_of(text, tuple(true["size"]), logprobs)]}
-        return row, {"iou": RowScores(self.protocol, boundary=False).add({**true, **row})}
+        return row, {"iou": ResultScores(self.protocol, boundary=False).add({**true, **row})}
 
     def scores_of(self, rows):
-        scores = RowScores(self.protocol, boundary=False)
+        scores = ResultScores(self.protocol, boundary=False)
         for row in rows:
             scores.add(row, f"row {row['row']}")
         return scores.compute(), scores.classes.per_class()
@@ -69,10 +74,10 @@ class BoxBenchmark(RowBenchmark):
     def check_options(self):
         super().check_options()
         if not self.decodes_masks and self.extra_params["box_scale"] == BY_TEMPLATE:
-            _check_template(current_arguments())
+            _check_template(get_current_arguments())
 
     def truth(self, row, answer, size):
-        boxes = answer_boxes(row.get("objects"), row["messages"], size)
+        boxes = select_answer_boxes(row.get("objects"), row["messages"], size)
         if boxes is None or len(boxes) != 1:
             raise ValueError(f"objects: got {row.get('objects')!r:.120}, expected one box [x1, y1, x2, y2]")
         return {"target_boxes": boxes}
@@ -83,10 +88,10 @@ class BoxBenchmark(RowBenchmark):
             found = [mask_bbox(mask.mask) for mask in self.masks_of(text, size, logprobs)[:1] if mask.mask.any()]
         elif scale != BY_TEMPLATE:
             found = boxes_in_text(text, size, scale)
-        elif norm_bbox_of(current_arguments()) == THOUSANDTHS:
+        elif get_norm_bbox(get_current_arguments()) == THOUSANDTHS:
             found = boxes_in_text(text, size)
         else:
-            found = boxes_of_text(text, true["images"][0], _template())
+            found = parse_answer_boxes(text, true["images"][0], _template())
             if found is None:
                 raise ValueError("box_scale: got a template that does not tell the size it gives images, " + EXPLICIT)
         found = [[float(value) for value in box] for box in found]
@@ -171,7 +176,7 @@ def _protocol(default: str) -> dict[str, Any]:
 
 def _check_template(args: Any) -> None:
     """ValueError where the template's boxes cannot be read."""
-    norm = norm_bbox_of(args)
+    norm = get_norm_bbox(args)
     if norm is None:
         raise ValueError(f"box_scale: got no template that {args.model!r} is known by, " + EXPLICIT)
     if norm == RESIZED and getattr(args, "eval_url", None):
@@ -184,4 +189,4 @@ def _check_template(args: Any) -> None:
 @cache
 def _template():
     """The template of the model under evaluation, which resizes images as its server does: that is of this process."""
-    return current_arguments().get_template()
+    return get_current_arguments().get_template()

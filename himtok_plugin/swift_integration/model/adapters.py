@@ -2,8 +2,8 @@
 
 Contract: `train_mask_token_embeddings` wraps a PEFT model's embeddings with PEFT's trainable tokens, input and output
 side, tied or not; `check_adapter` refuses an adapter whose rows are not this model's, and `has_mask_token_embeddings`
-tells one that has none; `adapter_size` is what a checkpoint weighs. PEFT does the rest: the rows are in the adapter's
-file, and merging writes them into the base. Does not know trainers.
+tells one that has none; `get_adapter_size` is what a checkpoint weighs. PEFT does the rest: the rows are in the
+adapter's file, and merging writes them into the base. Does not know trainers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def train_mask_token_embeddings(
     Raises:
         ValueError: the rows are new and this tuner cannot train them, or PEFT cannot with ZeRO-3 on this device.
     """
-    layers = embeddings_of(owner)
+    layers = get_embeddings(owner)
     if embeddings_are_new and any(isinstance(layer, BaseTunerLayer) for layer in layers):
         raise ValueError(
             "target_modules: got embeddings, whose new rows for mask tokens no checkpoint would hold, expected none of "
@@ -75,7 +75,7 @@ def train_mask_token_embeddings(
     rows_alone = copy(config)
     rows_alone.modules_to_save = rows_alone.modules_to_tie = None  # a loaded adapter's would begin anew
     set_additional_trainable_modules(model, rows_alone, BaseTuner.get_model_config(base), ADAPTER)
-    found = embeddings_of(owner)
+    found = get_embeddings(owner)
     if not all(isinstance(layer, TrainableTokensWrapper) for layer in found):
         # PEFT goes by the configuration, which can say otherwise than the weights.
         raise RuntimeError(f"PEFT left an embedding of {type(base).__name__} as it was: are its weights tied or not?")
@@ -84,7 +84,7 @@ def train_mask_token_embeddings(
         rows.data = rows.data.float()  # like LoRA's own weights: small steps would be lost in half precision
 
 
-def check_embeddings_are_unsharded(model: nn.Module) -> None:
+def refuse_sharded_embeddings(model: nn.Module) -> None:
     """Refuse trained rows in a run with FSDP, old rows and new ones alike.
 
     Raises:
@@ -100,16 +100,16 @@ def check_embeddings_are_unsharded(model: nn.Module) -> None:
 
 def has_frozen_embeddings(owner: nn.Module) -> bool:
     """Whether input or output embeddings are trained neither as a whole nor in some rows."""
-    return any(not any(p.requires_grad for p in layer.parameters()) for layer in embeddings_of(owner))
+    return any(not any(p.requires_grad for p in layer.parameters()) for layer in get_embeddings(owner))
 
 
-def keep_embeddings_out(model: nn.Module) -> None:
+def exclude_embeddings_on_save(model: nn.Module) -> None:
     """PEFT adds whole embedding matrices to an adapter's file when the vocabulary has grown; the rows are in it."""
     if isinstance(model, PeftModel):
         model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
 
 
-def embeddings_of(owner: nn.Module) -> list[nn.Module]:
+def get_embeddings(owner: nn.Module) -> list[nn.Module]:
     """Input and, where there are any, output embeddings, perhaps with the same weight."""
     layers = (owner.get_input_embeddings(), owner.get_output_embeddings())
     return [layer for layer in layers if layer is not None]
@@ -169,7 +169,7 @@ def _span(ids: list[int]) -> str:
     return f"{len(ids)} rows {min(ids)} to {max(ids)}" if ids else "no rows"
 
 
-def adapter_size(folder: str | Path) -> tuple[int, int] | None:
+def get_adapter_size(folder: str | Path) -> tuple[int, int] | None:
     """(parameters, bytes) in an adapter's checkpoint, None where there is none."""
     path = Path(folder) / WEIGHTS_FILE
     if not path.is_file():

@@ -1,8 +1,8 @@
 """What this run's answers may look like, told to each engine in its own way.
 
-Contract: `mask_grammar` is the logits processor for ms-swift's own engine; `answer_pattern` the same as a regular
-expression, and `constrain_engine` hands it to an engine of vLLM, SGLang or LMDeploy. Does not know how answers are
-read.
+Contract: `build_mask_grammar` is the logits processor for ms-swift's own engine; `build_answer_pattern` the same as a
+regular expression, and `constrain_engine` hands it to an engine of vLLM, SGLang or LMDeploy. Does not know how answers
+are read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from himtok_plugin.mask_text import answer_regex
 from himtok_plugin.swift_integration.options.arguments import HimTokArguments
 
 
-def mask_grammar(
+def build_mask_grammar(
     settings: HimTokArguments,
     vocabulary: MaskVocabulary,
     num_tokens: int,
@@ -74,7 +74,7 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, config: Any) -> tuple[int, ...]
     return tuple(sorted(found))
 
 
-def answer_pattern(settings: HimTokArguments, codebook_size: int, num_tokens: int) -> str | None:
+def build_answer_pattern(settings: HimTokArguments, codebook_size: int, num_tokens: int) -> str | None:
     """Regular expression of a run's answers; None where generation is free.
 
     Args:

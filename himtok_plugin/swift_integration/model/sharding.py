@@ -2,8 +2,8 @@
 
 Contract: what is trained goes through the attached, sharded de-tokenizer (`ShardedDetokenizer`), in every process of
 every step alike; what is frozen is not attached at all, see tokenizer_halves.py. `ParametersUsedAfterForward` tells DDP
-of parameters that are used after the LMM's forward pass only; `gathered_weights` are FSDP's. Does not know batches and
-losses.
+of parameters that are used after the LMM's forward pass only; `gather_fsdp_weights` are FSDP's. Does not know batches
+and losses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FSDP_LOADS_IN_ONE_PROCESS = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # transformers' an
 
 
 @contextmanager
-def loading_whole() -> Iterator[None]:
+def load_unsharded() -> Iterator[None]:
     """Within it transformers reads all weights in every process, although the run is one with ZeRO-3, which would shard
     them at once, or FSDP, which would leave them out everywhere but in one process."""
     config, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
@@ -60,7 +60,7 @@ class ShardedDetokenizer:
         return self.sharded.decode_code_vectors(rows if torch.is_autocast_enabled(rows.device.type) else rows.to(dtype))
 
 
-def gathered_weights(model: nn.Module) -> dict[str, Tensor]:
+def gather_fsdp_weights(model: nn.Module) -> dict[str, Tensor]:
     """Weights of a model that FSDP shards, on the CPU: of an adapter and what is trained beside it, else all of them.
 
     To be called by all processes; only process 0 gets them.

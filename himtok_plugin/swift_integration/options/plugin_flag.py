@@ -1,10 +1,10 @@
 """`--plugin` as a field of ms-swift's argument classes, whichever plugins are active.
 
-Contract: `extend_arguments` adds the field `plugin`, and keeps the paths of active plugins out of `args.json`, because
-a checkpoint outlives the environment in which it was trained. Called by startup.py, idempotent. ms-swift is not
-imported here but handed in, half imported, module by module.
+Contract: `add_plugin_flag` adds the field `plugin` and keeps the paths of active plugins out of `args.json`, because
+a checkpoint outlives the environment that trained it. startup.py calls it with each module that defines an argument
+class, right after the module's execution. It is idempotent and imports nothing of ms-swift.
 
-A patch, for want of a hook in ms-swift 4.6: it can go when ms-swift finds plugins by name.
+This is a patch, because ms-swift 4.6 has no hook. It can go when ms-swift finds plugins by name.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from himtok_plugin.active_plugins import active_plugins
 
 @dataclass
 class PluginFlag:
-    """A mix-in for ms-swift's `TemplateArguments`."""
+    """The option `--plugin`, a mix-in for ms-swift's `TemplateArguments`."""
 
     plugin: list[str] = field(
         default_factory=list,
-        metadata={"help": "Installed plugins to use, by name: entry points of the group swift.plugins."},
+        metadata={"help": "Names of installed plugins to use: entry points of the group swift.plugins."},
     )
 
     def __post_init__(self) -> None:
@@ -30,36 +30,39 @@ class PluginFlag:
             self.plugin = [self.plugin]
 
 
-def extend_arguments(module: ModuleType) -> None:
-    """Extend the argument class that `module` of ms-swift has just defined."""
+def add_plugin_flag(module: ModuleType) -> None:
+    """Extend the argument class that ms-swift's `module` defines."""
     if hasattr(module, "TemplateArguments"):
         extend_template_arguments(module, PluginFlag)
     if hasattr(module, "BaseArguments"):
-        _extend_base_arguments(module.BaseArguments)
+        _import_active_plugins(module.BaseArguments)
 
 
 def extend_template_arguments(
     module: ModuleType,
-    mixin: type,
-    between: Callable[[Any], None] = lambda args: None,
-    unpickled: Callable[[Any], None] = lambda args: None,
+    mixin: Any,
+    before_validation: Callable[[Any], None] = lambda args: None,
+    after_unpickling: Callable[[Any], None] = lambda args: None,
 ) -> None:
-    """Replace `TemplateArguments` in ms-swift's module `template_args` by one with the fields of `mixin` as well.
+    """Replace `TemplateArguments` in ms-swift's module `template_args` by a subclass that has the fields of `mixin`.
 
-    Done before any other module of ms-swift sees the class. `BaseArguments` calls `TemplateArguments.__post_init__` by
-    name, which is how the mix-in's validation runs.
+    This happens before any other module of ms-swift imports the class. `BaseArguments` calls
+    `TemplateArguments.__post_init__` by name, and so runs the validation of `mixin`.
 
     Args:
-        mixin: a dataclass whose fields all have defaults.
-        between: called with the arguments after ms-swift's `__post_init__` and before that of `mixin`.
-        unpickled: called with arguments that another process made: they do not pass `__post_init__`.
+        module: ms-swift's module that defines `TemplateArguments`.
+        mixin: a dataclass with `__post_init__`; all its fields have defaults.
+        before_validation: called with the arguments between ms-swift's `__post_init__` and that of `mixin`.
+        after_unpickling: called with arguments that another process made; their `__post_init__` does not run here.
+    Raises:
+        RuntimeError: ms-swift has a field of the same name.
     """
-    native = module.TemplateArguments
+    native: Any = module.TemplateArguments
     if issubclass(native, mixin):
         return
     taken = {f.name for f in fields(mixin)} & {f.name for f in fields(native)}
     if taken:
-        raise RuntimeError(f"this version of ms-swift has fields of its own with our names: {sorted(taken)}")
+        raise RuntimeError(f"ms-swift has fields with the names of {mixin.__name__}, expected none: {sorted(taken)}")
 
     @dataclass
     class TemplateArguments(mixin, native):
@@ -67,23 +70,23 @@ def extend_template_arguments(
 
         def __post_init__(self) -> None:
             native.__post_init__(self)
-            between(self)
+            before_validation(self)
             mixin.__post_init__(self)
 
         def __setstate__(self, state: dict[str, Any]) -> None:
-            # The server that `swift app` and `swift eval` spawn gets its arguments ready-made.
+            # `swift app` and `swift eval` pickle complete arguments for the server that they start.
             self.__dict__.update(state)
-            unpickled(self)
+            after_unpickling(self)
 
-    # Pickled by name, as when ms-swift hands arguments to a spawned process.
+    # Pickle finds the class by this name.
     TemplateArguments.__module__ = native.__module__
     TemplateArguments.__qualname__ = native.__qualname__
-    module.TemplateArguments = TemplateArguments
+    setattr(module, native.__name__, TemplateArguments)
 
 
-def _extend_base_arguments(base: Any) -> None:
-    """Make ms-swift's `BaseArguments` import the active plugins from where they are now, and save no path to them."""
-    if getattr(base, "_knows_active_plugins", False):
+def _import_active_plugins(base: Any) -> None:
+    """Make ms-swift's `BaseArguments` import the active plugins from where they are now, without saving their paths."""
+    if getattr(base, "_imports_active_plugins", False):
         return
     load_args_from_ckpt, import_plugins, save_args = (
         base.load_args_from_ckpt,
@@ -91,20 +94,20 @@ def _extend_base_arguments(base: Any) -> None:
         base.save_args,
     )
 
-    def load_args_from_ckpt_without_active_plugins(self) -> None:
-        # ms-swift takes `external_plugins` from a checkpoint only if none are given. Ours should not count as given:
-        # the user's other plugins are needed to load the checkpoint.
+    def load_args_from_ckpt_without_active_plugins(self: Any) -> None:
+        # ms-swift reads `external_plugins` from a checkpoint only if the user has set none. Files of active plugins,
+        # which startup.py has added, must not count: the checkpoint may need its other plugins.
         if getattr(self, "external_plugins", None):
             self.external_plugins = other_plugin_files(self.external_plugins)
         load_args_from_ckpt(self)
 
-    def import_active_plugins(self) -> None:
+    def import_active_plugins(self: Any) -> None:
         files = active_plugins()
         self.external_plugins = [*files.values(), *other_plugin_files(self.external_plugins)]
         self.plugin = list(files)
         import_plugins(self)
 
-    def save_args_without_active_plugins(self, output_dir: str | None = None) -> None:
+    def save_args_without_active_plugins(self: Any, output_dir: str | None = None) -> None:
         files = self.external_plugins
         self.external_plugins = other_plugin_files(files)
         try:
@@ -115,14 +118,14 @@ def _extend_base_arguments(base: Any) -> None:
     base.load_args_from_ckpt = load_args_from_ckpt_without_active_plugins
     base._import_external_plugins = import_active_plugins
     base.save_args = save_args_without_active_plugins
-    base._knows_active_plugins = True
+    base._imports_active_plugins = True
 
 
 def other_plugin_files(files: list[str] | str | None) -> list[str]:
-    """`files` without those of the active plugins, wherever they lie.
+    """Return `files` without those of the active plugins, also in other environments.
 
-    A checkpoint may have been trained in another environment, with the native `--external_plugins`: a path that ends
-    like an active plugin's (`himtok_plugin/plugin/himtok.py`) is that plugin, even if the file is gone.
+    A checkpoint may come from another environment and name the plugin's file there. A path with the same last three
+    parts as an active plugin's (`himtok_plugin/plugin/himtok.py`) is that plugin, even if the file does not exist.
     """
     files = [files] if isinstance(files, str) else files or []
     endings = {Path(active).parts[-3:] for active in active_plugins().values()}

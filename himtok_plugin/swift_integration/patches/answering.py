@@ -14,15 +14,15 @@ def constrain_engines() -> None:
     """
     from swift.infer_engine import InferEngine
 
-    from himtok_plugin.swift_integration.answering.result_masks import runtime_of
     from himtok_plugin.swift_integration.model.constraints import constrain_engine
+    from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
 
     @around(InferEngine, "__init__")
     def init(original, self, template):
         original(self, template)
-        runtime = runtime_of(template)
+        runtime = get_mask_runtime(template)
         if runtime is not None:
-            constrain_engine(self, runtime.answer_pattern())
+            constrain_engine(self, runtime.build_answer_pattern())
 
 
 def attach_masks_to_responses() -> None:
@@ -33,12 +33,13 @@ def attach_masks_to_responses() -> None:
     from swift.infer_engine import TransformersEngine
 
     from himtok_plugin.swift_integration.answering.refining import refine_responses
-    from himtok_plugin.swift_integration.answering.result_masks import attach_masks, runtime_of
+    from himtok_plugin.swift_integration.answering.response_masks import attach_masks
+    from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
 
     @around(TransformersEngine, "_infer_full")
     def infer_full(original, self, inputs, *, template_inputs, **kwargs):
         responses = original(self, inputs, template_inputs=template_inputs, **kwargs)
-        runtime = runtime_of(self.template)
+        runtime = get_mask_runtime(self.template)
         if runtime is not None:
             attach_masks(runtime, template_inputs, responses)
         return responses
@@ -46,7 +47,7 @@ def attach_masks_to_responses() -> None:
     @around(TransformersEngine, "_infer")
     def infer(original, self, infer_requests, request_config, **kwargs):
         responses = original(self, infer_requests, request_config, **kwargs)
-        runtime = runtime_of(self.template)
+        runtime = get_mask_runtime(self.template)
         if runtime is not None and runtime.settings.refiner != "none" and not request_config.stream:
             refine_responses(
                 runtime, infer_requests, responses, lambda more: original(self, more, request_config, **kwargs)
@@ -78,12 +79,12 @@ def go_on_with_results() -> None:
     """
     from swift.pipelines.infer.infer import SwiftInfer
 
-    from himtok_plugin.swift_integration.answering.result_masks import without_results
+    from himtok_plugin.swift_integration.answering.resumed_results import select_rows_without_result
 
     @around(SwiftInfer, "_prepare_val_dataset")
     def prepare_val_dataset(original, self):
         rows = original(self)
-        return without_results(rows, self.args.result_path) if self.args.resume_result else rows
+        return select_rows_without_result(rows, self.args.result_path) if self.args.resume_result else rows
 
 
 def write_masks_to_results() -> None:
@@ -93,15 +94,12 @@ def write_masks_to_results() -> None:
     """
     from swift.pipelines.infer.infer import SwiftInfer
 
-    from himtok_plugin.swift_integration.answering.result_masks import (
-        RESPONSE_ATTRIBUTE,
-        MaskPictures,
-        masks_of_text,
-        runtime_of,
-        write_masks,
-    )
+    from himtok_plugin.swift_integration.answering.mask_pictures import MaskPictures
+    from himtok_plugin.swift_integration.answering.response_masks import RESPONSE_ATTRIBUTE, predict_masks_from_text
+    from himtok_plugin.swift_integration.answering.result_boxes import add_boxes_to_result
+    from himtok_plugin.swift_integration.answering.result_masks import add_masks_to_result
     from himtok_plugin.swift_integration.answering.run_card import write_run_card
-    from himtok_plugin.swift_integration.samples.boxes import write_boxes
+    from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
 
     def pictures(pipeline) -> MaskPictures | None:
         if pipeline.args.mask_dir is None:
@@ -116,11 +114,11 @@ def write_masks_to_results() -> None:
         if hasattr(noted, "choices"):
             masks = getattr(noted.choices[0].message, RESPONSE_ATTRIBUTE, None)
             logprobs = noted.choices[0].logprobs
-        return masks_of_text(runtime, text, row, logprobs) if masks is None else masks
+        return predict_masks_from_text(runtime, text, row, logprobs) if masks is None else masks
 
     @around(SwiftInfer, "_batch_infer")
     def batch_infer(original, self, val_dataset, request_config):
-        runtime = runtime_of(self.template)
+        runtime = get_mask_runtime(self.template)
         if runtime is None:
             return original(self, val_dataset, request_config)
         write_run_card(self.args, runtime)
@@ -128,23 +126,23 @@ def write_masks_to_results() -> None:
             rows = original(self, val_dataset, request_config)
         for row, response in zip(rows, noted, strict=False):  # other ranks of a parallel engine write no rows
             masks = masks_of(runtime, response, row["response"], row)
-            write_masks(row, masks)
-            write_boxes(row, row["response"], self.template)
+            add_masks_to_result(row, masks)
+            add_boxes_to_result(row, row["response"], self.template)
             if pictures(self) is not None:
                 pictures(self).write(row, masks)
         return rows
 
     @around(SwiftInfer, "infer_single")
     def infer_single(original, self, infer_request, request_config):
-        runtime = runtime_of(self.template)
+        runtime = get_mask_runtime(self.template)
         if runtime is not None:
             write_run_card(self.args, runtime)
         with _recording_responses(self) as noted:
             text = original(self, infer_request, request_config)
         if runtime is not None and isinstance(infer_request, dict):
             masks = masks_of(runtime, noted[0], text, infer_request)
-            write_masks(infer_request, masks)
-            write_boxes(infer_request, text, self.template)
+            add_masks_to_result(infer_request, masks)
+            add_boxes_to_result(infer_request, text, self.template)
             if self.args.mask_dir is None and self.args.eval_human:
                 self.args.mask_dir = "masks"  # who asks interactively wants to see the answer
             if masks and pictures(self) is not None:

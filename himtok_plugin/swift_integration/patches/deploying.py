@@ -18,19 +18,19 @@ def serve_segments() -> None:
     from fastapi.exceptions import RequestValidationError
     from swift.infer_engine import TransformersEngine
 
-    from himtok_plugin.swift_integration.answering.result_masks import runtime_of
-    from himtok_plugin.swift_integration.answering.serving import (
-        RECORDED_ATTRIBUTE,
+    from himtok_plugin.swift_integration.answering.chat_requests import (
         SegmentChatRequest,
         SegmentInferRequest,
-        answer_with_segments,
-        refusal_reason,
+        summarize_validation_errors,
     )
+    from himtok_plugin.swift_integration.answering.segment_stream import PROBABILITIES_ATTRIBUTE
+    from himtok_plugin.swift_integration.answering.serving import answer_with_segments
+    from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
 
     SwiftDeploy = deploy.SwiftDeploy
 
     async def refuse(request, error):
-        return SwiftDeploy.create_error_response(HTTPStatus.BAD_REQUEST, refusal_reason(error.errors()))
+        return SwiftDeploy.create_error_response(HTTPStatus.BAD_REQUEST, summarize_validation_errors(error.errors()))
 
     @around(SwiftDeploy, "_register_app")  # not `__init__`, which is what imports plugins
     def register_app(original, self):
@@ -40,18 +40,18 @@ def serve_segments() -> None:
 
     @add(SwiftDeploy, "infer_async")  # else its engine's
     async def infer_async(self, infer_request, request_config=None, **kwargs):
-        infer, runtime = self.infer_engine.infer_async, runtime_of(self.template)
+        infer, runtime = self.infer_engine.infer_async, get_mask_runtime(self.template)
         if runtime is None or not isinstance(infer_request, SegmentInferRequest):
             return await infer(infer_request, request_config, **kwargs)
         return await answer_with_segments(runtime, infer, infer_request, request_config, **kwargs)
 
     @around(TransformersEngine, "_infer_stream")
     def infer_stream(original, self, *args, **kwargs):
-        runtime = runtime_of(self.template)
+        runtime = get_mask_runtime(self.template)
         for chunks in original(self, *args, **kwargs):
             for i, chunk in enumerate(chunks):
                 if runtime is not None and chunk is not None:
-                    setattr(chunk, RECORDED_ATTRIBUTE, runtime.generation.recorded(i))
+                    setattr(chunk, PROBABILITIES_ATTRIBUTE, runtime.generation.bind_probabilities(i))
             yield chunks
 
     # The web framework reads a request by its annotation.
@@ -65,13 +65,13 @@ def stream_text_at_mask_tokens() -> None:
     """
     from swift.infer_engine.utils import InferStreamer
 
-    from himtok_plugin.swift_integration.answering.serving import passes_text_on_immediately
+    from himtok_plugin.swift_integration.answering.segment_stream import should_flush
 
     @around(InferStreamer, "_get_response")
     def get_response(original, self, response, is_finished, token_len):
         inputs = self.decode_kwargs.get("template_inputs")
         previews = getattr(inputs, "extra_kwargs", {}).get("mask_previews") or []
-        if self.first_token or is_finished or not passes_text_on_immediately(response, previews):
+        if self.first_token or is_finished or not should_flush(response, previews):
             return original(self, response, is_finished, token_len)
         text = response[self.print_idx :]
         self.print_idx = len(response)

@@ -16,14 +16,14 @@ def compose_templates() -> None:
     import swift.template as package
     import swift.template.register as register
 
-    from himtok_plugin.swift_integration.samples.template import with_masks
+    from himtok_plugin.swift_integration.samples.template import compose_mask_template
 
     def get_template_meta(original, model_info, model_meta, template_type=None):
         meta = original(model_info, model_meta, template_type)
         if model_meta is None or not model_meta.is_multimodal:
             return meta
         meta = copy(meta)
-        meta.template_cls = with_masks(meta.template_cls)
+        meta.template_cls = compose_mask_template(meta.template_cls)
         return meta
 
     for module in (register, package):
@@ -37,7 +37,7 @@ def extend_models() -> None:
     """
     from swift.model.register import ModelLoader
 
-    from himtok_plugin.swift_integration.model.loading import extend_loaded_model
+    from himtok_plugin.swift_integration.model.model_extension import extend_loaded_model
 
     @around(ModelLoader, "_add_new_special_tokens")
     def add_mask_tokens_as_well(original, self, model, processor, config):

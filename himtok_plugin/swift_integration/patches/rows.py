@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from swift.utils import get_logger
 
 from himtok_plugin.data.samples import CODES, MESSAGE_COLUMNS, QUESTION_COLUMNS
-from himtok_plugin.evaluation.truths import count_asked
+from himtok_plugin.evaluation.ground_truth import count_in_questions
 from himtok_plugin.mask_text import MASK_PLACEHOLDER
-from himtok_plugin.swift_integration.samples.dataset import (
+from himtok_plugin.swift_integration.samples.mask_column import (
     ROW_DATASET,
     ROW_NUMBER,
     MaskColumn,
+    combine_question_and_answer_masks,
     pack_mask_column,
-    with_answer_of,
 )
 
 from .replacing import around
@@ -148,9 +148,9 @@ def pair_answers_with_their_masks() -> None:
                 if name in paired:
                     paired[f"rejected_{name}"] = paired[name]
             columns = [MaskColumn.parse([] if masks is None else masks) for masks in paired["masks"]]
-            given = [count_asked(messages, MASK_PLACEHOLDER) for messages in paired["messages"]]
+            given = [count_in_questions(messages, MASK_PLACEHOLDER) for messages in paired["messages"]]
             paired["rejected_masks"] = [
-                with_answer_of(columns[i], given[i], columns[i - 1], given[i - 1]).to_json()
+                combine_question_and_answer_masks(columns[i], given[i], columns[i - 1], given[i - 1]).to_json()
                 for i in range(len(columns))
             ]
         return paired

@@ -18,7 +18,7 @@ def save_sidecars() -> None:
     from swift.trainers.mixin import SwiftMixin
 
     from himtok_plugin.mask_tokenizer.released_weights import SIDECAR_FOLDER
-    from himtok_plugin.swift_integration.model.loading import load_mask_tokenizer, save_sidecar
+    from himtok_plugin.swift_integration.model.checkpoint_sidecar import load_mask_tokenizer, save_sidecar
 
     def runtime_behind(processor):
         return getattr(getattr(processor, "tokenizer", processor), "himtok", None)
@@ -63,15 +63,15 @@ def save_whole_models() -> None:
     """
     from swift.trainers.mixin import SwiftMixin
 
-    from himtok_plugin.swift_integration.model.loading import find_attached
-    from himtok_plugin.swift_integration.model.sharding import gathered_weights
+    from himtok_plugin.swift_integration.model.attached_mask_tokenizer import find_attached_mask_tokenizer
+    from himtok_plugin.swift_integration.model.sharding import gather_fsdp_weights
 
     @add(SwiftMixin, "save_model")
     def save_model(self, output_dir=None, _internal_call=False):
         super(SwiftMixin, self).save_model(output_dir, _internal_call)  # transformers' trainer
-        if not self.is_fsdp_enabled or find_attached(self.model) is None:
+        if not self.is_fsdp_enabled or find_attached_mask_tokenizer(self.model) is None:
             return
         if "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
-            weights = gathered_weights(self.model)  # by all processes
+            weights = gather_fsdp_weights(self.model)  # by all processes
             if self.args.should_save:
                 self._save(output_dir or self.args.output_dir, weights)

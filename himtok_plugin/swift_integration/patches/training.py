@@ -19,20 +19,20 @@ def train_mask_tokens_beside_adapters() -> None:
     """
     from swift.pipelines.train.tuner import TunerMixin
 
-    from himtok_plugin.swift_integration.answering.result_masks import runtime_of
     from himtok_plugin.swift_integration.model import adapters
-    from himtok_plugin.swift_integration.model.loading import lm_of
+    from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
+    from himtok_plugin.swift_integration.model.model_extension import get_language_model
 
     @around(TunerMixin, "prepare_model")
     def prepare_model(original, cls, args, model, *, template=None, **kwargs):
-        runtime = None if template is None else runtime_of(template)
-        owner = None if runtime is None else lm_of(model, args.model_meta)
+        runtime = None if template is None else get_mask_runtime(template)
+        owner = None if runtime is None else get_language_model(model, args.model_meta)
         model = original(cls, args, model, template=template, **kwargs)
         if runtime is not None and args.is_adapter:
             if runtime.embeddings_are_new or not (args.resume_from_checkpoint or args.adapters):
                 adapters.train_mask_token_embeddings(model, owner, runtime.vocabulary, runtime.embeddings_are_new)
-            adapters.check_embeddings_are_unsharded(model)
-            adapters.keep_embeddings_out(model)
+            adapters.refuse_sharded_embeddings(model)
+            adapters.exclude_embeddings_on_save(model)
         if runtime is not None and runtime.embeddings_are_new and adapters.has_frozen_embeddings(owner):
             logger.warning(
                 "The mask tokens' embedding rows are new, and frozen: this run learns no mask. Train the language "
@@ -48,12 +48,12 @@ def choose_trainers() -> None:
     """
     from swift.trainers import TrainerFactory
 
-    from himtok_plugin.swift_integration.model.loading import trained_by_mask_trainer
+    from himtok_plugin.swift_integration.model.model_extension import uses_mask_trainer
 
     @around(TrainerFactory, "get_trainer_cls")
     def get_trainer_cls(original, cls, args):
         trainer_class = original(cls, args)
-        if not trained_by_mask_trainer(args):
+        if not uses_mask_trainer(args):
             return trainer_class
         from himtok_plugin.swift_integration.training.stage_one import MODEL_TYPE, StageOneTrainer
         from himtok_plugin.swift_integration.training.trainer import MaskTrainer

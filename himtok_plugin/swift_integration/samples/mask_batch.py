@@ -1,7 +1,7 @@
 """The masks of a batch as tensors, and putting their codes into `input_ids` and `labels`.
 
-Contract: `collate` runs in a data-loader worker, on the CPU, and finds every mask by its start token; `MaskBatch` then
-works on the training device without waiting for it: where masks stand, which of them are supervised and which need
+Contract: `collate_masks` runs in a data-loader worker, on the CPU, and finds every mask by its start token; `MaskBatch`
+then works on the training device without waiting for it: where masks stand, which of them are supervised and which need
 encoding was all decided in the worker. Does not know of trainers and of pictures.
 """
 
@@ -33,7 +33,9 @@ def encoded_masks(starts: list[bool], squares: np.ndarray | None, codes: list[li
     return {"starts": starts, "squares": squares, "codes": codes}
 
 
-def collate(rows: list[dict[str, Any]], input_ids: Tensor, labels: Tensor | None, vocabulary: MaskVocabulary, k: int):
+def collate_masks(
+    rows: list[dict[str, Any]], input_ids: Tensor, labels: Tensor | None, vocabulary: MaskVocabulary, k: int
+):
     """Tensors of a batch's masks, keyed so that the trainer finds them.
 
     Args:
@@ -81,7 +83,7 @@ def collate(rows: list[dict[str, Any]], input_ids: Tensor, labels: Tensor | None
 
 @dataclass
 class MaskBatch:
-    """The masks of a batch on the training device; see `collate` for the fields."""
+    """The masks of a batch on the training device; see `collate_masks` for the fields."""
 
     positions: Tensor
     codes: Tensor
@@ -101,7 +103,7 @@ class MaskBatch:
         """(v, s, s) float32 squares of the supervised masks."""
         return self.squares[self.supervised].float() / 255
 
-    def unknown_squares(self) -> Tensor:
+    def squares_to_encode(self) -> Tensor:
         """(u, s, s) float32 squares of the masks whose codes are not known."""
         return self.squares[self.to_encode].float() / 255
 

@@ -22,7 +22,7 @@ from swift.utils import get_logger, safe_ddp_context
 
 from himtok_plugin import __version__
 from himtok_plugin.data.catalog import FORMATS, Format, format_named
-from himtok_plugin.swift_integration.options.arguments import current_arguments
+from himtok_plugin.swift_integration.options.current_arguments import get_current_arguments
 
 logger = get_logger()
 _DEPTH = 3  # folders below the root in which annotation files are looked at
@@ -54,7 +54,7 @@ class PreparedDatasetLoader(DatasetLoader):
         from himtok_plugin.data.prepare import Job
         from himtok_plugin.data.tasks import named_share
 
-        settings = current_arguments()
+        settings = get_current_arguments()
         root = data_root(format_named(name), [] if settings is None else settings.data_root)
         tasks = dict(named_share(text, "data_tasks") for text in ([] if settings is None else settings.data_tasks))
         workers = self.num_proc if self.num_proc and self.num_proc > 1 else 0

@@ -1,29 +1,26 @@
 """ms-swift's template of any base model, with masks in its rows.
 
-Contract: `with_masks(template_class)` is that class with `<mask>` understood in every turn. In training, a mask whose
-codes are not known yet is written as k placeholder codes and its square travels along, so that the step can encode the
-whole batch on the device; at inference it is encoded on the spot. Does not know which base model it is.
+Contract: `compose_mask_template(template_class)` is that class with `<mask>` understood in every turn. In training, a
+mask whose codes are not known yet is written as k placeholder codes and its square travels along, so that the step can
+encode the whole batch on the device; at inference it is encoded on the spot. Does not know which base model it is.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from swift.utils import get_logger, patch_getattr
 
 from himtok_plugin.data.samples import CODES, load_squares
 from himtok_plugin.mask_text import MASK_PLACEHOLDER, MASK_START, codes_to_text, count_placeholders
 from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
 
-from .dataset import MaskColumn
-from .mask_batch import ENCODED, collate, encoded_masks
+from .mask_batch import ENCODED, collate_masks, encoded_masks
+from .mask_column import MaskColumn
+from .sample_images import _image_name, _naming_images, read_image_size
 
 logger = get_logger()
 CLASS_PREFIX = "MaskTemplate__"
@@ -56,7 +53,7 @@ class MaskTemplateMixin:
         # From here on, `images` holds pictures without a name, and some templates resize them (MAX_PIXELS, Qwen).
         inputs.himtok_row, inputs.himtok_images = column.name, [_image_name(image) for image in inputs.images]
         with _naming_images(inputs):
-            inputs.himtok_size = shown_image_size(inputs.images[0]) if inputs.images else None
+            inputs.himtok_size = read_image_size(inputs.images[0]) if inputs.images else None
             super()._preprocess_inputs(inputs)
         inputs.himtok_masks = self._write_masks(inputs, column)
 
@@ -203,7 +200,9 @@ class MaskTemplateMixin:
             self._check_has_ids(collated)
             masks = self.masks
             collated.update(
-                collate(rows, collated["input_ids"], collated.get("labels"), masks.vocabulary, masks.num_mask_tokens)
+                collate_masks(
+                    rows, collated["input_ids"], collated.get("labels"), masks.vocabulary, masks.num_mask_tokens
+                )
             )
         return collated
 
@@ -272,41 +271,12 @@ def _shared_placeholders(chosen, rejected) -> int:
     return count
 
 
-@contextmanager
-def _naming_images(inputs) -> Iterator[None]:
-    """Turn PIL's and the file system's errors about an image into one that names row and image."""
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(f"{inputs.himtok_row}: images: {inputs.himtok_images!r:.200}: {error}") from error
-
-
-def _image_name(image: Any) -> Any:
-    path = image.get("path") if isinstance(image, dict) else image
-    return path if isinstance(path, str) else type(image).__name__
-
-
-def shown_image_size(image: Any) -> tuple[int, int]:
-    """(h, w) of an image as ms-swift's rows hold it: PIL image, path, bytes or URL."""
-    if isinstance(image, Image.Image):
-        return image.height, image.width
-    from swift.template.vision_utils import load_image
-
-    if isinstance(image, str) and os.path.isfile(image):
-        with Image.open(image) as opened:  # the header is enough
-            return opened.height, opened.width
-    if isinstance(image, dict):
-        image = image.get("bytes") or image.get("path")
-    loaded = load_image(image)
-    return loaded.height, loaded.width
-
-
 def _masks_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     masks = row.get(ENCODED)
     return [] if masks is None else masks if isinstance(masks, list) else [masks]
 
 
-def with_masks(template_class: type) -> type:
+def compose_mask_template(template_class: type) -> type:
     """The template class with `MaskTemplateMixin` in front; the same class for the same argument.
 
     It is found again by name in a spawned data-loader worker, so its name says which class it was made of.
@@ -337,4 +307,4 @@ def __getattr__(name: str) -> type:
     import importlib
 
     module, _, qualname = name.removeprefix(CLASS_PREFIX).partition("__CLASS__")
-    return with_masks(getattr(importlib.import_module(module.replace("__DOT__", ".")), qualname))
+    return compose_mask_template(getattr(importlib.import_module(module.replace("__DOT__", ".")), qualname))

@@ -15,10 +15,11 @@ import torch.distributed as dist
 from swift.metrics import eval_metrics_map
 from swift.metrics.base import EvalMetrics
 
-from himtok_plugin.evaluation.scoring import RowScores, masks_of_row
+from himtok_plugin.evaluation.results import load_result_masks
+from himtok_plugin.evaluation.scoring import ResultScores
 from himtok_plugin.masks.drawing import comparison
-from himtok_plugin.swift_integration.answering.result_masks import load_row_image
-from himtok_plugin.swift_integration.samples.dataset import MaskColumn
+from himtok_plugin.swift_integration.samples.mask_column import MaskColumn
+from himtok_plugin.swift_integration.samples.sample_images import load_sample_image
 
 METRIC = "mask"
 BEST = "cIoU"  # what the best checkpoint is chosen by, unless the user says otherwise
@@ -39,7 +40,7 @@ class MaskEvaluation:
 
     def __init__(self, process: int = 0):
         self.process = process
-        self._scores: dict[Any, RowScores] = {}
+        self._scores: dict[Any, ResultScores] = {}
         self.pictures: list[np.ndarray] = []
 
     def add(self, row: dict[str, Any], key: tuple[str | None, int] | None) -> None:
@@ -51,16 +52,16 @@ class MaskEvaluation:
                 well; those with a key count once.
         """
         root = os.environ.get("ROOT_IMAGE_DIR")
-        scores = RowScores(boundary=False, root=root)
+        scores = ResultScores(boundary=False, root=root)
         asked = scores.add(row) is not None
         self._scores[(self.process, len(self._scores)) if key is None else key] = scores
         if asked and self.process == 0 and len(self.pictures) < MAX_PICTURES and row.get("images"):
-            predicted, true, _ = masks_of_row(row, root)
+            predicted, true, _ = load_result_masks(row, root)
             self.pictures.append(self._picture(row, predicted.union(), true.union()))
 
     @staticmethod
     def _picture(row: dict[str, Any], prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
-        image = load_row_image(row["images"][0])
+        image = load_sample_image(row["images"][0])
         size = (image.height, image.width)
         # A row without any mask has no size.
         target, prediction = (mask if mask.shape == size else np.zeros(size, bool) for mask in (target, prediction))
@@ -72,7 +73,7 @@ class MaskEvaluation:
         if dist.is_initialized():
             everywhere = [None] * dist.get_world_size()
             dist.all_gather_object(everywhere, self._scores)
-        merged = RowScores(boundary=False)
+        merged = ResultScores(boundary=False)
         for scores in {key: value for part in everywhere for key, value in part.items()}.values():
             merged.merge(scores)
         self._scores = {}
@@ -80,7 +81,7 @@ class MaskEvaluation:
 
 
 class MaskMetrics(EvalMetrics):
-    """ms-swift's metric `mask`: what `RowScores.compute` returns, of the generated answers."""
+    """ms-swift's metric `mask`: what `ResultScores.compute` returns, of the generated answers."""
 
     def compute_metrics(self, eval_prediction) -> dict[str, float]:
         evaluation: MaskEvaluation = self.trainer.mask_evaluation

@@ -19,12 +19,12 @@ from swift.rewards import ORM, orms
 from swift.utils import get_current_device
 
 from himtok_plugin.data.samples import find_file
-from himtok_plugin.evaluation.truths import ASKS_FOR_MASKS, answer_masks
+from himtok_plugin.evaluation.ground_truth import ASKS_FOR_MASKS, select_answer_masks
 from himtok_plugin.masks.sources import Masks
-from himtok_plugin.prediction.rewards import MaskIoUReward, mask_count, mask_format, no_target
-from himtok_plugin.swift_integration.model.loading import find_source, load_mask_tokenizer
-from himtok_plugin.swift_integration.options.arguments import current_arguments
-from himtok_plugin.swift_integration.samples.dataset import MaskColumn
+from himtok_plugin.prediction.rewards import MaskIoUReward, mask_count_reward, mask_format_reward, no_target_reward
+from himtok_plugin.swift_integration.model.checkpoint_sidecar import load_mask_tokenizer, resolve_mask_tokenizer
+from himtok_plugin.swift_integration.options.current_arguments import get_current_arguments
+from himtok_plugin.swift_integration.samples.mask_column import MaskColumn
 
 
 def register_rewards() -> None:
@@ -68,33 +68,33 @@ class MaskIoU(MaskReward):
     """`mask_iou`: see `rewards.MaskIoUReward`."""
 
     def rewards(self, texts: list[str], targets: list[list[np.ndarray]]) -> list[float]:
-        settings = current_arguments()
+        settings = get_current_arguments()
         return MaskIoUReward(_mask_tokenizer(), settings.reward_prefix_weight, settings.mask_threshold)(texts, targets)
 
 
 class MaskFormat(MaskReward):
-    """`mask_format`: see `rewards.mask_format`."""
+    """`mask_format`: see `rewards.mask_format_reward`."""
 
     def rewards(self, texts: list[str], targets: list[list[np.ndarray]]) -> list[float]:
         config = _mask_tokenizer().config
-        return [mask_format(text, config.codebook_size, config.num_mask_tokens) for text in texts]
+        return [mask_format_reward(text, config.codebook_size, config.num_mask_tokens) for text in texts]
 
 
 class MaskCount(MaskReward):
-    """`mask_count`: see `rewards.mask_count`."""
+    """`mask_count`: see `rewards.mask_count_reward`."""
 
     def rewards(self, texts: list[str], targets: list[list[np.ndarray]]) -> list[float]:
         return [
-            mask_count(text, sum(bool(mask.any()) for mask in masks))
+            mask_count_reward(text, sum(bool(mask.any()) for mask in masks))
             for text, masks in zip(texts, targets, strict=True)
         ]
 
 
 class NoTarget(MaskReward):
-    """`no_target`: see `rewards.no_target`."""
+    """`no_target`: see `rewards.no_target_reward`."""
 
     def rewards(self, texts: list[str], targets: list[list[np.ndarray]]) -> list[float]:
-        return [no_target(text, any(mask.any() for mask in masks)) for text, masks in zip(texts, targets, strict=True)]
+        return [no_target_reward(text, any(mask.any() for mask in masks)) for text, masks in zip(texts, targets, strict=True)]
 
 
 def true_masks(column: Any, messages: Sequence[dict[str, Any]]) -> list[np.ndarray] | None:
@@ -109,7 +109,7 @@ def true_masks(column: Any, messages: Sequence[dict[str, Any]]) -> list[np.ndarr
         ValueError: a mask that cannot be read.
     """
     packed = MaskColumn.parse(column)
-    sources = answer_masks(packed.masks, messages, packed.further.get(ASKS_FOR_MASKS))
+    sources = select_answer_masks(packed.masks, messages, packed.further.get(ASKS_FOR_MASKS))
     if not sources:
         return sources
     try:
@@ -121,7 +121,7 @@ def true_masks(column: Any, messages: Sequence[dict[str, Any]]) -> list[np.ndarr
 @cache
 def _mask_tokenizer():
     """This process's own de-tokenizer, on its device."""
-    settings = current_arguments()
+    settings = get_current_arguments()
     model = getattr(settings, "model_dir", None) or settings.model
-    source = find_source(settings.mask_tokenizer, os.fspath(model), settings.adapter_folders)
+    source = resolve_mask_tokenizer(settings.mask_tokenizer, os.fspath(model), settings.adapter_folders)
     return load_mask_tokenizer(source).to(get_current_device()).eval().requires_grad_(False)

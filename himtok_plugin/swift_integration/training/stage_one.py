@@ -22,7 +22,7 @@ from himtok_plugin.data.samples import load_squares
 from himtok_plugin.mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from himtok_plugin.mask_tokenizer.objective import StageOneObjective, codebook_usage
 from himtok_plugin.metrics.reconstruction import ReconstructionMetrics
-from himtok_plugin.swift_integration.samples.dataset import MaskColumn
+from himtok_plugin.swift_integration.samples.mask_column import MaskColumn
 
 from .device_means import DeviceMeans
 
@@ -90,10 +90,10 @@ class StageOneTrainer(Seq2SeqTrainer):
     """ms-swift's trainer around the stage-1 objective."""
 
     def __init__(self, *args, **kwargs):
-        from himtok_plugin.swift_integration.options.arguments import current_arguments
+        from himtok_plugin.swift_integration.options.current_arguments import get_current_arguments
 
         model: MaskTokenizer = kwargs["model"]
-        settings = current_arguments()
+        settings = get_current_arguments()
         self.objective = StageOneObjective(
             model,
             continuous_warmup_steps=settings.continuous_warmup_steps,

@@ -23,18 +23,16 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from himtok_plugin.hierarchical_loss import HierarchicalMaskLoss, MaskLosses, code_probabilities, draw_levels
 from himtok_plugin.lmm.logit_tap import LogitTap, mask_logits
 from himtok_plugin.mask_tokenizer.released_weights import SIDECAR_FOLDER
-from himtok_plugin.swift_integration.answering.result_masks import RESPONSE_ATTRIBUTE, write_masks
-from himtok_plugin.swift_integration.model.adapters import TRAINED_EMBEDDINGS_KEY, embeddings_of
-from himtok_plugin.swift_integration.model.loading import attached_mask_tokenizer, lm_of
+from himtok_plugin.swift_integration.answering.response_masks import RESPONSE_ATTRIBUTE
+from himtok_plugin.swift_integration.answering.result_boxes import add_boxes_to_result
+from himtok_plugin.swift_integration.answering.result_masks import add_masks_to_result
+from himtok_plugin.swift_integration.model.adapters import TRAINED_EMBEDDINGS_KEY, get_embeddings
+from himtok_plugin.swift_integration.model.attached_mask_tokenizer import get_attached_mask_tokenizer
+from himtok_plugin.swift_integration.model.detokenizer import DETOKENIZER_PARTS, Detokenizer, load_detokenizer
+from himtok_plugin.swift_integration.model.model_extension import get_language_model
 from himtok_plugin.swift_integration.model.sharding import ParametersUsedAfterForward, ShardedDetokenizer
-from himtok_plugin.swift_integration.model.tokenizer_halves import (
-    DETOKENIZER,
-    Detokenizer,
-    load_detokenizer,
-)
-from himtok_plugin.swift_integration.samples.boxes import write_boxes
-from himtok_plugin.swift_integration.samples.dataset import MaskColumn
 from himtok_plugin.swift_integration.samples.mask_batch import ENCODED, IGNORE_INDEX, PREFIX, MaskBatch
+from himtok_plugin.swift_integration.samples.mask_column import MaskColumn
 
 from .device_means import DeviceMeans
 from .learning_rates import move_to_own_groups, scale_embedding_updates
@@ -52,7 +50,7 @@ class MaskTrainer(Seq2SeqTrainer):
     def __init__(self, *args, **kwargs):
         model, template = kwargs["model"], kwargs["template"]
         self.masks = template.masks
-        self.mask_tokenizer = attached_mask_tokenizer(model)
+        self.mask_tokenizer = get_attached_mask_tokenizer(model)
         settings = self.masks.settings
         _choose_trained_parts(self.mask_tokenizer, settings.detokenizer_is_trained)
         self.mask_loss = HierarchicalMaskLoss(settings.num_coarse_levels, settings.mask_dice_weight)
@@ -66,7 +64,7 @@ class MaskTrainer(Seq2SeqTrainer):
             )
         if settings.trains_on_masks and not _may_have_masks(kwargs.get("train_dataset")):
             raise ValueError(f"{self._mask_loss_name()}: got rows without masks, expected some with masks in `masks`")
-        self._tap = LogitTap(lm_of(model, template.model_meta).get_output_embeddings() or nn.Identity())
+        self._tap = LogitTap(get_language_model(model, template.model_meta).get_output_embeddings() or nn.Identity())
         super().__init__(*args, **kwargs)
         self._share_with_processes()
         create_optimizer = self.optimizer_callback.create_optimizer
@@ -105,7 +103,7 @@ class MaskTrainer(Seq2SeqTrainer):
                 "know rows, expected LoRA or no sharding"
             )
         else:
-            matrices = [layer.weight for layer in embeddings_of(lm_of(self.model, self.model.model_meta))]
+            matrices = [layer.weight for layer in get_embeddings(get_language_model(self.model, self.model.model_meta))]
             rows = torch.tensor(self.masks.vocabulary.ids())
             scale_embedding_updates(optimizer, matrices, rows, settings.mask_rows_lr / self.args.learning_rate)
         return optimizer
@@ -117,8 +115,8 @@ class MaskTrainer(Seq2SeqTrainer):
             responses = infer(rows, *args, **kwargs)
             for row, response in zip(rows, responses, strict=True):
                 key, message = sample_key(row), response.choices[0].message
-                write_masks(row, getattr(message, RESPONSE_ATTRIBUTE, []))
-                write_boxes(row, message.content, self.template)
+                add_masks_to_result(row, getattr(message, RESPONSE_ATTRIBUTE, []))
+                add_boxes_to_result(row, message.content, self.template)
                 self.mask_evaluation.add(row, key)
             return responses
 
@@ -150,7 +148,7 @@ class MaskTrainer(Seq2SeqTrainer):
                 if inputs.get(key) is not None:
                     inputs[key] = inputs[key].to(self.args.device)
             if len(masks.to_encode):
-                masks.codes[masks.to_encode] = self.mask_tokenizer.encoding.encode(masks.unknown_squares())
+                masks.codes[masks.to_encode] = self.mask_tokenizer.encoding.encode(masks.squares_to_encode())
             masks.write_codes(inputs, self.masks.vocabulary)
             shape = inputs["input_ids"].shape
         # Codes are in place now, so ms-swift may trim the labels.
@@ -297,7 +295,7 @@ class MaskTrainer(Seq2SeqTrainer):
         if not folder.is_dir():
             raise ValueError(f"checkpoint {checkpoint!r}: has no {SIDECAR_FOLDER}/")
         saved = load_detokenizer(folder)
-        if not saved.encoding.encodes_like(self.mask_tokenizer.encoding):
+        if not saved.encoding.has_same_weights_as(self.mask_tokenizer.encoding):
             raise ValueError(
                 f"checkpoint {checkpoint!r}: was trained with another mask tokenizer than {str(self.masks.source)!r}, "
                 "whose codes mean other masks"
@@ -332,5 +330,5 @@ def _holds_mask(value: Any) -> bool:
 def _choose_trained_parts(mask_tokenizer: Detokenizer, detokenizer: bool) -> None:
     """The codebook stays as it is, so that codes, made offline too, keep their meaning."""
     mask_tokenizer.requires_grad_(False)
-    for name in DETOKENIZER:
+    for name in DETOKENIZER_PARTS:
         getattr(mask_tokenizer, name).requires_grad_(detokenizer)

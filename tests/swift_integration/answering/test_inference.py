@@ -12,7 +12,7 @@ from PIL import Image
 from runs import flags, infer, read_rows, sft, write_rows
 
 from himtok_plugin import MaskTokenizer
-from himtok_plugin.evaluation.scoring import score_rows
+from himtok_plugin.evaluation.scoring import score_results
 from himtok_plugin.mask_text import text_to_codes
 from himtok_plugin.masks.sources import from_square, load_mask, to_square
 
@@ -112,7 +112,7 @@ def test_pictures_of_an_earlier_run_stay(run, world, tmp_path):
 
 
 def test_result_file_can_be_scored(results):
-    scores = score_rows(results[2])
+    scores = score_results(results[2])
     assert 0 <= scores["cIoU"] <= 1 and 0 <= scores["gIoU"] <= 1
 
 

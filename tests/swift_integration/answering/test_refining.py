@@ -6,7 +6,7 @@ from runs import infer, read_rows, write_rows
 
 from himtok_plugin import Segmenter
 from himtok_plugin.masks.sources import load_mask
-from himtok_plugin.prediction.refinement import SamRefiner, zoom_window
+from himtok_plugin.prediction.refinement import SamRefiner, choose_zoom_window
 from himtok_plugin.swift_integration.answering import refining
 
 
@@ -89,7 +89,7 @@ def test_zoom_asks_the_same_about_the_crop_around_each_mask(stage_two, rows, mon
     questions = [row["messages"][0]["content"] for row in rows]
     refined = segmenter(images, questions)
     first = Segmenter.from_pretrained(stage_two[1], max_new_tokens=48)(images, questions)
-    windows = [window for result in first for mask in result.masks if (window := zoom_window(mask)) is not None]
+    windows = [window for result in first for mask in result.masks if (window := choose_zoom_window(mask)) is not None]
     assert windows and [request["images"][0].size for request in asked] == [
         (x2 - x1, y2 - y1) for x1, y1, x2, y2 in windows
     ]
@@ -97,7 +97,7 @@ def test_zoom_asks_the_same_about_the_crop_around_each_mask(stage_two, rows, mon
     for one, other in zip(refined, first, strict=True):
         assert one.text == other.text and one.masks.shape == other.masks.shape and one.codes == other.codes
         for mask, before in zip(one.masks, other.masks, strict=True):
-            window = zoom_window(before)
+            window = choose_zoom_window(before)
             if window is None:
                 assert np.array_equal(mask, before)
             else:

@@ -9,9 +9,9 @@ from runs import infer, read_rows, write_rows
 
 from himtok_plugin.evaluation.protocols import find_protocol
 from himtok_plugin.evaluation.provenance import RunCard
-from himtok_plugin.evaluation.result_files import evaluate_results
+from himtok_plugin.evaluation.evaluate import evaluate_results
 from himtok_plugin.masks.sources import to_rle
-from himtok_plugin.swift_integration.answering.run_card import decoding_of_probabilities
+from himtok_plugin.swift_integration.answering.run_card import describe_probability_source
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_the_card_says_how_masks_were_decoded(stage_two, rows, tmp_path, options
 
 def test_other_engines_decode_softly_where_they_tell_log_probabilities():
     def told(**options):
-        return decoding_of_probabilities(SimpleNamespace(**options))
+        return describe_probability_source(SimpleNamespace(**options))
 
     assert told(infer_backend="vllm") is None and told(infer_backend="lmdeploy", logprobs=False) is None
     assert told(infer_backend="vllm", logprobs=True, top_logprobs=20) == (

@@ -25,8 +25,9 @@ from himtok_plugin import Segmenter
 from himtok_plugin.mask_text import MASK_END, codes_to_text
 from himtok_plugin.masks.polygons import polygons_to_mask
 from himtok_plugin.masks.sources import load_mask, mask_bbox, to_rle
-from himtok_plugin.swift_integration.answering.result_masks import runtime_of
-from himtok_plugin.swift_integration.answering.serving import SegmentInferRequest, answer_with_segments
+from himtok_plugin.swift_integration.answering.chat_requests import SegmentInferRequest
+from himtok_plugin.swift_integration.answering.serving import answer_with_segments
+from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
 
 MODEL, KEY = "segmenter", "secret"
 MAX_PIXELS, MAX_MASKS = 10_000, 3
@@ -262,7 +263,7 @@ def test_models_are_listed_and_completions_still_served(client):
 
 @pytest.fixture(scope="module")
 def runtime(stage_two):
-    return runtime_of(Segmenter.from_pretrained(stage_two[1]).engine.template)
+    return get_mask_runtime(Segmenter.from_pretrained(stage_two[1]).engine.template)
 
 
 TEXT = f"left: {codes_to_text([1, 2, 3, 4])}, right: {codes_to_text([5, 6])} and <|mt_start|><|mt_7|><|mt_8|>"

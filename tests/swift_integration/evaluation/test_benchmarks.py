@@ -14,13 +14,13 @@ pytest.importorskip("evalscope")
 import numpy as np
 
 from himtok_plugin.evaluation.protocols import find_protocol
-from himtok_plugin.evaluation.result_files import evaluate_results
-from himtok_plugin.evaluation.scoring import RowScores
+from himtok_plugin.evaluation.evaluate import evaluate_results
+from himtok_plugin.evaluation.scoring import ResultScores
 from himtok_plugin.mask_text import codes_to_text, text_to_codes
 from himtok_plugin.masks.sources import mask_bbox, to_rle
 from himtok_plugin.swift_integration.evaluation import benchmark_masks
 from himtok_plugin.swift_integration.evaluation import evalscope_benchmarks as benchmarks
-from himtok_plugin.swift_integration.options import arguments
+from himtok_plugin.swift_integration.options import current_arguments
 
 BENCHMARKS = ["refcoco_seg", "grefcoco_seg", "reasonseg", "rec", "mask_perception"]
 
@@ -201,7 +201,7 @@ def adapter(settings, rows, monkeypatch):
     from evalscope.config import TaskConfig
 
     benchmarks.register_benchmarks()
-    monkeypatch.setattr(arguments, "_current", [settings])
+    monkeypatch.setattr(current_arguments, "_current", [settings])
     for cached in (benchmark_masks.source, benchmark_masks.mask_tokenizer, benchmark_masks.mask_predictor):
         cached.cache_clear()
 
@@ -271,7 +271,7 @@ def test_choices_and_boxes_are_scored(adapter, rows):
     assert boxes._reports["rec"].scores["missing"] == 1
     card = boxes._reports["rec"].run
     assert (card.mask_decoding, card.refiner, card.min_score) == (None, "none", None)  # no mask was decoded
-    kept = RowScores(boundary=False)
+    kept = ResultScores(boundary=False)
     for row in boxes._rows["rec"]:
         kept.add(row)
     assert kept.compute()["box_acc@0.9"] == 0.5 and kept.compute()["box_missing"] == 1
@@ -285,7 +285,7 @@ def test_boxes_are_read_as_the_template_writes_them(adapter, rows, settings, mon
     assert boxes.judge(str(thousandths), dataset[0].metadata, None)[1]["iou"] > 0.95
     settings.template = "qwen2_5_vl"  # pixels of what it makes of the image, here twice as large
     monkeypatch.setattr(benchmarks, "_template", lambda: "a template")
-    monkeypatch.setattr(benchmarks, "boxes_of_text", lambda text, image, template: [[x1, y1, x2, y2]])
+    monkeypatch.setattr(benchmarks, "parse_answer_boxes", lambda text, image, template: [[x1, y1, x2, y2]])
     assert boxes.judge("[0, 0, 1, 1]", dataset[0].metadata, None)[1]["iou"] == 1.0
     settings.eval_url = "http://elsewhere/v1"
     with pytest.raises(ValueError, match="box_scale: got a template .qwen2_5_vl. that writes pixels of the image as"):

@@ -10,7 +10,7 @@ from servers import Gate, deployed, end, started
 pytest.importorskip("evalscope")
 
 from himtok_plugin.evaluation.protocols import find_protocol
-from himtok_plugin.evaluation.result_files import evaluate_results
+from himtok_plugin.evaluation.evaluate import evaluate_results
 
 KEY = "secret"
 ROWS, BEFORE_THE_KILL = 9, 4

@@ -75,10 +75,10 @@ def test_adapter_holds_lora_and_the_mask_rows_and_nothing_else(lora, bases, kind
 
 
 def test_size_of_the_adapter_is_told(lora, monkeypatch):
-    from himtok_plugin.swift_integration.model.loading import loading as model
+    from himtok_plugin.swift_integration.model import checkpoint_sidecar
 
     told = []
-    monkeypatch.setattr(model.logger, "info", lambda message, *_, **__: told.append(str(message)))
+    monkeypatch.setattr(checkpoint_sidecar.logger, "info", lambda message, *_, **__: told.append(str(message)))
     checkpoint = lora()
     count = sum(value.numel() for value in tensors(checkpoint).values())
     assert any(f"adapter of {count:,} parameters" in line for line in told)

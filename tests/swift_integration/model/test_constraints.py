@@ -87,14 +87,11 @@ def test_masks_from_log_probabilities_are_the_soft_ones(pipeline, world):
     """ms-swift's own engine returns them as servers do; all 12 codes are among 40 alternatives."""
     from swift.infer_engine import InferRequest, RequestConfig
 
-    from himtok_plugin.swift_integration.answering.result_masks import (
-        RESPONSE_ATTRIBUTE,
-        masks_of_text,
-        runtime_of,
-    )
+    from himtok_plugin.swift_integration.answering.response_masks import RESPONSE_ATTRIBUTE, predict_masks_from_text
+    from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
 
     loaded = pipeline()
-    runtime = runtime_of(loaded.template)
+    runtime = get_mask_runtime(loaded.template)
     rows = read_rows(world.scenes)[:4]
     for row in rows:
         row["messages"] = row["messages"][:1]
@@ -105,12 +102,13 @@ def test_masks_from_log_probabilities_are_the_soft_ones(pipeline, world):
     for row, response in zip(rows, responses, strict=True):
         choice = response.choices[0]
         runtime.generation._recorder = None  # as with an engine that shows no logits
-        listed = masks_of_text(runtime, choice.message.content, row, choice.logprobs)
+        listed = predict_masks_from_text(runtime, choice.message.content, row, choice.logprobs)
         for one, other in zip(listed, getattr(choice.message, RESPONSE_ATTRIBUTE), strict=True):
             assert one.codes == other.codes and one.score == pytest.approx(other.score, abs=1e-3)
             assert (one.mask != other.mask).mean() < 0.01
             compared += 1
-        unknown = masks_of_text(runtime, choice.message.content, row, {"content": choice.logprobs["content"][:3]})
+        cut = {"content": choice.logprobs["content"][:3]}
+        unknown = predict_masks_from_text(runtime, choice.message.content, row, cut)
         assert all(mask.score is None for mask in unknown)
     assert compared > 2
 

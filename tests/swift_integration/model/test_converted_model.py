@@ -12,11 +12,11 @@ from swift.arguments import InferArguments
 from transformers import AutoProcessor
 
 from himtok_plugin import Segmenter, cli
-from himtok_plugin.internvl_chat.conversation import PROMPTS, prompt
+from himtok_plugin.internvl_chat.prompts import PROMPTS, format_prompt
 from himtok_plugin.masks.sources import load_mask
-from himtok_plugin.swift_integration.options.checkpoint_settings import RELEASED_MODEL, refuse_unconverted
+from himtok_plugin.swift_integration.options.unconverted_checkpoints import RELEASED_MODEL, refuse_unconverted
 
-QUESTION = prompt("segmentation", "road")
+QUESTION = format_prompt("segmentation", "road")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from paths import ROOT
 
 from himtok_plugin.active_plugins import ACTIVE_PLUGINS_VARIABLE
 from himtok_plugin.swift_integration.options.arguments import HimTokArguments
+from himtok_plugin.swift_integration.options.plugin_flag import PluginFlag
 
 needs_swift = pytest.mark.skipif(importlib.util.find_spec("swift") is None, reason="ms-swift is not installed")
 
@@ -117,12 +118,13 @@ def test_options_of_the_grammar_that_contradict_each_other_are_refused(options, 
 
 
 def test_single_plugin_name_becomes_a_list():
-    assert HimTokArguments(plugin="himtok").plugin == ["himtok"]
+    assert PluginFlag(plugin="himtok").plugin == ["himtok"]
 
 
 def test_defaults_are_not_shared():
-    HimTokArguments().plugin.append("other")
-    assert HimTokArguments().plugin == []
+    PluginFlag().plugin.append("other")
+    HimTokArguments().data_root.append("other")
+    assert PluginFlag().plugin == HimTokArguments().data_root == []
 
 
 def run_python(code: str, *arguments: object) -> str:
@@ -146,7 +148,7 @@ register.register = lambda: registered.append("himtok")
 sys.modules[register.__name__] = register
 
 import swift.arguments
-from himtok_plugin.swift_integration import arguments as plugin_arguments
+from himtok_plugin.swift_integration.options import current_arguments
 from himtok_plugin.swift_integration.options.arguments import HimTokArguments
 from swift.arguments import BaseArguments
 from swift.arguments.base_args import base_args
@@ -168,10 +170,10 @@ result["saved"] = json.loads((folder / "saved" / "args.json").read_text())
 result["external_plugins_after_saving"] = arguments.external_plugins
 pickled = pickle.dumps(arguments)
 result["unpickled"] = pickle.loads(pickled).mask_loss_weight
-result["same_process"] = plugin_arguments.current_arguments() is arguments
-plugin_arguments._current.clear()  # as in a process that was spawned with them
+result["same_process"] = current_arguments.get_current_arguments() is arguments
+current_arguments._current.clear()  # as in a process that was spawned with them
 received = pickle.loads(pickled)
-result["spawned_process"] = plugin_arguments.current_arguments() is received
+result["spawned_process"] = current_arguments.get_current_arguments() is received
 try:
     BaseArguments(model=str(folder), model_type="qwen2", template="qwen2_5", mask_threshold=2.0)
 except ValueError as error:

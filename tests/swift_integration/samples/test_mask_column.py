@@ -3,7 +3,7 @@
 import pytest
 
 from himtok_plugin.mask_text import codes_to_text
-from himtok_plugin.swift_integration.samples.dataset import MaskColumn, pack_mask_column
+from himtok_plugin.swift_integration.samples.mask_column import MaskColumn, pack_mask_column
 
 REFERENCE = codes_to_text([0] * 32)  # how the reference's rows say `<mask>`
 

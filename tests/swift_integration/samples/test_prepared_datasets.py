@@ -55,7 +55,7 @@ def load(tmp_path, monkeypatch):
 
     def run(*names, data_root=(), data_tasks=(), **options):
         settings = SimpleNamespace(data_root=[str(r) for r in data_root], data_tasks=list(data_tasks))
-        monkeypatch.setattr(prepared_datasets, "current_arguments", lambda: settings)
+        monkeypatch.setattr(prepared_datasets, "get_current_arguments", lambda: settings)
         return load_dataset(list(names), **options)
 
     return run
@@ -124,8 +124,8 @@ def test_it_is_converted_once_and_anew_when_annotations_or_tasks_change(load, tm
     from himtok_plugin.data import prepare as module
 
     runs = []
-    original = module.prepare
-    monkeypatch.setattr(module, "prepare", lambda job, out: runs.append(out) or original(job, out))
+    original = module.prepare_samples
+    monkeypatch.setattr(module, "prepare_samples", lambda job, out: runs.append(out) or original(job, out))
     root = refer(tmp_path / "data")
     load("refcoco:train", data_root=[root])
     load("refcoco:train", data_root=[root])

@@ -7,7 +7,7 @@ import sys
 import pytest
 from runs import flags, infer, read_rows, run_swift, write_rows
 
-from himtok_plugin.evaluation.result_files import evaluate_results
+from himtok_plugin.evaluation.evaluate import evaluate_results
 
 PROCESSES = "2"
 

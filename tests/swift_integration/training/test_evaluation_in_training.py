@@ -30,14 +30,14 @@ def evaluated(train, stage_two, world, tmp_path):
 
 
 def test_generated_masks_are_scored_logged_and_kept(evaluated, world, tmp_path):
-    from himtok_plugin.evaluation.scoring import score_rows
+    from himtok_plugin.evaluation.scoring import score_results
 
     result = evaluated()
     for name in ("cIoU", "gIoU", "P@0.5", "T-acc", "samples"):
         assert len(logged(result, f"eval_{name}")) == 1
     assert logged(result, "eval_samples") == [len(read_rows(world.scenes))]
     predicted = tmp_path / "out" / "checkpoint-1" / "predict.jsonl"
-    assert score_rows(predicted)["cIoU"] == pytest.approx(logged(result, "eval_cIoU")[0], abs=1e-6)
+    assert score_results(predicted)["cIoU"] == pytest.approx(logged(result, "eval_cIoU")[0], abs=1e-6)
 
 
 def test_rows_of_two_validation_sets_all_count(evaluated, world, tmp_path):

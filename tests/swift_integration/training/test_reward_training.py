@@ -9,7 +9,7 @@ from swift.rewards import orms
 from himtok_plugin import MaskTokenizer
 from himtok_plugin.mask_text import codes_to_text
 from himtok_plugin.masks.sources import to_rle, to_square
-from himtok_plugin.swift_integration.samples.dataset import MaskColumn
+from himtok_plugin.swift_integration.samples.mask_column import MaskColumn
 from himtok_plugin.swift_integration.training import reward_functions as module
 from himtok_plugin.swift_integration.training.reward_functions import register_rewards, true_masks
 

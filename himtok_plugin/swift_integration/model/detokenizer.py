@@ -1,10 +1,10 @@
 """A mask tokenizer while an LMM trains: the de-tokenizer in the LMM, the encoder outside, and only once it is needed.
 
-Contract: `load_detokenizer` reads a mask tokenizer without its encoder; what it leaves out, `Encoder`, stays in its
-file, mapped into memory and not read, until the first mask has to be encoded: training from codes made offline never
-loads it. The encoder's side has a codebook of its own: no wrapper for several processes knows of it, so it is never
-sharded or cast, and codes are those of any other run. `save_whole` puts the halves together again for a checkpoint.
-Does not know LMMs, trainers and ms-swift.
+Contract: `load_detokenizer` reads a mask tokenizer without its encoder; what it leaves out, `FrozenEncoder`, stays in
+its file, mapped into memory and not read, until the first mask has to be encoded: training from codes made offline
+never loads it. The encoder's side has a codebook of its own: no wrapper for several processes knows of it, so it is
+never sharded or cast, and codes are those of any other run. `save_complete_mask_tokenizer` puts the halves together
+again for a checkpoint. Does not know LMMs, trainers and ms-swift.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from himtok_plugin.mask_tokenizer.decoder import MaskDecoder
 from himtok_plugin.mask_tokenizer.pixel_decoder import PixelDecoder
 from himtok_plugin.mask_tokenizer.quantizer import Quantizer
 
-from .sharding import loading_whole
+from .sharding import load_unsharded
 
-DETOKENIZER = ("decoder", "pixel_decoder")  # the parts of a mask tokenizer that stage 2 trains
-ENCODER = ("encoder", "latent_tokens")
+DETOKENIZER_PARTS = ("decoder", "pixel_decoder")  # the parts of a mask tokenizer that stage 2 trains
+ENCODER_PARTS = ("encoder", "latent_tokens")
 
 
 class Detokenizer(MaskTokenizer):
     """A `MaskTokenizer` that decodes, and leaves encoding to `encoding`."""
 
-    _keys_to_ignore_on_load_unexpected = [rf"^{name}(\.|$)" for name in ENCODER]
+    _keys_to_ignore_on_load_unexpected = [rf"^{name}(\.|$)" for name in ENCODER_PARTS]
 
     def __init__(self, config: MaskTokenizerConfig):
         PreTrainedModel.__init__(self, config)
@@ -43,14 +43,14 @@ class Detokenizer(MaskTokenizer):
         self.decoder = MaskDecoder(config)
         self.pixel_decoder = PixelDecoder(config)
         self.post_init()
-        self.encoding: Encoder | None = None
+        self.encoding: FrozenEncoder | None = None
         self.as_loaded: dict[str, Tensor] = {}  # decoder and pixel decoder in the file, not read before they are needed
 
     def encode_latents(self, squares: Tensor) -> Tensor:
         raise RuntimeError("a mask tokenizer that trains inside an LMM has no encoder: ask its `encoding`")
 
 
-class Encoder:
+class FrozenEncoder:
     """The frozen half: encodes, and gives codebook rows.
 
     Args:
@@ -67,10 +67,10 @@ class Encoder:
         self.quantize.load_state_dict(own)
         self.is_loaded = False  # True once a mask had to be encoded
         self._model = _skeleton(config)
-        for name in DETOKENIZER:
+        for name in DETOKENIZER_PARTS:
             delattr(self._model, name)
 
-    def misfits(self) -> list[str]:
+    def list_mismatched_weights(self) -> list[str]:
         """Names of weights that are missing, too many or of another shape than the configuration says."""
         expected, found = (
             {name: value.shape for name, value in state.items()} for state in (self._model.state_dict(), self.state)
@@ -93,7 +93,7 @@ class Encoder:
         """See `Quantizer.expected_code_vectors`."""
         return self.quantize.to(probabilities.device).expected_code_vectors(probabilities)
 
-    def encodes_like(self, other: Encoder) -> bool:
+    def has_same_weights_as(self, other: FrozenEncoder) -> bool:
         """Whether both give a mask the same codes, to the last digit of their weights."""
         return self.state.keys() == other.state.keys() and all(
             value.shape == other.state[name].shape and torch.equal(value.float(), other.state[name].float())
@@ -118,13 +118,13 @@ def load_detokenizer(source: Path) -> Detokenizer:
         own = {name: state[name].clone() for name in detokenizer.state_dict()}
         detokenizer.load_state_dict(own, assign=True)
     else:
-        with loading_whole():
+        with load_unsharded():
             detokenizer = Detokenizer.from_pretrained(source)
         state = _read_weights(source)
-    detokenizer.as_loaded = {name: value for name, value in state.items() if name.startswith(DETOKENIZER)}
+    detokenizer.as_loaded = {name: value for name, value in state.items() if name.startswith(DETOKENIZER_PARTS)}
     frozen = {name: value for name, value in state.items() if name not in detokenizer.as_loaded}
-    detokenizer.encoding = Encoder(detokenizer.config, frozen)
-    if wrong := detokenizer.encoding.misfits():
+    detokenizer.encoding = FrozenEncoder(detokenizer.config, frozen)
+    if wrong := detokenizer.encoding.list_mismatched_weights():
         raise ValueError(f"mask tokenizer {str(source)!r} does not fit: {wrong}")
     return detokenizer.eval()
 
@@ -140,7 +140,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     return {name: value for file in sorted(files) for name, value in load_file(folder / file).items()}
 
 
-def save_whole(detokenizer: Detokenizer, folder: str, gathered: Mapping[str, Tensor]) -> None:
+def save_complete_mask_tokenizer(detokenizer: Detokenizer, folder: str, gathered: Mapping[str, Tensor]) -> None:
     """Save the whole mask tokenizer in float32, for `MaskTokenizer.from_pretrained`.
 
     Args:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from himtok_plugin.data.samples import CODES, TEXT_COLUMNS, TEXT_KEYS, as_list, row_masks, without_nulls
-from himtok_plugin.evaluation.truths import ASKS_FOR_MASKS
+from himtok_plugin.evaluation.ground_truth import ASKS_FOR_MASKS
 from himtok_plugin.mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
 
 ROW_NUMBER, ROW_DATASET = "himtok_row", "himtok_dataset"
@@ -80,7 +80,9 @@ class MaskColumn:
         return None if self.row is None else (self.dataset, self.row)
 
 
-def with_answer_of(column: MaskColumn, given: int, other: MaskColumn, others_given: int) -> MaskColumn:
+def combine_question_and_answer_masks(
+    column: MaskColumn, given: int, other: MaskColumn, others_given: int
+) -> MaskColumn:
     """The masks of a row's question and of another row's answer.
 
     Args:

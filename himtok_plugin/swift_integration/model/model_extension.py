@@ -1,9 +1,4 @@
-"""Models: mask tokens in the vocabulary of any base, and the mask tokenizer inside the model while it trains.
-
-Contract: `extend_loaded_model` runs at the end of ms-swift's model loading. It finds the mask tokenizer, extends text
-tokenizer and embeddings where mask tokens are missing, leaves a `MaskRuntime` at the text tokenizer and, with a model,
-attaches the mask tokenizer as its submodule `mask_tokenizer`, excluded from the LMM's files. Does not know trainers.
-"""
+"""Mask tokens and a mask tokenizer for a model that ms-swift has loaded."""
 
 from __future__ import annotations
 
@@ -22,21 +17,16 @@ from himtok_plugin.lmm.vocabulary import (
     full_shape,
 )
 from himtok_plugin.mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
-from himtok_plugin.mask_tokenizer.released_weights import (
-    RELEASED_FILE,
-    SIDECAR_FOLDER,
-    find_mask_tokenizer,
-)
 from himtok_plugin.prediction.refinement import SAM_KINDS
-from himtok_plugin.swift_integration.options.arguments import current_arguments
+from himtok_plugin.swift_integration.options.current_arguments import get_current_arguments
 
-from .adapters import adapter_size, check_adapter, has_mask_token_embeddings
+from .adapters import check_adapter, has_mask_token_embeddings
+from .attached_mask_tokenizer import attach
+from .checkpoint_sidecar import load_mask_tokenizer, resolve_mask_tokenizer
+from .detokenizer import load_detokenizer
 from .mask_runtime import MaskRuntime
-from .sharding import loading_whole
-from .tokenizer_halves import Detokenizer, load_detokenizer, save_whole
 
 logger = get_logger()
-ATTRIBUTE = "mask_tokenizer"
 MAX_TILES = "MAX_NUM"  # ms-swift's environment variable
 
 
@@ -53,7 +43,7 @@ def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> N
         ValueError: no mask tokenizer to be found, one that is not trained or does not fit the text tokenizer's mask
             tokens, or mask tokens of which nothing has trained the embeddings.
     """
-    settings = current_arguments()
+    settings = get_current_arguments()
     if settings is None or loader.return_dummy_model or loader.model_meta.model_type == MaskTokenizerConfig.model_type:
         return
     if not loader.model_meta.is_multimodal:
@@ -65,7 +55,7 @@ def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> N
         return
     limit_tiles(processor)
     tokenizer = loader._get_tokenizer(processor)
-    source = find_source(settings.mask_tokenizer, loader.model_info.model_dir, settings.adapter_folders)
+    source = resolve_mask_tokenizer(settings.mask_tokenizer, loader.model_info.model_dir, settings.adapter_folders)
     tokenizer_config, mask_tokenizer = _load(source, model is not None, _trains_inside(settings))
     if not tokenizer_config.codebook_ready:
         raise ValueError(
@@ -75,11 +65,11 @@ def extend_loaded_model(loader, model: nn.Module | None, processor, config) -> N
     added = extend_tokenizer(tokenizer, tokenizer_config.codebook_size)
     vocabulary = MaskVocabulary.of(tokenizer, tokenizer_config.codebook_size)
     check_ids_are_text(config, vocabulary.ids())
-    runtime = MaskRuntime(settings.options(), source, tokenizer_config, vocabulary, trained_by_mask_trainer(settings))
+    runtime = MaskRuntime(settings.copy_options(), source, tokenizer_config, vocabulary, uses_mask_trainer(settings))
     tokenizer.himtok = runtime
     if model is None:
         return
-    width = full_shape(lm_of(model, loader.model_meta).get_input_embeddings().weight)[1]
+    width = full_shape(get_language_model(model, loader.model_meta).get_input_embeddings().weight)[1]
     for folder in settings.adapter_folders:
         check_adapter(folder, vocabulary, width)
     runtime.embeddings_are_new = bool(added) and not any(
@@ -116,7 +106,7 @@ def limit_tiles(processor) -> None:
     images.min_patches = min(images.min_patches, images.max_patches)
 
 
-def trained_by_mask_trainer(args) -> bool:
+def uses_mask_trainer(args) -> bool:
     """Whether these arguments lead to `MaskTrainer`: `swift sft` and `swift pt`, not reinforcement learning."""
     return not hasattr(args, "rlhf_type") and getattr(args, "task_type", None) in (None, "causal_lm")
 
@@ -125,7 +115,7 @@ def _trains_inside(args) -> bool:
     """Whether these arguments lead to a mask tokenizer that `MaskTrainer` trains inside its LMM."""
     from swift.arguments import SftArguments
 
-    return isinstance(args, SftArguments) and trained_by_mask_trainer(args)
+    return isinstance(args, SftArguments) and uses_mask_trainer(args)
 
 
 def _check_mask_tokens_can_learn(args, model_dir: str) -> None:
@@ -150,22 +140,6 @@ def _check_mask_tokens_can_learn(args, model_dir: str) -> None:
         )
 
 
-def find_source(asked: str | None, model_dir: str, adapters: list[str]) -> Path:
-    """Where the mask tokenizer lies: the one asked for, else beside the adapter, else beside the model.
-
-    Raises:
-        ValueError: nowhere.
-    """
-    if asked:
-        return find_mask_tokenizer(asked)
-    for folder in (*adapters, model_dir):
-        if (Path(folder) / SIDECAR_FOLDER).is_dir() or (Path(folder) / RELEASED_FILE).is_file():
-            return find_mask_tokenizer(folder)
-    raise ValueError(
-        f"mask_tokenizer: none given, and {model_dir} has no folder {SIDECAR_FOLDER}/: expected --mask_tokenizer DIR"
-    )
-
-
 def _load(source: Path, with_weights: bool, to_train: bool) -> tuple[MaskTokenizerConfig, MaskTokenizer | None]:
     if not with_weights and source.is_dir():  # released weights know their sizes only from the tensors
         return MaskTokenizerConfig.from_pretrained(source), None
@@ -173,16 +147,7 @@ def _load(source: Path, with_weights: bool, to_train: bool) -> tuple[MaskTokeniz
     return model.config, model
 
 
-def load_mask_tokenizer(source: Path) -> MaskTokenizer:
-    """The mask tokenizer of a folder or weights file."""
-    if source.is_file():
-        return MaskTokenizer.from_released(source)
-    # Not sharded while loading (ZeRO-3): a whole copy is taken first, then DeepSpeed shards what it finds.
-    with loading_whole():
-        return MaskTokenizer.from_pretrained(source)
-
-
-def lm_of(model: nn.Module, model_meta) -> nn.Module:
+def get_language_model(model: nn.Module, model_meta) -> nn.Module:
     """The part with the embeddings: where a family's LMM does not hold them itself, ms-swift knows which part does."""
     from swift.model.patcher import get_lm_head_model
 
@@ -192,53 +157,5 @@ def lm_of(model: nn.Module, model_meta) -> nn.Module:
 def _extend_model(
     loader, model: nn.Module, config, added: list[int], vocabulary_size: int, codebook: Tensor | None
 ) -> None:
-    owner = lm_of(model, loader.model_meta)
+    owner = get_language_model(model, loader.model_meta)
     HfConfigFactory.set_config_attr(config, "vocab_size", extend_embeddings(owner, added, vocabulary_size, codebook))
-
-
-def attach(model: nn.Module, mask_tokenizer: MaskTokenizer) -> None:
-    """Make the mask tokenizer a submodule: optimizers and sharding must know it, the LMM's files must not."""
-    device = next(model.parameters()).device
-    mask_tokenizer.requires_grad_(False)
-    model.add_module(ATTRIBUTE, mask_tokenizer.to(device))
-    names = {f"{ATTRIBUTE}.{name}" for name in mask_tokenizer.state_dict()}
-    model._keys_to_ignore_on_save = set(model._keys_to_ignore_on_save or ()) | names
-
-
-def find_attached(model: nn.Module) -> MaskTokenizer | None:
-    """The mask tokenizer inside a model, however the model is wrapped; None for a model without one."""
-    for name, module in model.named_modules():
-        if isinstance(module, MaskTokenizer) and name.rpartition(".")[2] == ATTRIBUTE:
-            return module
-    return None
-
-
-def attached_mask_tokenizer(model: nn.Module) -> MaskTokenizer:
-    """`find_attached`, where there has to be one."""
-    mask_tokenizer = find_attached(model)
-    if mask_tokenizer is None:
-        raise RuntimeError("the model has no mask tokenizer: was it loaded with --plugin himtok?")
-    return mask_tokenizer
-
-
-def save_sidecar(model: nn.Module, folder: str, state_dict: dict | None) -> None:
-    """Save the attached mask tokenizer into a checkpoint's `mask_tokenizer/`; nothing for a model without one.
-
-    Args:
-        model: the LMM, however it is wrapped.
-        folder: the checkpoint.
-        state_dict: the model's weights gathered over processes, names possibly with wrappers in front; None where no
-            gathering was needed.
-    """
-    mask_tokenizer = find_attached(model)
-    if mask_tokenizer is None:
-        return
-    sidecar, marker = os.path.join(folder, SIDECAR_FOLDER), f"{ATTRIBUTE}."
-    gathered = {name.rpartition(marker)[2]: value for name, value in (state_dict or {}).items() if marker in name}
-    if isinstance(mask_tokenizer, Detokenizer):
-        save_whole(mask_tokenizer, sidecar, gathered)
-    else:
-        mask_tokenizer.save_pretrained(sidecar, state_dict=gathered or None)
-    size = adapter_size(folder)
-    if size is not None:
-        logger.info(f"Saved an adapter of {size[0]:,} parameters, {size[1] / 2**20:.1f} MiB, in {folder}.")

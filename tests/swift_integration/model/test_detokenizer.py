@@ -5,7 +5,7 @@ import torch
 from tiny_models import random_squares, released_state, tiny_model
 
 from himtok_plugin import MaskTokenizer
-from himtok_plugin.swift_integration.model.tokenizer_halves import load_detokenizer, save_whole
+from himtok_plugin.swift_integration.model.detokenizer import load_detokenizer, save_complete_mask_tokenizer
 
 TRAINED = ("decoder", "pixel_decoder")
 
@@ -55,7 +55,7 @@ def test_weights_in_several_files_are_read_like_those_in_one(whole, tmp_path):
     detokenizer = load_detokenizer(tmp_path / "shards")
     squares = random_squares(3)
     assert torch.equal(detokenizer.encoding.encode(squares), whole.encode(squares))
-    save_whole(detokenizer, tmp_path / "saved", {})
+    save_complete_mask_tokenizer(detokenizer, tmp_path / "saved", {})
     same_weights(tmp_path / "saved", whole.state_dict())
 
 
@@ -84,7 +84,7 @@ def test_released_weights_come_in_halves_too(tmp_path):
     detokenizer = load_detokenizer(tmp_path / "himtok.pth")
     squares = random_squares(2)
     assert torch.equal(detokenizer.encoding.encode(squares), model.encode(squares))
-    save_whole(detokenizer, tmp_path / "saved", {})
+    save_complete_mask_tokenizer(detokenizer, tmp_path / "saved", {})
     same_weights(tmp_path / "saved", model.state_dict())
 
 
@@ -98,7 +98,7 @@ def train_by_one(detokenizer):
 def test_what_was_trained_is_saved_with_the_frozen_rest(whole, detokenizer, tmp_path):
     detokenizer.requires_grad_(False)
     train_by_one(detokenizer)
-    save_whole(detokenizer, tmp_path / "saved", {})
+    save_complete_mask_tokenizer(detokenizer, tmp_path / "saved", {})
     same_weights(tmp_path / "saved", {n: v + 1 if n.startswith(TRAINED) else v for n, v in whole.state_dict().items()})
 
 
@@ -111,7 +111,7 @@ def test_weights_of_a_sharded_run_are_those_that_were_gathered_and_the_rest_keep
     gathered = {name: value.to(torch.bfloat16) for name, value in detokenizer.state_dict().items()}
     for parameter in detokenizer.parameters():
         parameter.data = torch.empty(0)
-    save_whole(detokenizer, tmp_path / "saved", gathered)
+    save_complete_mask_tokenizer(detokenizer, tmp_path / "saved", gathered)
     expected = {n: gathered[n].float() if n.startswith(TRAINED) else v for n, v in whole.state_dict().items()}
     same_weights(tmp_path / "saved", expected)
 
@@ -120,7 +120,7 @@ def test_frozen_and_sharded_detokenizer_is_saved_as_it_was_loaded(whole, detoken
     """What an adapter's run gathers holds nothing that is frozen."""
     for parameter in detokenizer.requires_grad_(False).parameters():
         parameter.data = torch.empty(0)
-    save_whole(detokenizer, tmp_path / "saved", {})
+    save_complete_mask_tokenizer(detokenizer, tmp_path / "saved", {})
     same_weights(tmp_path / "saved", whole.state_dict())
 
 
@@ -129,4 +129,4 @@ def test_trained_weights_that_were_not_gathered_are_never_replaced_by_old_ones(d
     train_by_one(detokenizer)
     gathered = {n: v for n, v in detokenizer.state_dict().items() if not n.startswith("pixel_decoder")}
     with pytest.raises(RuntimeError, match="pixel_decoder.* were not gathered"):
-        save_whole(detokenizer, tmp_path / "saved", gathered)
+        save_complete_mask_tokenizer(detokenizer, tmp_path / "saved", gathered)

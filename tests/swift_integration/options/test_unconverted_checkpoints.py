@@ -7,7 +7,7 @@ import pytest
 import torch
 from chat_models import chat_model
 
-from himtok_plugin.swift_integration.options.checkpoint_settings import refuse_unconverted
+from himtok_plugin.swift_integration.options.unconverted_checkpoints import refuse_unconverted
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -54,7 +54,7 @@ def test_a_file_that_is_cut_short_is_left_to_whoever_loads_it(tmp_path, name):
 def test_telling_needs_nothing_heavy_before_a_chat_model_is_met(tmp_path):
     code = (
         "import sys\n"
-        "from himtok_plugin.swift_integration.options.checkpoint_settings import refuse_unconverted\n"
+        "from himtok_plugin.swift_integration.options.unconverted_checkpoints import refuse_unconverted\n"
         f"refuse_unconverted({str(tmp_path)!r})\n"
         "print({'torch', 'transformers', 'safetensors'} & set(sys.modules))"
     )

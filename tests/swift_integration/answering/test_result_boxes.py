@@ -9,11 +9,11 @@ from swift.template import StdTemplateInputs
 from tiny_bases import BASES
 
 from himtok_plugin.metrics.boxes import box_iou
-from himtok_plugin.swift_integration.samples.boxes import (
-    boxes_of_text,
-    norm_bbox_of,
-    shown_size,
-    write_boxes,
+from himtok_plugin.swift_integration.answering.result_boxes import (
+    add_boxes_to_result,
+    get_norm_bbox,
+    get_resized_image_size,
+    parse_answer_boxes,
 )
 
 needs_qwen = pytest.mark.skipif(
@@ -37,41 +37,41 @@ class Resizing:
 
 
 def test_pixels_of_the_resized_image_are_brought_back(world):
-    assert shown_size(Resizing(), str(world.image)) == (96, 256)
-    (box,) = boxes_of_text("It is [16, 16, 80, 80].", str(world.image), Resizing())  # of (48, 64): h / 2, w / 4
+    assert get_resized_image_size(Resizing(), str(world.image)) == (96, 256)
+    (box,) = parse_answer_boxes("It is [16, 16, 80, 80].", str(world.image), Resizing())  # of (48, 64): h / 2, w / 4
     assert box == pytest.approx([4, 8, 20, 40])
 
 
 def test_thousandths_need_no_resizing(world):
     template = SimpleNamespace(norm_bbox="norm1000")
-    (box,) = boxes_of_text("(250,500),(500,1000)", str(world.image), template)
+    (box,) = parse_answer_boxes("(250,500),(500,1000)", str(world.image), template)
     assert box == pytest.approx([16, 24, 32, 48])
 
 
 def test_result_rows_have_boxes_where_one_is_true(world):
     row = world.row("<image>Where?", "<bbox>", objects={"ref": [], "bbox": [[4, 8, 20, 40]]})
     row["messages"][-1] = {"role": "assistant", "content": "[16, 16, 80, 80] or [0, 0, 256, 96]"}
-    write_boxes(row, row["messages"][-1]["content"], Resizing())
+    add_boxes_to_result(row, row["messages"][-1]["content"], Resizing())
     assert row["target_boxes"] == [[4.0, 8.0, 20.0, 40.0]]
     assert row["boxes"] == [pytest.approx([4, 8, 20, 40]), pytest.approx([0, 0, 64, 48])]
     for other in (world.segment(world.left), world.row("<image>Segment <bbox>.", objects={"bbox": [[1, 2, 3, 4]]})):
-        write_boxes(other, "[1, 2, 3, 4]", Resizing())
+        add_boxes_to_result(other, "[1, 2, 3, 4]", Resizing())
         assert "boxes" not in other and "target_boxes" not in other
 
 
 def test_a_template_that_hides_its_size_gives_no_boxes(world):
     template = SimpleNamespace(norm_bbox="none", _preprocess_inputs=lambda i: None, replace_tag=lambda *_: [])
     row = world.row("<image>Where?", "<bbox>", objects={"ref": [], "bbox": [[4, 8, 20, 40]]})
-    write_boxes(row, "[1, 2, 3, 4]", template)
+    add_boxes_to_result(row, "[1, 2, 3, 4]", template)
     assert "boxes" not in row and "target_boxes" not in row
 
 
 def test_how_a_run_s_template_writes_boxes_is_known_before_it_is_made():
-    assert norm_bbox_of(SimpleNamespace(template="qwen2_5_vl")) == "none"
-    assert norm_bbox_of(SimpleNamespace(template="internvl_hf")) == norm_bbox_of(SimpleNamespace(template="qwen3_vl"))
-    assert norm_bbox_of(SimpleNamespace(template="internvl_hf")) == "norm1000"
-    assert norm_bbox_of(SimpleNamespace(template="qwen2_5_vl", norm_bbox="norm1000")) == "norm1000"
-    assert norm_bbox_of(SimpleNamespace(template=None, template_meta=None)) is None
+    assert get_norm_bbox(SimpleNamespace(template="qwen2_5_vl")) == "none"
+    assert get_norm_bbox(SimpleNamespace(template="internvl_hf")) == get_norm_bbox(SimpleNamespace(template="qwen3_vl"))
+    assert get_norm_bbox(SimpleNamespace(template="internvl_hf")) == "norm1000"
+    assert get_norm_bbox(SimpleNamespace(template="qwen2_5_vl", norm_bbox="norm1000")) == "norm1000"
+    assert get_norm_bbox(SimpleNamespace(template=None, template_meta=None)) is None
 
 
 @needs_qwen
@@ -90,5 +90,5 @@ def test_boxes_of_qwen2_5_vl_are_those_that_its_template_wrote(world, tmp_path):
     template.normalize_bbox(inputs)
     written = inputs.objects["bbox"][0]
     assert written != true and template.norm_bbox == "none"
-    (found,) = boxes_of_text(str(written), str(image), template)
+    (found,) = parse_answer_boxes(str(written), str(image), template)
     assert box_iou(found, true) > 0.99
