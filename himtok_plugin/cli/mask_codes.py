@@ -32,7 +32,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from himtok_plugin.internvl_chat.convert import Conversion
+    from himtok_plugin.internvl_chat.convert import ConversionReport
     from himtok_plugin.mask_tokenizer import MaskTokenizer
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -91,11 +91,11 @@ def convert(
 ) -> None:
     """Turn the authors' checkpoint into a folder that transformers, ms-swift and vLLM load."""
     with stdout_to_stderr():
-        from himtok_plugin.internvl_chat.convert import convert_chat_model, convert_released
-        from himtok_plugin.internvl_chat.output import check_apart
+        from himtok_plugin.internvl_chat.convert import convert_chat_model, convert_released_mask_tokenizer
+        from himtok_plugin.internvl_chat.output_folder import check_output_is_apart
 
     if Path(model).exists():  # first, since the advice to give --force would be wrong
-        check_apart(Path(model), out)
+        check_output_is_apart(Path(model), out)
     check_writable(out, force)
     hide_progress_bars_in_pipes()
     if (released := _released_file(Path(model))) is not None:
@@ -104,7 +104,7 @@ def convert(
             names = " and ".join(name for name, is_given in given.items() if is_given)
             raise ValueError(f"{names}: expected only with a chat model, {released} is a mask tokenizer alone")
         with stdout_to_stderr():
-            convert_released(released, out)
+            convert_released_mask_tokenizer(released, out)
         print(out)
         return
     with stdout_to_stderr(), progress("tensor") as report:
@@ -113,20 +113,20 @@ def convert(
     print(out)
 
 
-def _print_unknown_settings(done: Conversion) -> None:
+def _print_unknown_settings(done: ConversionReport) -> None:
     """What a converted chat model's files did not say."""
     from himtok_plugin.internvl_chat.processor import TURN_END
-    from himtok_plugin.internvl_chat.tokenizer import IMAGE_CONTEXT
+    from himtok_plugin.internvl_chat.fast_tokenizer import IMAGE_CONTEXT
 
     if done.codebook_size is None:
         print("no mask tokenizer in it: name one with --mask_tokenizer when it is used", file=sys.stderr)
-    if not done.image_token_known:
+    if not done.is_image_token_known:
         assumed = f"config.json has {done.image_token_id}, as InternVL2.5 models do"
-        if done.image_token_id >= done.vocabulary_rows:
-            assumed += f", but this vocabulary has only {done.vocabulary_rows} rows"
+        if done.image_token_id >= done.vocabulary_size:
+            assumed += f", but this vocabulary has only {done.vocabulary_size} rows"
         unknown = f"image_token_id: no tokenizer file tells the id of {IMAGE_CONTEXT}"
         print(f"{unknown}; {assumed} (--image_token_id)", file=sys.stderr)
-    if not done.turn_end_known:
+    if not done.is_turn_end_known:
         unknown = f"eos_token_id: no tokenizer file tells the id of {TURN_END}, with which answers end"
         print(f"{unknown}; generation_config.json has that of the configuration alone", file=sys.stderr)
 

@@ -90,14 +90,14 @@ def _dataset_command(format: Format):
         json_file: JsonOption = None,
     ) -> None:
         from himtok_plugin.data.formats.reader import Source
-        from himtok_plugin.data.prepare import Job, prepare_samples
-        from himtok_plugin.data.tasks import TaskOptions, named_share
+        from himtok_plugin.data.prepare import PrepareJob, prepare_samples
+        from himtok_plugin.data.tasks import TaskOptions, parse_task_share
         from himtok_plugin.jobs.worker_pool import default_workers
 
         source = Source(format.name, root, split, annotations, images, check_images, relative_paths, category)
-        job = Job(
+        job = PrepareJob(
             source,
-            dict(named_share(text, "--task") for text in task or []),
+            dict(parse_task_share(text, "--task") for text in task or []),
             TaskOptions(sentences, merge_targets, max_masks),
             prompts,
             limit,

@@ -22,7 +22,7 @@ from .common import (
 
 if TYPE_CHECKING:
     from himtok_plugin.evaluation.comparison import RunComparison
-    from himtok_plugin.evaluation.evaluate import Redecoder
+    from himtok_plugin.evaluation.redecoding import Redecoder
     from himtok_plugin.evaluation.report import ScoreReport
 
 
@@ -130,7 +130,7 @@ def evaluate(
 
 
 def _redecoder(resize: str, mask_tokenizer: str | None, threshold: float | None) -> Redecoder:
-    from himtok_plugin.evaluation.evaluate import Redecoder
+    from himtok_plugin.evaluation.redecoding import Redecoder
     from himtok_plugin.evaluation.protocols import RESIZES
 
     if resize not in RESIZES:
@@ -166,12 +166,12 @@ def calibrate(
     root: RootOption = None,
 ) -> None:
     """Make scores of masks mean their expected IoU: writes calibration.json beside the mask tokenizer."""
-    from himtok_plugin.evaluation.calibration_fit import fit_calibration, scored_masks
+    from himtok_plugin.evaluation.calibration_fit import fit_calibration, read_scored_masks
     from himtok_plugin.mask_tokenizer.released_weights import find_mask_tokenizer
 
     source = Path(find_mask_tokenizer(checkpoint))
     with file_progress(result) as on_progress:
-        masks = scored_masks(result, root, on_progress=on_progress)
+        masks = read_scored_masks(result, root, on_progress=on_progress)
     calibration, report = fit_calibration(masks)
     path = calibration.save(source.parent if source.is_file() else source)
     if write_json_output(report, json_file):

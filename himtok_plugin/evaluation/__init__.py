@@ -1,4 +1,4 @@
-"""Result files scored under named protocols: truths, scores, calibration, comparison of two runs, reports and pages.
+"""Score result files under named protocols; calibrate scores, compare two runs, write reports and pages.
 
-Nothing in here knows how the results were generated, or ms-swift.
+Does not know how results were generated, and does not import ms-swift.
 """

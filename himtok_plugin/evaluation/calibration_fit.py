@@ -1,28 +1,35 @@
-"""Calibration of mask scores on a result file of `swift infer`: raw scores beside true IoU, fitted, cross-checked."""
+"""`himtok calibrate`: fit a calibration of mask scores on a result file, and measure it on masks not used for the fit.
+
+Contract: `read_scored_masks` reads the raw score of every predicted mask and its IoU with the true mask that it is
+matched with. `fit_calibration` fits on all of them, and reports the errors of two fits on one half of the results each,
+measured on the other half.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from himtok_plugin.evaluation.protocols import Protocol
-from himtok_plugin.evaluation.scoring import PLAIN, asks_for_masks, get_mask_score, load_result_runs, read_results
 from himtok_plugin.mask_text import text_to_codes
 from himtok_plugin.metrics.calibration_error import calibration_summary
 from himtok_plugin.prediction.calibration import MIN_MASKS, Calibration
 
+from .protocols import PLAIN, Protocol
+from .results import get_mask_score, has_true_masks, load_result_runs, read_results
+
 
 @dataclass(frozen=True)
 class ScoredMasks:
-    """Predicted masks of a result file.
+    """The predicted masks of a result file.
 
     Attributes:
-        scores: (n,) raw scores.
-        ious: (n,) IoU of each with the true mask that it stands for.
-        rows: (n,) number of its row, counted from 0.
+        scores: float64 (n,) raw scores in [0, 1].
+        ious: float64 (n,) IoU of each mask with its true mask, 0 if it is matched with none.
+        rows: int64 (n,) line of its result, counted from 0.
     """
 
     scores: np.ndarray
@@ -30,64 +37,71 @@ class ScoredMasks:
     rows: np.ndarray
 
 
-def scored_masks(
+def read_scored_masks(
     path: str | Path,
     root: str | Path | None = None,
     on_progress: Callable[[int], None] | None = None,
     protocol: Protocol = PLAIN,
 ) -> ScoredMasks:
-    """Raw scores and true IoU of all masks in a result file, those of rows that ask for none left out.
+    """Read the raw scores and IoUs of all masks in a result file, except in results without true masks.
 
     Args:
-        path: result of `swift infer --plugin himtok`, made without `--min_score`.
-        root: folder that relative paths of true masks start from.
+        path: result file of `swift infer --plugin himtok`, made without `--min_score`.
+        root: folder of relative paths of true masks.
         on_progress: called with the bytes read so far.
-        protocol: says what `ignore` pixels count.
+        protocol: says how ignored pixels count.
     Raises:
-        ValueError: a row that cannot be read, a mask without a score, or a row that lacks masks of its answer.
+        ValueError: a result cannot be read, a mask has no score, or masks of the answer are missing.
         OSError: the file cannot be read.
     """
-    scores, ious, rows = [], [], []
+    scores: list[float] = []
+    ious: list[float] = []
+    rows: list[int] = []
     for number, row in read_results(path, on_progress):
         try:
-            if not asks_for_masks(row):
+            if not has_true_masks(row):
                 continue
             found = load_result_runs(row, root).matched_ious(protocol)
-            answered = sum(bool(span.codes) for span in text_to_codes(row.get("response") or ""))
-            if answered > len(row["masks"]):
-                raise ValueError(
-                    f"masks holds {len(row['masks'])}, the response {answered}: expected a result made without "
-                    "--min_score"
-                )
-            for i, entry in enumerate(row["masks"]):
-                key = "raw_score" if "raw_score" in entry else "score"
-                score = get_mask_score(entry, i, key)
-                if score is None:
-                    raise ValueError(f"masks[{i}].score is None: expected a number in [0, 1]")
-                scores.append(float(score))
-            ious += found
-            rows += [number - 1] * len(found)
+            scores += _read_raw_scores(row)
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {error}") from error
+        ious += found
+        rows += [number - 1] * len(found)
     return ScoredMasks(np.array(scores), np.array(ious), np.array(rows, int))
 
 
+def _read_raw_scores(row: dict[str, Any]) -> list[float]:
+    answered = sum(bool(span.codes) for span in text_to_codes(row.get("response") or ""))
+    if answered > len(row["masks"]):
+        raise ValueError(
+            f"masks holds {len(row['masks'])}, the response {answered}: expected a result made without --min_score"
+        )
+    scores = []
+    for i, mask in enumerate(row["masks"]):
+        score = get_mask_score(mask, i, "raw_score" if "raw_score" in mask else "score")
+        if score is None:
+            raise ValueError(f"masks[{i}].score is None: expected a number in [0, 1]")
+        scores.append(float(score))
+    return scores
+
+
 def fit_calibration(masks: ScoredMasks) -> tuple[Calibration, dict[str, float | int | None]]:
-    """Calibrate on all masks, and say how well that works on masks that were not used.
+    """Fit a calibration on all masks, and measure calibrations fitted on half of the results on the other half.
 
     Returns:
-        The calibration, and: `masks`; `mean_IoU`; `spearman`, `ECE_raw` and `Brier_raw`, see `CalibrationMetrics`;
-        `ECE_calibrated` and `Brier_calibrated`, of masks whose calibration was fitted on the other half of the rows
-        (None with too few masks for halves).
+        The calibration, and a report: `masks`, `mean_IoU`; `spearman`, `ECE_raw` and `Brier_raw` of the raw scores, see
+        `metrics.segmentation.CalibrationMetrics`; `ECE_calibrated` and `Brier_calibrated` of scores calibrated on the
+        other half of the results, None if a half has too few masks.
     Raises:
-        ValueError: too few masks.
+        ValueError: fewer than 20 masks.
     """
     calibration = Calibration.fit(masks.scores, masks.ious)
     crossed = np.full(len(masks.scores), np.nan)
     for half in (0, 1):
         held_out = masks.rows % 2 == half
         if (~held_out).sum() >= MIN_MASKS:
-            crossed[held_out] = Calibration.fit(masks.scores[~held_out], masks.ious[~held_out])(masks.scores[held_out])
+            fitted = Calibration.fit(masks.scores[~held_out], masks.ious[~held_out])
+            crossed[held_out] = fitted(masks.scores[held_out])
     raw = calibration_summary(masks.scores, masks.ious)
     calibrated = {} if np.isnan(crossed).any() else calibration_summary(crossed, masks.ious)
     return calibration, {

@@ -1,8 +1,8 @@
-"""Two result files of the same rows: by how much they differ, how sure that is, and where most.
+"""Compare two result files of the same samples: differences of all metrics with intervals, and differences per sample.
 
-Contract: `compare_results` scores both under one protocol and puts intervals around the differences by the paired
-bootstrap (Efron, 1979): images are drawn anew, with all of their rows in both files, since rows about one image are
-not independent. Kept in memory are a few numbers per row. Does not know pictures.
+Contract: `compare_results` scores both files under one protocol. The intervals come from the paired bootstrap (Efron,
+1979): images are resampled, each with all of its results in both files, because results about one image are not
+independent. A few numbers per result stay in memory.
 """
 
 from __future__ import annotations
@@ -16,32 +16,30 @@ import numpy as np
 
 from himtok_plugin.metrics.segmentation import PRECISION_LEVELS
 
-from .protocols import Protocol
-from .scoring import (
-    PLAIN,
-    asks_for_masks,
+from .protocols import PLAIN, Protocol
+from .results import (
     check_min_score,
     drop_low_scores,
     get_question,
+    has_true_masks,
     load_result_runs,
     read_results,
 )
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-_CHUNK = 50  # resamples at once: bounds memory, images times this many numbers
-IOU, INTERSECTION, UNION, TARGET, ANSWERED = range(5)
+_RESAMPLES_AT_ONCE = 50  # bounds memory to this many numbers per image
+IOU, INTERSECTION, UNION, TARGET, ANSWERED = range(5)  # columns of the counts of a result
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One number of both runs.
+    """One metric of both runs.
 
     Attributes:
         name: of the metric.
-        a, b: its values; None over no samples.
-        low, high: interval around b - a that holds the true difference with the confidence asked for; None where
-            there is no difference to tell of.
+        a, b: its values; None if there are no samples of its kind.
+        low, high: confidence interval of b - a; None if one of the values is None.
     """
 
     name: str
@@ -68,7 +66,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class ResultDifference:
-    """One row of both runs: its name, and the IoU that each reached."""
+    """One sample in both runs: its key, see `result_key`, and its IoU in each."""
 
     key: Any
     a: float
@@ -77,13 +75,13 @@ class ResultDifference:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """What two runs differ in.
+    """The differences between two runs.
 
     Attributes:
-        protocol: the rules of all numbers.
-        differences: by metric.
-        rows: all rows, those first whose IoU fell most from a to b.
-        images: number of images that were drawn from.
+        protocol: the evaluation protocol of all metrics.
+        differences: one per metric.
+        rows: one per sample, in order of b - a: the largest loss first.
+        images: number of different images.
         confidence, resamples: of the intervals.
     """
 
@@ -95,7 +93,7 @@ class RunComparison:
     resamples: int = RESAMPLES
 
     def to_dict(self, worst: int = 20) -> dict[str, Any]:
-        """JSON form, with the `worst` rows of either sign."""
+        """JSON form, with at most `worst` samples whose IoU fell and as many whose IoU rose."""
         return {
             "protocol": self.protocol.name,
             "confidence": self.confidence,
@@ -121,97 +119,103 @@ def compare_results(
     """Compare two result files.
 
     Args:
-        a, b: results of `swift infer` on the same rows, in any order.
-        protocol: the rules.
+        a, b: result files of `swift infer` on the same samples, in any order. Results without true masks are left out.
+        protocol: the evaluation protocol.
         root, min_score: see `scoring.score_results`.
-        seed: of the draws.
-        resamples: number of draws, at least 1.
-        on_progress: called with the bytes read so far, of both files.
+        seed: seed of the bootstrap.
+        resamples: number of bootstrap draws, at least 1.
+        on_progress: called with the bytes read so far, of both files together.
     Raises:
-        ValueError: rows that cannot be scored, that occur in one file only, or whose truth differs. Rows that ask for
-            no mask are passed over.
+        ValueError: a result cannot be scored, occurs in one file only, or has another question or truth in the other.
         OSError: a file cannot be read.
     """
     check_min_score(min_score)
     if resamples < 1:
         raise ValueError(f"resamples: got {resamples!r}, expected at least 1")
     size = Path(a).stat().st_size
-    first = _counts(a, protocol, root, min_score, on_progress)
-    second = _counts(b, protocol, root, min_score, None if on_progress is None else lambda n: on_progress(size + n))
-    _check_same_rows(a, b, first, second)
+    first = _read_counts(a, protocol, root, min_score, on_progress)
+    continued = None if on_progress is None else lambda consumed: on_progress(size + consumed)
+    second = _read_counts(b, protocol, root, min_score, continued)
+    _check_same_samples(a, b, first, second)
     keys = list(first)
     counts = np.array([[first[key][0], second[key][0]] for key in keys])  # (rows, 2, 5)
     images = np.unique([first[key][1] for key in keys], return_inverse=True)[1]
     ious = counts[:, :, IOU]
     order = np.argsort(ious[:, 1] - ious[:, 0], kind="stable")
     rows = [ResultDifference(keys[i], float(ious[i, 0]), float(ious[i, 1])) for i in order]
-    names, parts, wholes = _shares(counts, protocol)
-    differences = _differences(names, parts, wholes, images, resamples, seed)
+    names, parts, wholes = _metric_ratios(counts, protocol)
+    differences = _estimate_differences(names, parts, wholes, images, resamples, seed)
     return RunComparison(protocol, differences, rows, int(images.max()) + 1, resamples=resamples)
 
 
-def _differences(
+def _estimate_differences(
     names: Sequence[str], parts: np.ndarray, wholes: np.ndarray, images: np.ndarray, resamples: int, seed: int
 ) -> list[Difference]:
-    """Of every metric, with its interval over images.
+    """The difference of every metric, with its bootstrap interval.
 
     Args:
         names: of the m metrics.
-        parts, wholes: (rows, 2, m), whose sums' quotients the metrics of both runs are.
-        images: (rows,) number of each row's image.
+        parts, wholes: (rows, 2, m); the metrics of both runs are the quotients of their sums over rows.
+        images: (rows,) index of each row's image.
     """
     number = int(images.max()) + 1
     sums = np.zeros((2, number, *parts.shape[1:]))  # parts and wholes, images, runs, metrics
     np.add.at(sums[0], images, parts)
     np.add.at(sums[1], images, wholes)
     draws = _bootstrap(sums, resamples, np.random.default_rng(seed))
-    values = _divided(parts.sum(0), wholes.sum(0))
+    values = _divide_or_nan(parts.sum(0), wholes.sum(0))
     tail = 100 * (1 - CONFIDENCE) / 2
     differences = []
     for i, name in enumerate(names):
         drawn = draws[:, 1, i] - draws[:, 0, i]
-        drawn = drawn[~np.isnan(drawn)]  # draws without a sample of this kind say nothing
+        drawn = drawn[~np.isnan(drawn)]  # NaN: the draw has no sample of this kind
         known = not np.isnan(values[:, i]).any() and drawn.size > 0
         low, high = np.percentile(drawn, [tail, 100 - tail]).tolist() if known else (None, None)
-        pair = [None if np.isnan(value) else float(value) for value in values[:, i]]
-        differences.append(Difference(name, *pair, low, high))
+        value_a, value_b = (None if np.isnan(value) else float(value) for value in values[:, i])
+        differences.append(Difference(name, value_a, value_b, low, high))
     return differences
 
 
 def result_key(row: dict[str, Any], position: int) -> Any:
-    """What tells a row apart in result files: its number in the dataset where it is known, else its place."""
+    """The identity of a result: the number of its row in the dataset, or its line number if that is missing."""
     number = row.get("row")
     return position if number is None else number
 
 
-def _counts(path, protocol: Protocol, root, min_score: float, on_progress) -> dict[Any, tuple[list[float], str, str]]:
-    """Row -> (counts, image, question)."""
+def _read_counts(
+    path: str | Path,
+    protocol: Protocol,
+    root: str | Path | None,
+    min_score: float,
+    on_progress: Callable[[int], None] | None,
+) -> dict[Any, tuple[list[float], str, str]]:
+    """Read key -> (counts, image, question) of every result."""
     found: dict[Any, tuple[list[float], str, str]] = {}
     for number, row in read_results(path, on_progress):
         key = result_key(row, number)
         if key in found:
             raise ValueError(f"{path}: row {number}: is the second of number {key!r}: expected each row once")
         try:
-            if not asks_for_masks(row):
+            if not has_true_masks(row):
                 continue
             protocol.check_question(get_question(row), row.get("expressions"))
             overlap = load_result_runs(drop_low_scores(row, min_score), root).overlap(protocol)
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {error}") from error
         counts = [overlap.iou, overlap.intersection, overlap.union, overlap.target, overlap.predicted > 0]
-        found[key] = counts, _image_name(row, key), get_question(row)
+        found[key] = counts, _first_image(row, key), get_question(row)
     if not found:
         raise ValueError(f"{path}: holds no rows with true masks, expected JSON lines written by `swift infer`")
     return found
 
 
-def _image_name(row: dict[str, Any], key: Any) -> str:
+def _first_image(row: dict[str, Any], key: Any) -> str:
     images = row.get("images") or [f"row {key}"]
     first = images[0].get("path") if isinstance(images[0], dict) else images[0]
     return first if isinstance(first, str) else f"row {key}"
 
 
-def _check_same_rows(a, b, first: dict, second: dict) -> None:
+def _check_same_samples(a: str | Path, b: str | Path, first: dict, second: dict) -> None:
     for path, here, there in ((b, second, first), (a, first, second)):
         missing = [key for key in there if key not in here]
         if missing:
@@ -225,33 +229,33 @@ def _check_same_rows(a, b, first: dict, second: dict) -> None:
             )
 
 
-def _shares(counts: np.ndarray, protocol: Protocol) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Every metric as a share of sums over rows: names, parts and wholes (rows, 2, metrics)."""
+def _metric_ratios(counts: np.ndarray, protocol: Protocol) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Every metric as a quotient of two sums over rows: names, parts and wholes (rows, 2, metrics)."""
     iou, answered = counts[:, :, IOU], counts[:, :, ANSWERED] > 0
     target = counts[:, :, TARGET] > 0
     one = np.ones_like(iou)
-    shares = {"cIoU": (counts[:, :, INTERSECTION], counts[:, :, UNION]), "gIoU": (iou, one)}
+    ratios = {"cIoU": (counts[:, :, INTERSECTION], counts[:, :, UNION]), "gIoU": (iou, one)}
     over = target.astype(float) if protocol.precision_over_targets else one
     for level in PRECISION_LEVELS:
-        shares[f"P@{level}"] = (iou >= level) * over, over
-    shares["N-acc"] = (~target & ~answered).astype(float), (~target).astype(float)
-    shares["T-acc"] = (target & answered).astype(float), target.astype(float)
-    parts, wholes = (np.stack([pair[i] for pair in shares.values()], axis=-1).astype(float) for i in (0, 1))
-    return list(shares), parts, wholes
+        ratios[f"P@{level}"] = (iou >= level) * over, over
+    ratios["N-acc"] = (~target & ~answered).astype(float), (~target).astype(float)
+    ratios["T-acc"] = (target & answered).astype(float), target.astype(float)
+    parts, wholes = (np.stack([pair[i] for pair in ratios.values()], axis=-1).astype(float) for i in (0, 1))
+    return list(ratios), parts, wholes
 
 
 def _bootstrap(sums: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Values of every metric of both runs in draws of as many images as there are: (resamples, 2, metrics)."""
+    """Metrics of both runs in bootstrap draws, each of as many images as there are: (resamples, 2, metrics)."""
     images = sums.shape[1]
     flat = sums.reshape(2, images, -1)
     drawn = []
-    for begin in range(0, resamples, _CHUNK):
-        count = min(_CHUNK, resamples - begin)
+    for begin in range(0, resamples, _RESAMPLES_AT_ONCE):
+        count = min(_RESAMPLES_AT_ONCE, resamples - begin)
         picks = rng.integers(0, images, (count, images))
         times = np.stack([np.bincount(pick, minlength=images) for pick in picks]).astype(float)
-        drawn.append(_divided(times @ flat[0], times @ flat[1]))
+        drawn.append(_divide_or_nan(times @ flat[0], times @ flat[1]))
     return np.concatenate(drawn).reshape(resamples, *sums.shape[2:])
 
 
-def _divided(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _divide_or_nan(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)

@@ -18,7 +18,7 @@ from himtok_plugin.masks.drawing import COLORS, overlay
 from himtok_plugin.pages.environment import render_page
 
 from .comparison import Difference, ResultDifference, RunComparison, result_key
-from .scoring import drop_low_scores, get_question, load_result_masks, read_results
+from .results import drop_low_scores, get_question, load_result_masks, read_results
 
 SHOWN = 20  # results that got worse, and as many that got better
 LONGEST_SIDE = 480  # of a picture, in pixels

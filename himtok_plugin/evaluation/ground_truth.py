@@ -1,8 +1,9 @@
-"""What a dataset row's last answer should hold: masks and boxes, against which answers are scored.
+"""The ground truth of a sample's last answer: its masks and boxes.
 
-Purpose: one rule for result rows, training's evaluation, rewards and benchmarks, so that a row which asks for no mask
-(a VQA row in a mixture, say) is nowhere taken for a no-target row that was answered rightly.
-Contract: values come back as rows hold them; nothing is read. None: there is nothing to score. Does not know ms-swift.
+Inference results, evaluation in training, rewards and benchmarks all use this rule. A sample whose question asks for no
+mask (VQA in a mixture) must not be scored as a no-target sample with a right answer.
+
+Contract: masks and boxes are returned as the sample holds them, no file is read. None means: nothing to score.
 """
 
 from __future__ import annotations
@@ -12,33 +13,33 @@ from typing import Any
 
 from himtok_plugin.mask_text import BOX_PLACEHOLDER, MASK_PLACEHOLDER
 
-ASKS_FOR_MASKS = "asks_for_masks"  # column that says it where masks and text do not
+ASKS_FOR_MASKS = "asks_for_masks"  # column for samples whose masks and text leave it open
 
 Messages = Sequence[Mapping[str, Any]]
 
 
 def question_messages(messages: Messages) -> Messages:
-    """All messages but a last one of the assistant, be it the true answer or a generated one."""
+    """All messages except a last one of the assistant, whether it is the true or a generated answer."""
     return messages[:-1] if messages and messages[-1].get("role") == "assistant" else messages
 
 
 def count_in_questions(messages: Messages, placeholder: str) -> int:
-    """How often a placeholder stands in `question_messages`."""
+    """Count a placeholder in `question_messages`."""
     contents = (message.get("content") for message in question_messages(messages))
     return sum(content.count(placeholder) for content in contents if isinstance(content, str))
 
 
 def select_answer_masks(masks: Sequence[Any] | None, messages: Messages, asks: bool | None = None) -> list[Any] | None:
-    """The true masks of a row's last answer; an empty list: what was asked for is not there.
+    """Select the true masks of a sample's last answer.
 
     Args:
-        masks: of the whole row, those in questions and earlier answers first; None for a row without the column.
-        messages: of the row.
-        asks: its `asks_for_masks`. Where it is not said: no mask is asked for by a row without masks of its own, and by
-            one whose masks all stand before the answer ("What is <mask>?"); a row with no mask at all, `"masks": []`,
-            is one without a target.
+        masks: all masks of the sample, in order: those of questions and earlier answers come first. None if the sample
+            has no such column.
+        messages: of the sample.
+        asks: its `asks_for_masks`. If None, a sample with an empty list of masks has no target, and a sample whose
+            masks all belong to earlier messages ("What is <mask>?") asks for no mask.
     Returns:
-        None where no mask was asked for.
+        The masks; an empty list if there is no target; None if the question asks for no mask.
     """
     if masks is None:
         return None
@@ -51,14 +52,15 @@ def select_answer_masks(masks: Sequence[Any] | None, messages: Messages, asks: b
 def select_answer_boxes(
     objects: Mapping[str, Any] | None, messages: Messages, size: tuple[int, int] | None = None
 ) -> list[list[float]] | None:
-    """The true boxes of a row's last answer: x1, y1, x2, y2 in pixels.
+    """Select the true boxes of a sample's last answer.
 
     Args:
-        objects: the row's column, as ms-swift has it.
-        messages: of the row.
-        size: (h, w) of its image; needed where `bbox_type` is norm1.
+        objects: the sample's column `objects`, in ms-swift's format.
+        messages: of the sample.
+        size: (h, w) of its image; needed if `bbox_type` is norm1.
     Returns:
-        None where there are none, where they are points, or of another image than the first.
+        x1, y1, x2, y2 in pixels each; None if there are no boxes, they are points, or belong to another image than the
+        first.
     """
     objects = objects or {}
     boxes = list(objects.get("bbox") or [])[count_in_questions(messages, BOX_PLACEHOLDER) :]

@@ -1,8 +1,9 @@
-"""Evaluation protocols by name: what is asked, which pixels count, when an answer counts as "none".
+"""Evaluation protocols by name: which question is asked, which pixels count, when an answer counts as "no target".
 
-Purpose: published numbers differ by rules that go unsaid; here every number comes with the name of its rules.
-Contract: a `Protocol` is data, `PROTOCOLS` holds all of them by name. `Protocol.overlap` applies one to the masks of a
-sample, `Protocol.pair` does the same to pixels. Does not know files, models and metrics' sums.
+Published numbers differ by rules that papers often leave out, so every score here is reported with its protocol.
+
+Contract: a `Protocol` is plain data; `PROTOCOLS` holds all of them by name. `Protocol.overlap` applies one to the run
+lengths of a sample's masks, `Protocol.pair` to their pixels; both count the same.
 """
 
 from __future__ import annotations
@@ -28,16 +29,17 @@ RESIZES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """The rules of a number.
+    """The rules behind a score.
 
     Attributes:
-        name: as reports print it.
-        summary: one sentence.
-        joined: whether a question is `joined_question` of all expressions of a referent, instead of holding one.
-        first: whether a question holds the first expression of its referent, and there is none for the others.
-        ignore: pixels marked as to be ignored count nowhere (`excluded`), or as foreground of both masks.
-        least_pixels: a prediction of fewer pixels counts as empty.
-        precision_over_targets: P@x over samples with a target only.
+        name: as in reports.
+        summary: one sentence for reports.
+        joined: True: a question joins all expressions of a referent, see `joined_question`. False: it holds a single
+            expression. None: either.
+        first: whether the question must hold the first expression of its referent.
+        ignore: whether ignored pixels count nowhere (`excluded`) or as foreground of prediction and target.
+        least_pixels: a prediction with fewer pixels counts as empty.
+        precision_over_targets: whether P@x is computed over samples with a target only.
     """
 
     name: str
@@ -48,14 +50,16 @@ class Protocol:
     least_pixels: int = 0
     precision_over_targets: bool = False
 
-    def overlap(self, predicted: Sequence[Runs], true: Sequence[Runs], ignore: Sequence[Runs], size) -> Overlap:
-        """Counts of one sample: the union of its predicted masks against that of its true ones.
+    def overlap(
+        self, predicted: Sequence[Runs], true: Sequence[Runs], ignore: Sequence[Runs], size: tuple[int, int]
+    ) -> Overlap:
+        """Count the pixels of one sample: the union of its predicted masks, that of its true masks, and both.
 
         Args:
-            predicted, true, ignore: masks of the size (h, w); no `ignore`: every pixel counts.
-            size: (h, w).
+            predicted, true, ignore: masks; without `ignore` every pixel counts.
+            size: (h, w) of all masks.
         Raises:
-            ValueError: a mask of another size.
+            ValueError: a mask has another size.
         """
         a, b = Runs.union(predicted, size), Runs.union(true, size)
         if a.area < self.least_pixels:
@@ -71,7 +75,7 @@ class Protocol:
     def pair(
         self, prediction: np.ndarray, target: np.ndarray, ignore: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """What `SegmentationMetrics.update` is to be given instead of these, bool (h, w) each."""
+        """Apply the protocol to masks as pixels, bool (h, w) each: the arguments of `SegmentationMetrics.update`."""
         if np.count_nonzero(prediction) < self.least_pixels:
             prediction = np.zeros_like(prediction)
         if ignore is None or self.ignore == "excluded":
@@ -79,11 +83,11 @@ class Protocol:
         return prediction | ignore, target | ignore, None
 
     def check_question(self, question: str, expressions: Sequence[str] | None = None) -> None:
-        """ValueError for a question that this protocol does not ask.
+        """Raise a ValueError if the protocol does not allow a question.
 
         Args:
-            question: of a sample.
-            expressions: all of its referent's, in order, where they are known.
+            question: the question of a sample.
+            expressions: all expressions of its referent, in order, if known.
         """
         asked = question.replace(IMAGE_PLACEHOLDER, "").strip()
         expected = None
@@ -101,15 +105,17 @@ class Protocol:
 
 
 def resize_square(square: np.ndarray, size: tuple[int, int], threshold: float, resize: Resize) -> np.ndarray:
-    """From the model's square to the image, by one of `RESIZES`.
+    """Resize mask probabilities to the image by one of `RESIZES`, and threshold them.
 
     Args:
-        square: float32 (s, s), probabilities.
-        size: (h, w).
+        square: float32 (s, s) probabilities.
+        size: (h, w) of the image.
         threshold: probability from which a pixel is foreground; with `nearest`, above which, as in the paper's code.
-        resize: see `RESIZES`.
+        resize: key of `RESIZES`.
     Returns:
         bool (h, w).
+    Raises:
+        ValueError: unknown `resize`.
     """
     if resize not in RESIZES:
         raise ValueError(f"resize: got {resize!r}, expected one of {', '.join(RESIZES)}")
@@ -128,14 +134,14 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             "lisa",
-            "ReasonSeg as LISA has it: the first text of an image is asked; ignored pixels count nowhere.",
+            "ReasonSeg as in LISA: the first text of an image is asked; ignored pixels count nowhere.",
             joined=False,
             first=True,
         ),
         Protocol(
             "himtok",
-            "ReasonSeg as the paper's code has it: the first text of an image is asked; ignored pixels count as "
-            "foreground of prediction and target.",
+            "ReasonSeg as in the paper's code: the first text of an image is asked; ignored pixels count as foreground "
+            "of prediction and target.",
             joined=False,
             first=True,
             ignore="foreground",
@@ -153,10 +159,11 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
     )
 }
+PLAIN = PROTOCOLS["plain"]
 
 
 def find_protocol(name: str) -> Protocol:
-    """A protocol by name; ValueError for another."""
+    """Return the protocol of a name; raise a ValueError if there is none."""
     if name not in PROTOCOLS:
         raise ValueError(f"protocol: got {name!r}, expected one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

@@ -1,8 +1,6 @@
-"""Where a number comes from: checkpoint, settings of inference, versions.
+"""What is needed to reproduce a score: checkpoint, inference settings, package versions.
 
-Purpose: a report says by itself what would have to be the same for its numbers to come out again.
-Contract: `RunCard` is what inference leaves beside its result file (`OUT.jsonl.run.json`) and reports quote.
-Does not know ms-swift and how inference is run.
+Contract: inference saves a `RunCard` beside its result file (`OUT.jsonl.run.json`); reports include it.
 """
 
 from __future__ import annotations
@@ -17,9 +15,9 @@ from typing import Any
 
 from himtok_plugin.resources import SIDECAR_FOLDER
 
-CARD_ENDING = ".run.json"
-PACKAGES = ("himtok_plugin", "ms_swift", "torch", "transformers", "evalscope", "numpy", "pycocotools")
-HASHED = (
+CARD_SUFFIX = ".run.json"
+RECORDED_PACKAGES = ("himtok_plugin", "ms_swift", "torch", "transformers", "evalscope", "numpy", "pycocotools")
+HASHED_FILES = (
     "*.safetensors",
     "pytorch_model*.bin",
     "adapter_model.bin",
@@ -27,23 +25,23 @@ HASHED = (
     "config.json",
     "adapter_config.json",
 )
-_CHUNK = 1 << 22
+_READ_BYTES = 1 << 22  # of a file at once
 
 
 @dataclass
 class RunCard:
-    """How a result came about.
+    """The settings of an inference run.
 
     Attributes:
-        checkpoint: folders or names of model and adapters, in the order in which they are applied.
-        checkpoint_hash: `checkpoint_hash` of those that are folders here; None where there is none.
-        num_mask_tokens: tokens per generated mask, at most.
-        mask_decoding: `soft` or `hard`; soft decoding falls back to hard where no probabilities are known.
+        checkpoint: folders or hub ids of the model and its adapters, in the order of their application.
+        checkpoint_hash: see `checkpoint_hash`; None if none of them is a local folder.
+        num_mask_tokens: largest number of tokens per generated mask.
+        mask_decoding: `soft` or `hard`; soft decoding falls back to hard if no probabilities were recorded.
         threshold: probability from which a pixel is foreground.
-        resize: see `protocols.RESIZES`.
+        resize: key of `protocols.RESIZES`.
         refiner, min_score, seed, temperature: of the run.
-        versions: of the packages that matter.
-        further: whatever else the run knows.
+        versions: of the packages that scores may depend on.
+        further: further settings, shown in reports as they are.
     """
 
     checkpoint: list[str] = field(default_factory=list)
@@ -67,10 +65,10 @@ class RunCard:
 
     @classmethod
     def load(cls, result: str | Path) -> RunCard | None:
-        """The card beside a result file, None if there is none.
+        """Load the card beside a result file; None if there is none.
 
         Raises:
-            ValueError: a file of that name that is no card.
+            ValueError: the file is not a run card.
         """
         path = card_path(result)
         if not path.is_file():
@@ -78,17 +76,20 @@ class RunCard:
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: is no run card ({error}): expected one that inference wrote") from error
+            raise ValueError(
+                f"{path}: is not a run card ({error}): expected a file written by `swift infer`"
+            ) from error
 
 
 def card_path(result: str | Path) -> Path:
-    return Path(f"{result}{CARD_ENDING}")
+    """Path of the run card of a result file."""
+    return Path(f"{result}{CARD_SUFFIX}")
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that numbers may depend on, as far as they are installed."""
+    """Versions of Python and of the installed packages that scores may depend on."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in RECORDED_PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -97,23 +98,26 @@ def package_versions() -> dict[str, str]:
 
 
 def checkpoint_hash(folders: list[str]) -> str | None:
-    """blake2b of all weights and configurations in folders, `mask_tokenizer/` included; None where there is none.
+    """blake2b of all weights and configurations of a checkpoint, including `mask_tokenizer/`; None if there are none.
 
-    The same files give the same hash wherever they lie; what else is in a folder (optimizer, logs) does not matter.
+    The hash depends on file names and contents, not on where the folders are. Other files (optimizer, logs) are left
+    out.
 
     Args:
-        folders: model and adapters, or single weights files; names that are nothing here are passed over.
+        folders: model and adapters, or single weights files; names that do not exist locally (hub ids) are left out.
     """
     digest = blake2b(digest_size=16)
     found = False
     for folder in map(Path, folders):
         below = (folder, folder / SIDECAR_FOLDER)
-        files = [folder] if folder.is_file() else [p for f in below for pattern in HASHED for p in f.glob(pattern)]
+        files = (
+            [folder] if folder.is_file() else [p for f in below for pattern in HASHED_FILES for p in f.glob(pattern)]
+        )
         for path in sorted(set(files)):
             found = True
             name = path.name if path == folder else path.relative_to(folder)
             digest.update(f"{name} {path.stat().st_size}\n".encode())
             with open(path, "rb") as file:
-                while chunk := file.read(_CHUNK):
+                while chunk := file.read(_READ_BYTES):
                     digest.update(chunk)
     return digest.hexdigest() if found else None

@@ -1,8 +1,4 @@
-"""Reports of scores: numbers with the rules and the run that they belong to, as JSON and as a Markdown table.
-
-Contract: `ScoreReport` is complete: protocol, run, counts of failures, scores. `markdown` shows it. Does not know how
-scores come about.
-"""
+"""Reports: scores with their protocol, run card and failures, as JSON and as Markdown tables."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ COUNTS = (
     *("samples", "missing", "failures", "classes", "unreadable"),
     *("scored_masks", "box_samples", "box_missing", "not_scored"),
 )
-LISTED_FAILURES = 20  # in Markdown; JSON has all of them
+LISTED_FAILURES = 20  # in Markdown; JSON lists all
 
 
 @dataclass
@@ -27,10 +23,10 @@ class ScoreReport:
 
     Attributes:
         name: of the set.
-        scores: name -> number; None where there is nothing to take a mean of.
-        protocol: its rules.
-        run: how the predictions came about; None where that is not known.
-        failures: what could not be predicted, one line each; all of them are in the scores, as missing answers.
+        scores: metric -> value; None if there are no samples of its kind.
+        protocol: the evaluation protocol.
+        run: the run card of the predictions; None if unknown.
+        failures: a line for each sample without a result; the scores count it as a missing answer.
         per_class: IoU of each class.
     """
 
@@ -46,7 +42,7 @@ class ScoreReport:
         return asdict(self)
 
     def save(self, path: Path) -> list[Path]:
-        """Write `path`.json and `path`.md, and return both."""
+        """Write `path`.json and `path`.md, and return both paths."""
         files = [path.with_name(path.name + ending) for ending in (".json", ".md")]
         for file, text in zip(files, (json.dumps(self.to_dict(), indent=2), self.markdown()), strict=True):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -54,49 +50,49 @@ class ScoreReport:
         return files
 
     def rules(self) -> dict[str, str]:
-        """What every number has to be read with, in words."""
+        """Protocol and run settings as text, `-` for unknown values."""
         run = self.run or RunCard()
         return {
             "protocol": f"{self.protocol.name}: {self.protocol.summary}",
             "resize": RESIZES.get(run.resize, run.resize),
-            "threshold": _shown(run.threshold),
+            "threshold": _format_setting(run.threshold),
             "checkpoint": ", ".join(run.checkpoint) or "-",
             "checkpoint hash": run.checkpoint_hash or "-",
-            "mask tokens": _shown(run.num_mask_tokens),
-            "decoding": _shown(run.mask_decoding),
-            "refiner": _shown(run.refiner),
-            "min_score": _shown(run.min_score),
-            "seed": _shown(run.seed),
-            "temperature": _shown(run.temperature),
+            "mask tokens": _format_setting(run.num_mask_tokens),
+            "decoding": _format_setting(run.mask_decoding),
+            "refiner": _format_setting(run.refiner),
+            "min_score": _format_setting(run.min_score),
+            "seed": _format_setting(run.seed),
+            "temperature": _format_setting(run.temperature),
             "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()) or "-",
-            **{name: _shown(value) for name, value in run.further.items()},
+            **{name: _format_setting(value) for name, value in run.further.items()},
         }
 
     def markdown(self) -> str:
-        """The report as a Markdown section: scores, then the rules and the run."""
+        """The report as a Markdown section: scores, protocol and run, failures, classes."""
         lines = [f"## {self.name}", "", "| metric | value | protocol |", "|---|---:|---|"]
         for name, value in self.scores.items():
-            lines.append(f"| {name} | {_number(name, value)} | {self.protocol.name} |")
+            lines.append(f"| {name} | {_format_score(name, value)} | {self.protocol.name} |")
         lines += ["", "| | |", "|---|---|"]
-        lines += [f"| {name} | {_cell(value)} |" for name, value in self.rules().items()]
+        lines += [f"| {name} | {_escape_cell(value)} |" for name, value in self.rules().items()]
         if self.failures:
             lines += ["", f"{len(self.failures)} failures, in the scores as missing answers:", ""]
-            lines += [f"- {_cell(failure)}" for failure in self.failures[:LISTED_FAILURES]]
+            lines += [f"- {_escape_cell(failure)}" for failure in self.failures[:LISTED_FAILURES]]
             if len(self.failures) > LISTED_FAILURES:
                 lines.append(f"- … {len(self.failures) - LISTED_FAILURES} more")
         if self.per_class:
             lines += ["", "| class | IoU |", "|---|---:|"]
-            lines += [f"| {_cell(name)} | {_number('IoU', iou)} |" for name, iou in self.per_class.items()]
+            lines += [f"| {_escape_cell(name)} | {_format_score('IoU', iou)} |" for name, iou in self.per_class.items()]
         return "\n".join(lines)
 
 
-def _number(name: str, value: float | int | None) -> str:
+def _format_score(name: str, value: float | int | None) -> str:
     return "-" if value is None else str(value) if name in COUNTS else f"{value:.4f}"
 
 
-def _shown(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _cell(text: str) -> str:
+def _escape_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""From an LMM's answer to masks at the image's own size: decoding, scores, refinement, result objects and files.
+"""From the answer of an LMM to masks of the image's size: decoding, scores, refinement, rewards, result objects.
 
-Nothing in here knows which engine generated the answer, or ms-swift.
+Does not know which engine generated the answer, and does not import ms-swift.
 """

@@ -1,9 +1,8 @@
-"""How sure a predicted mask is: a raw score from its decoded code probabilities, and a calibration to an IoU.
+"""Confidence of predicted masks: a raw score from the decoded mask probabilities, and its calibration to an IoU.
 
-Contract: `mask_certainty` turns what a mask's codes were decoded to into a raw score in [0, 1]. `Calibration` maps raw
-scores to the IoU that masks of such a score had on held-out rows: monotone, fitted by isotonic regression, kept as
-`calibration.json` in the mask tokenizer's folder. `fit_calibration` does it for a result file of `swift infer`. Does not
-know models and ms-swift; probabilities and scores come from elsewhere.
+Contract: `mask_certainty` computes the raw score, in [0, 1]. `Calibration` maps raw scores to the IoU that masks with
+that score had on held-out samples. The map is monotone, fitted by isotonic regression and stored as `calibration.json`
+in the mask tokenizer's folder. `evaluation.calibration_fit` fits one on a result file of `swift infer`.
 """
 
 from __future__ import annotations
@@ -13,25 +12,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 import numpy as np
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT_VERSION = 2  # 1 calibrated another raw score
-MIN_BLOCK = 10  # masks that a level of the calibration rests on at least
-MIN_MASKS = 2 * MIN_BLOCK
+MIN_GROUP = 10  # fewest masks whose mean score and mean IoU become one knot of the map
+MIN_MASKS = 2 * MIN_GROUP
 
 
 def mask_certainty(square: np.ndarray, threshold: float = 0.5) -> float:
-    """The soft IoU of mask probabilities with the mask that they become, 0 for an empty mask.
+    """The soft IoU between mask probabilities and the thresholded mask; 0 for an empty mask.
 
-    Doubt between codes that mean nearly the same mask leaves it high, which their own probabilities do not: on the
-    demo's scenes its rank correlation with the true IoU was 0.38, that of the mean code probability 0.11.
+    The score stays high when the LMM hesitates between codes that decode to nearly the same mask; the mean probability
+    of the codes does not. On the demo's scenes its rank correlation with the true IoU was 0.38, that of the mean code
+    probability 0.11.
 
     Args:
-        square: (s, s) float, mask probabilities in [0, 1], from code probabilities where there are any.
+        square: (s, s) float, mask probabilities in [0, 1], decoded from code probabilities if they were recorded.
         threshold: probability from which a pixel belongs to the mask, in (0, 1).
+    Returns:
+        Raw score in [0, 1].
     """
     inside = square >= threshold
     union = np.where(inside, 1, square).sum(dtype=np.float64)
@@ -40,40 +42,50 @@ def mask_certainty(square: np.ndarray, threshold: float = 0.5) -> float:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A monotone piecewise linear map from raw scores to expected IoU, constant beyond its ends.
+    """A monotone, piecewise linear map from raw scores to expected IoU; constant outside its knots.
 
     Attributes:
         raw: raw scores, strictly increasing.
-        iou: the IoU expected there, non-decreasing, in [0, 1].
+        iou: the IoU expected at these scores, non-decreasing, in [0, 1].
+    Raises:
+        ValueError: the knots are not such a map.
     """
 
     raw: tuple[float, ...]
     iou: tuple[float, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         raw, iou = np.asarray(self.raw, float), np.asarray(self.iou, float)
         fits = raw.ndim == 1 and raw.shape == iou.shape and len(raw) > 0
         if not fits or not (np.diff(raw) > 0).all() or not (np.diff(iou) >= 0).all():
-            raise ValueError(f"raw, iou is {self.raw!r:.80}, {self.iou!r:.80}: expected equally many, increasing")
+            raise ValueError(
+                f"raw, iou is {self.raw!r:.80}, {self.iou!r:.80}: expected the same number of both, increasing"
+            )
         if not (iou.min() >= 0 and iou.max() <= 1):
             raise ValueError(f"iou has values from {iou.min()} to {iou.max()}: expected them within [0, 1]")
 
-    def __call__(self, score: float | np.ndarray) -> Any:
-        """Expected IoU of a mask with this raw score, or of each of an array."""
+    @overload
+    def __call__(self, score: float) -> float: ...
+
+    @overload
+    def __call__(self, score: np.ndarray) -> np.ndarray: ...
+
+    def __call__(self, score: float | np.ndarray) -> float | np.ndarray:
+        """Expected IoU for a raw score (float) or for each score of an array (array of the same shape)."""
         value = np.interp(score, self.raw, self.iou)
         return float(value) if np.ndim(score) == 0 else value
 
     @classmethod
-    def fit(cls, scores: Sequence[float], ious: Sequence[float]) -> Calibration:
-        """Isotonic regression (Barlow et al., 1972) on groups of at least 10 masks of neighbouring scores.
+    def fit(cls, scores: Sequence[float] | np.ndarray, ious: Sequence[float] | np.ndarray) -> Calibration:
+        """Fit by isotonic regression (Barlow et al., 1972) on groups of at least 10 masks with neighbouring scores.
 
-        Single masks would give steps as fine as the noise; a group's mean score and mean IoU are one knot each.
+        The mean score and the mean IoU of a group are one knot. Knots of single masks would follow the noise.
 
         Args:
             scores: (n,) raw scores.
             ious: (n,) true IoU, in [0, 1].
         Raises:
-            ValueError: fewer than 20 masks, or not equally many of both.
+            ValueError: fewer than 20 masks, or scores and IoUs differ in number.
         """
         from scipy.optimize import isotonic_regression
 
@@ -84,11 +96,11 @@ class Calibration:
                 "score and an IoU each"
             )
         order = np.argsort(scores, kind="stable")
-        groups = np.array_split(order, max(len(order) // max(MIN_BLOCK, round(math.sqrt(len(order)))), 2))
+        groups = np.array_split(order, max(len(order) // max(MIN_GROUP, round(math.sqrt(len(order)))), 2))
         raw = np.array([scores[group].mean() for group in groups])
         weights = np.array([len(group) for group in groups], float)
         level = isotonic_regression([ious[group].mean() for group in groups], weights=weights).x
-        # Groups of one and the same score (a model that is always certain) are one knot.
+        # Groups with the same mean score (a model that is always certain) become one knot.
         distinct, first = np.unique(raw, return_inverse=True)
         total = np.bincount(first, weights)
         level = np.clip(np.bincount(first, weights * level) / total, 0, 1)
@@ -103,12 +115,12 @@ class Calibration:
 
     @classmethod
     def load(cls, source: str | Path) -> Calibration | None:
-        """The calibration beside a mask tokenizer, None if there is none.
+        """Load the calibration of a mask tokenizer; None if it has none.
 
         Args:
-            source: the mask tokenizer's folder or its weights file.
+            source: folder or weights file of the mask tokenizer.
         Raises:
-            ValueError: a `calibration.json` that is none.
+            ValueError: `calibration.json` is damaged or of another version.
         """
         folder = Path(source)
         path = (folder.parent if folder.is_file() else folder) / CALIBRATION_FILE
@@ -121,5 +133,5 @@ class Calibration:
             return cls(tuple(map(float, content["raw"])), tuple(map(float, content["iou"])))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}: is no calibration ({error}): expected one that `himtok calibrate` wrote"
+                f"{path}: is not a calibration ({error}): expected a file written by `himtok calibrate`"
             ) from error

@@ -1,7 +1,7 @@
-"""Mask files to codes and mask text to PNG files, many at a time: what `himtok encode` and `himtok decode` do.
+"""Mask files to codes, and mask text to PNG files: `himtok encode` and `himtok decode` without their command line.
 
-Contract: `encode_files` keeps the order of its files; `decode_to_files` writes one PNG (0 and 255) per mask that has
-codes. Does not know the command line, nor how an answer was generated.
+Contract: `encode_files` keeps the order of its files. `decode_to_files` writes one PNG (0 and 255) per mask that has
+at least one code.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from himtok_plugin.masks.sources import load_mask, to_square
 
 from .predictor import Answer, MaskPredictor
 
-ENCODE_BATCH = 16  # masks encoded at once; the de-tokenizer's convolutions, not this, are what needs memory
+ENCODE_BATCH = 16  # masks encoded at once; memory is bounded by the de-tokenizer's convolutions, not by this
 
 
 @dataclass(frozen=True)
 class EncodedFile:
-    """A mask file, its codes (k of them) and their text."""
+    """A mask file, its k codes and their mask text."""
 
     path: Path
     codes: list[int]
@@ -34,39 +34,44 @@ class EncodedFile:
 
 @dataclass(frozen=True)
 class DecodedSpan:
-    """A mask found in a text and the PNG written for it; `path` is None where the span has no code."""
+    """A mask in a text and the PNG written for it; `path` is None if the span has no code."""
 
     span: MaskSpan
     path: Path | None
 
 
 def encode_files(paths: Sequence[Path], mask_tokenizer: MaskTokenizer, candidates: int = 1) -> Iterator[EncodedFile]:
-    """Encode mask images, a batch at a time; `candidates` as of `MaskTokenizer.encode`.
+    """Encode mask images in batches.
 
+    Args:
+        paths: image files.
+        mask_tokenizer: encodes on its device.
+        candidates: see `MaskTokenizer.encode`.
     Raises:
-        ValueError: a file that is no mask, named; `candidates` out of range.
+        ValueError: a file is not a mask, or `candidates` is out of range.
     """
     config = mask_tokenizer.config
     for begin in range(0, len(paths), ENCODE_BATCH):
         batch = paths[begin : begin + ENCODE_BATCH]
         squares = np.stack([to_square(load_mask(path), config.image_size) for path in batch])
         codes = mask_tokenizer.encode(torch.from_numpy(squares).to(mask_tokenizer.device), candidates).tolist()
-        for path, own in zip(batch, codes, strict=True):
-            yield EncodedFile(path, own, codes_to_text(own, config.codebook_size))
+        for path, mask_codes in zip(batch, codes, strict=True):
+            yield EncodedFile(path, mask_codes, codes_to_text(mask_codes, config.codebook_size))
 
 
 def decode_to_files(
     text: str, size: tuple[int, int], mask_tokenizer: MaskTokenizer, folder: Path, threshold: float = 0.5
 ) -> list[DecodedSpan]:
-    """Write every mask of a text as `folder/mask_<i>.png`, i its place among all masks of the text.
+    """Write every mask of a text as `folder/mask_<i>.png`, where i counts all masks of the text from 0.
 
     Args:
         text: any text; a malformed mask is decoded from the codes that it has.
-        size: (h, w) of the pictures.
+        size: (h, w) of the PNG files.
+        mask_tokenizer: decodes on its device.
+        folder: created if there is a mask to write.
         threshold: mask probability from which a pixel is foreground.
-
     Returns:
-        One entry per mask in the text, in order; empty, and no folder made, if there is none.
+        One entry per mask in the text, in order.
     """
     config = mask_tokenizer.config
     spans = text_to_codes(text, config.codebook_size, config.num_mask_tokens)

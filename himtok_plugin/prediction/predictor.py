@@ -1,7 +1,7 @@
-"""The one way from an answer to masks: text or token ids, with or without code probabilities -> masks of image size.
+"""Decode answers into masks: text or token ids, with or without code probabilities -> masks of the image's size.
 
-Every engine and the command line go through `MaskPredictor`. Masks of a whole batch are decoded together. An answer
-without a mask gives an empty list; a malformed mask is marked, never guessed. Does not know how the answer came about.
+Every engine and the command line use `MaskPredictor`. It decodes the masks of a whole batch of answers together. An
+answer without a mask yields an empty list. A malformed mask is marked as incomplete and decoded from the codes it has.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from himtok_plugin.lmm.vocabulary import MaskVocabulary
-from himtok_plugin.mask_text import MASK_END, MASK_START, mask_token, text_to_codes
+from himtok_plugin.mask_text import MASK_END, MASK_START, MaskSpan, mask_token, text_to_codes
 from himtok_plugin.mask_tokenizer.modeling import MaskTokenizer
 from himtok_plugin.masks.sources import Resize, from_square, to_rle
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Decoding = Literal["soft", "hard"]
-MAX_BATCH = 64  # masks decoded at once: bounds memory, far above where the speed levels off
-UNDECODED_TEXT = "\ufffd"  # stands for words of which only the ids are known
+MAX_BATCH = 64  # masks decoded at once; bounds memory, and larger batches are not faster
+UNDECODED_TEXT = "\ufffd"  # in place of text whose token ids are known but not its characters
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer to be turned into masks.
+    """The answer of an LMM to a question about one image.
 
     Attributes:
-        text: what the LMM wrote.
-        size: (h, w) of the image that the masks belong to.
-        probabilities: for every code in the text, in order, its (v,) probabilities: (codes, v) float32; None when the
+        text: the generated text.
+        size: (h, w) of the image.
+        probabilities: (n, v) float32, the code probabilities at each of the n codes in the text, in order; None if the
             engine did not record them.
     """
 
@@ -55,16 +55,16 @@ class Answer:
         probabilities: Tensor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Answer:
-        """Answer of generated token ids.
+        """Make an answer from generated token ids.
 
         Args:
-            ids: (n,) integers, the prompt's left out.
-            vocabulary: where the mask tokens stand among them.
+            ids: (n,) integers, without the prompt's.
+            vocabulary: ids of the mask tokens.
             size, probabilities: see the class.
-            tokenizer: text tokenizer that knows the words as well, of which special ones are left out. Without it
-                U+FFFD stands for them, so that a mask with anything inside is malformed all the same.
+            tokenizer: text tokenizer that decodes the text between masks; it leaves special tokens out. Without it,
+                U+FFFD stands for each stretch of text, so a mask with text inside is still malformed.
         Raises:
-            ValueError: ids that are no row of integers, or a tokenizer that writes other codes than these ids.
+            ValueError: `ids` is not a flat list of integers, or the tokenizer decodes them to other codes.
         """
         values = ids.tolist() if isinstance(ids, Tensor | np.ndarray) else list(ids)
         if not isinstance(values, list) or not all(type(value) is int for value in values):
@@ -72,20 +72,20 @@ class Answer:
         tokens = {vocabulary.start_id: MASK_START, vocabulary.end_id: MASK_END}
         tokens |= {vocabulary.first_code_id + code: mask_token(code) for code in range(vocabulary.codebook_size)}
         masks = "".join(
-            "".join(tokens[value] for value in run) if known else UNDECODED_TEXT
-            for known, run in groupby(values, tokens.__contains__)
+            "".join(tokens[value] for value in run) if is_mask_text else UNDECODED_TEXT
+            for is_mask_text, run in groupby(values, tokens.__contains__)
         )
         if tokenizer is None:
             return cls(masks, size, probabilities)
-        text = tokenizer.decode(values, skip_special_tokens=True)
-        written, expected = (
+        text = str(tokenizer.decode(values, skip_special_tokens=True))
+        decoded, expected = (
             [code for span in text_to_codes(each, max_tokens=len(values)) for code in span.codes]
             for each in (text, masks)
         )
-        if written != expected:
+        if decoded != expected:
             raise ValueError(
-                f"tokenizer writes the codes {written!r:.80} for ids of {expected!r:.80}: expected the text tokenizer "
-                "that the vocabulary was read from"
+                f"tokenizer: it decodes the ids to the codes {decoded!r:.80}, expected {expected!r:.80}; pass the text "
+                "tokenizer that the vocabulary was read from"
             )
         return cls(text, size, probabilities)
 
@@ -97,12 +97,12 @@ class PredictedMask:
     Attributes:
         mask: bool (h, w).
         codes: the codes as written.
-        score: confidence in [0, 1], None when no probabilities were recorded: how certain the decoded mask is
-            (`mask_certainty`), or with a calibration the IoU to be expected.
-        complete: False if the mask text is cut or malformed; the mask is then that of the codes that are there.
+        score: confidence in [0, 1]: the expected IoU with a calibration, else `mask_certainty`; None if no
+            probabilities were recorded.
+        complete: False if the mask text is cut or malformed; the mask is then decoded from the codes it has.
         start, end: character span in the answer's text.
-        raw_score: what `score` was before calibration; None without one.
-        square: float32 (s, s) mask probabilities, where `MaskPredictor` was asked to keep them.
+        raw_score: the score before calibration; None without a calibration.
+        square: float32 (s, s) mask probabilities; None unless `MaskPredictor` has `keep_squares`.
     """
 
     mask: np.ndarray
@@ -117,23 +117,25 @@ class PredictedMask:
     def to_dict(self) -> dict[str, Any]:
         """JSON form: {"size": [h, w], "counts": RLE, "codes": [...], "score": p, "complete": bool}.
 
-        With a calibration there is also "raw_score", which `himtok calibrate` starts from.
+        With a calibration also "raw_score", which `himtok calibrate` uses.
         """
         row = {**to_rle(self.mask), "codes": self.codes, "score": self.score, "complete": self.complete}
         return row if self.raw_score is None else {**row, "raw_score": self.raw_score}
 
 
 class MaskPredictor:
-    """Turns answers into masks with a mask tokenizer.
+    """Decodes answers into masks with a mask tokenizer.
 
     Args:
-        mask_tokenizer: decodes, on the device and in the dtype it has.
-        decoding: `soft` decodes recorded probabilities where there are any, `hard` the codes alone.
+        mask_tokenizer: decodes on its own device and in its own dtype.
+        decoding: `soft` decodes the recorded probabilities, or the codes if there are none; `hard` always the codes.
         threshold: mask probability from which a pixel belongs to the mask, in (0, 1).
-        calibration: turns raw scores into expected IoU.
-        min_score: masks with a lower score are left out; those without a score stay, nothing speaks against them.
-        keep_squares: whether masks carry their probabilities, which refiners want.
-        resize: how probabilities get to the image's size, see `masks.from_square`.
+        calibration: maps raw scores to expected IoU.
+        min_score: masks with a lower score are dropped; masks without a score are kept.
+        keep_squares: whether masks keep their probabilities, which refiners use.
+        resize: how probabilities are resized to the image, see `masks.from_square`.
+    Raises:
+        ValueError: unknown `decoding`.
     """
 
     def __init__(
@@ -145,7 +147,7 @@ class MaskPredictor:
         min_score: float = 0.0,
         keep_squares: bool = False,
         resize: Resize = "bilinear",
-    ):
+    ) -> None:
         if decoding not in ("soft", "hard"):
             raise ValueError(f"decoding={decoding!r}: expected 'soft' or 'hard'")
         self.mask_tokenizer = mask_tokenizer
@@ -158,19 +160,23 @@ class MaskPredictor:
 
     @torch.inference_mode()
     def __call__(self, answers: list[Answer]) -> list[list[PredictedMask]]:
-        """Masks of each answer, in order of appearance; spans without a single code, or below `min_score`, yield none.
+        """Decode the masks of each answer, in order of appearance.
+
+        Spans without any code and masks below `min_score` are left out.
 
         Raises:
-            ValueError: probabilities that do not belong to the text.
+            ValueError: the number of probabilities differs from the number of codes in the text.
         """
         config = self.mask_tokenizer.config
-        found = []  # (answer, span, probabilities of its codes or None)
+        found: list[tuple[int, MaskSpan, Tensor | None]] = []  # (answer, span, probabilities of its codes)
         for index, answer in enumerate(answers):
             taken = 0
             spans = text_to_codes(answer.text, config.codebook_size, config.num_mask_tokens)
             total = sum(len(span.codes) for span in spans)
             if answer.probabilities is not None and len(answer.probabilities) != total:
-                raise ValueError(f"probabilities of {len(answer.probabilities)} codes for a text with {total}")
+                raise ValueError(
+                    f"probabilities: got those of {len(answer.probabilities)} codes, expected {total} as in the text"
+                )
             for span in spans:
                 own = None if answer.probabilities is None else answer.probabilities[taken : taken + len(span.codes)]
                 taken += len(span.codes)
@@ -198,21 +204,17 @@ class MaskPredictor:
         return results
 
     def _decode(self, masks: list[tuple[list[int], Tensor | None]]) -> list[np.ndarray]:
-        """float32 (s, s) of each; masks of the same length and kind share a batch."""
-        groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
-        for i, (codes, own) in enumerate(masks):
-            groups[len(codes), own is not None and self.decoding == "soft"].append(i)
-        squares: list[np.ndarray] = [None] * len(masks)
+        """Decode (codes, probabilities) to float32 (s, s) each; masks of equal length and decoding share a batch."""
         device = self.mask_tokenizer.device
+        groups: dict[tuple[int, bool], list[tuple[int, Tensor]]] = defaultdict(list)
+        for i, (codes, own) in enumerate(masks):
+            coded = own if own is not None and self.decoding == "soft" else torch.tensor(codes)
+            groups[len(codes), coded is own].append((i, coded))
+        squares: dict[int, np.ndarray] = {}
         for (_, soft), members in groups.items():
+            decode = self.mask_tokenizer.decode_probabilities if soft else self.mask_tokenizer.decode
             for begin in range(0, len(members), MAX_BATCH):
                 batch = members[begin : begin + MAX_BATCH]
-                if soft:
-                    decoded = self.mask_tokenizer.decode_probabilities(
-                        torch.stack([masks[i][1] for i in batch]).to(device)
-                    )
-                else:
-                    decoded = self.mask_tokenizer.decode(torch.tensor([masks[i][0] for i in batch], device=device))
-                for i, square in zip(batch, decoded.cpu().numpy(), strict=True):
-                    squares[i] = square
-        return squares
+                decoded = decode(torch.stack([tensor for _, tensor in batch]).to(device))
+                squares.update(zip([i for i, _ in batch], decoded.cpu().numpy(), strict=True))
+        return [squares[i] for i in range(len(masks))]

@@ -1,9 +1,9 @@
-"""A second look at predicted masks: Segment Anything prompted with them, and zooming in on them.
+"""Refine predicted masks: with Segment Anything, prompted by the mask, or by asking the LMM again about a crop.
 
 Contract: `SamRefiner` runs transformers' own SAM classes (Kirillov et al., arXiv 2304.02643; SAM 2, arXiv 2408.00714;
-the tracker of SAM 3) on the image at its own size, with three prompts per mask: its box, points inside it and its
-logits. `choose_zoom_window` and `choose_zoomed_mask` are the geometry of asking an LMM again about a crop; who asks is not known
-here. A mask is refined or stays as it was; refining never makes one empty.
+the tracker of SAM 3) on the image with three prompts per mask: its box, points inside it and its logits.
+`choose_zoom_window` chooses the crop for a second question, `choose_zoomed_mask` the mask among its answers; the caller
+asks. A mask is refined or stays as it was; refining never empties a mask.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from himtok_plugin.metrics.segmentation import mask_iou
 
 @dataclass(frozen=True)
 class SamKind:
-    """Names of transformers' classes, and the weights that are taken where none are named."""
+    """A model family: the names of its classes in transformers, and its default weights."""
 
     model: str
     processor: str
@@ -34,40 +34,40 @@ class SamKind:
 SAM_KINDS = {
     "sam": SamKind("SamModel", "SamProcessor", "facebook/sam-vit-huge"),
     "sam2": SamKind("Sam2Model", "Sam2Processor", "facebook/sam2.1-hiera-large"),
-    # The part of SAM 3 that takes points, boxes and masks; its detector takes words.
+    # The tracker is the part of SAM 3 that takes points, boxes and masks; the detector takes text.
     "sam3": SamKind("Sam3TrackerModel", "Sam3TrackerProcessor", "facebook/sam3"),
 }
-NUM_POINTS = 3  # one alone may lie on a part; more say little that box and logits do not
-MAX_LOGIT = 10.0  # SAM's own low-resolution masks, which its mask prompts were in training, reach about this
-LOW_RESOLUTION = 4  # side of SAM's mask prompts, in image embeddings
+NUM_POINTS = 3  # a single point may lie on a part of the object; more than 3 add little to box and logits
+MAX_LOGIT = 10.0  # about the range of SAM's low-resolution masks, the mask prompts of its training
+PROMPT_SIDE = 4  # side of a mask prompt, in multiples of the image embedding's side
 
-ZOOM_MARGIN = 0.5  # of the box's sides, on every side of it: what is around a thing tells what it is
-ZOOM_LEAST_SHARE = 0.8  # windows larger than this share of the image show nothing new
-ZOOM_LEAST_IOU = 0.3  # the second mask must be of the same thing
+ZOOM_MARGIN = 0.5  # context around the mask's box on every side, as a share of the box's side
+ZOOM_MAX_SHARE = 0.8  # a window larger than this share of the image shows nothing new
+ZOOM_MIN_IOU = 0.3  # a second mask that overlaps the first less is of another object
 
 
 class SamRefiner:
-    """Masks of one image through a promptable segmentation model.
+    """Refines the masks of one image with a promptable segmentation model.
 
     Args:
-        model: `SamModel`, `Sam2Model` or `Sam3TrackerModel` in evaluation mode, wherever it lies.
+        model: `SamModel`, `Sam2Model` or `Sam3TrackerModel` in evaluation mode, on any device.
         processor: its processor.
     """
 
-    def __init__(self, model: Any, processor: Any):
+    def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
         self.processor = processor
 
     @classmethod
     def from_pretrained(cls, kind: str, weights: str | None = None, device: torch.device | str = "cpu") -> SamRefiner:
-        """Load weights.
+        """Load model and processor.
 
         Args:
             kind: key of `SAM_KINDS`.
-            weights: folder or hub id; by default the largest released ones.
-            device: where it runs.
+            weights: folder or hub id; by default the largest released weights.
+            device: device of the model.
         Raises:
-            ValueError: no such kind, or weights that cannot be loaded.
+            ValueError: unknown kind, or the weights cannot be loaded.
         """
         import transformers
 
@@ -93,13 +93,13 @@ class SamRefiner:
 
         Args:
             image: PIL image of h x w pixels.
-            masks: n masks, bool (h, w); empty ones stay empty.
-            squares: float32 (s, s) mask probabilities of each, stretched over the image; by default the masks
-                themselves.
+            masks: n masks, bool (h, w); empty masks stay empty.
+            squares: n mask probabilities, float32 (s, s), stretched over the image; where None, the mask itself is
+                the prompt.
         Returns:
             n masks, bool (h, w).
         Raises:
-            ValueError: a mask of another size than the image.
+            ValueError: a mask and the image differ in size.
         """
         size = (image.height, image.width)
         for i, mask in enumerate(masks):
@@ -119,20 +119,21 @@ class SamRefiner:
         )
         device, dtype = self.model.device, self.model.dtype
         embeddings = self.model.get_image_embeddings(inputs["pixel_values"].to(device, dtype))
-        # The decoder adds one mask prompt to one image: every mask is an image of its own, which is embedded once.
+        # The decoder takes one mask prompt per image, so every mask is a batch entry with the same image embedding.
         count = len(chosen)
         one = isinstance(embeddings, Tensor)
         maps = [level.expand(count, *level.shape[1:]) for level in ([embeddings] if one else embeddings)]
         frame = inputs.get("reshaped_input_sizes")
-        known = [masks[i].astype(np.float32) if squares is None or squares[i] is None else squares[i] for i in chosen]
-        prompts = self._mask_prompts(known, LOW_RESOLUTION * maps[-1].shape[-1], frame)
+        given = list(squares) if squares is not None else [None] * len(masks)
+        prompted = [masks[i].astype(np.float32) if (square := given[i]) is None else square for i in chosen]
+        prompts = self._mask_prompts(prompted, PROMPT_SIDE * maps[-1].shape[-1], frame)
         output = self.model(
             image_embeddings=maps[0] if one else maps,
             input_points=inputs["input_points"][0][:, None].to(device, dtype),
             input_labels=inputs["input_labels"][0][:, None].to(device),
             input_boxes=inputs["input_boxes"][0][:, None].to(device, dtype),
             input_masks=prompts.to(device, dtype),
-            multimask_output=False,  # several answers are for prompts that leave open what is meant
+            multimask_output=False,  # several masks are for ambiguous prompts
         )
         sizes = [[list(size)] * count, *([] if frame is None else [frame.tolist() * count])]
         found = self.processor.post_process_masks(list(output.pred_masks[:, 0].float().cpu()[:, None]), *sizes)
@@ -143,32 +144,33 @@ class SamRefiner:
         return refined
 
     def _mask_prompts(self, squares: Sequence[np.ndarray], side: int, frame: Tensor | None) -> Tensor:
-        """Logits (n, 1, side, side) of masks; `frame`: (h, w) of the image within SAM's padded one, None for SAM 2."""
-        covered = (side, side) if frame is None else self._covered(frame[0].tolist(), side)
+        """Logits (n, 1, side, side) of masks; `frame` is (h, w) of the image within SAM's padding, None for SAM 2."""
+        covered = (side, side) if frame is None else self._covered_size(frame[0].tolist(), side)
         prompts = torch.full((len(squares), 1, side, side), -MAX_LOGIT)
         logits = np.stack([make_prompt_logits(square, covered) for square in squares])
         prompts[:, 0, : covered[0], : covered[1]] = torch.from_numpy(logits)
         return prompts
 
-    def _covered(self, frame: Sequence[int], side: int) -> tuple[int, int]:
-        """(h, w) of the part of a mask prompt that the image covers; SAM pads images to a square, SAM 2 stretches."""
+    def _covered_size(self, frame: Sequence[int], side: int) -> tuple[int, int]:
+        """(h, w) of the part of a mask prompt that the image covers: SAM pads images to a square, SAM 2 stretches."""
         full = self.model.config.vision_config.image_size
-        return tuple(max(1, round(side * length / full)) for length in frame)
+        h, w = (max(1, round(side * length / full)) for length in frame)
+        return h, w
 
 
 def sample_inner_points(mask: np.ndarray, count: int = NUM_POINTS) -> np.ndarray:
-    """Points well inside a mask, spread over it.
+    """Choose points well inside a mask, spread over it.
 
-    The first is the pixel furthest from the mask's border, each further one the same in what is left of the mask when
-    the discs around earlier ones are taken away.
+    The first point is the pixel furthest from the mask's border. Then the largest disc around it that fits into the
+    mask is removed, and the next point is chosen in what remains.
 
     Args:
         mask: bool (h, w) with some foreground.
-        count: number of points; a mask too small for them has its last point several times.
+        count: number of points; a mask too small for them repeats its last point.
     Returns:
         float64 (count, 2): x, y in pixels.
     """
-    # A frame of background, so that the image's border counts as the mask's.
+    # Padding with background makes the image's border a border of the mask.
     left = np.pad(mask, 1)
     points: list[tuple[int, int]] = []
     rows, columns = np.ogrid[: left.shape[0], : left.shape[1]]
@@ -185,7 +187,7 @@ def sample_inner_points(mask: np.ndarray, count: int = NUM_POINTS) -> np.ndarray
 
 
 def make_prompt_logits(probabilities: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Logits of mask probabilities (s, s), stretched to (h, w): float32 in [-10, 10]."""
+    """Mask probabilities (s, s) as logits, stretched to (h, w): float32 in [-10, 10]."""
     h, w = size
     stretched = np.asarray(
         Image.fromarray(np.ascontiguousarray(probabilities, np.float32)).resize((w, h), Image.Resampling.BILINEAR)
@@ -196,13 +198,13 @@ def make_prompt_logits(probabilities: np.ndarray, size: tuple[int, int]) -> np.n
 
 
 def choose_zoom_window(mask: np.ndarray, margin: float = ZOOM_MARGIN) -> tuple[int, int, int, int] | None:
-    """The part of the image to look at again.
+    """Choose the crop of the image for a second question about a mask.
 
     Args:
         mask: bool (h, w).
-        margin: room around the mask's box, in sides of it.
+        margin: context around the mask's box on every side, as a share of the box's side.
     Returns:
-        x1, y1, x2, y2 in pixels, x2 and y2 exclusive; None for an empty mask and for one that fills the image already.
+        x1, y1, x2, y2 in pixels, x2 and y2 exclusive; None if the mask is empty or the crop would be nearly the image.
     """
     h, w = mask.shape
     x1, y1, x2, y2 = mask_bbox(mask)
@@ -211,25 +213,26 @@ def choose_zoom_window(mask: np.ndarray, margin: float = ZOOM_MARGIN) -> tuple[i
     dx, dy = round(margin * (x2 - x1)), round(margin * (y2 - y1))
     window = max(0, x1 - dx), max(0, y1 - dy), min(w, x2 + dx), min(h, y2 + dy)
     share = (window[2] - window[0]) * (window[3] - window[1]) / (h * w)
-    return None if share > ZOOM_LEAST_SHARE else window
+    return None if share > ZOOM_MAX_SHARE else window
 
 
 def choose_zoomed_mask(
     mask: np.ndarray, window: tuple[int, int, int, int], found: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, int] | None:
-    """The mask that a second look at a window gives.
+    """Choose the mask, among those predicted for a crop, that shows the same object as the first mask.
 
     Args:
-        mask: bool (h, w), of the first look.
-        window: x1, y1, x2, y2 as `choose_zoom_window` says.
-        found: masks of the second look, bool, of the window's size.
+        mask: bool (h, w), predicted for the whole image.
+        window: the crop, x1, y1, x2, y2 as returned by `choose_zoom_window`.
+        found: masks predicted for the crop, bool, of its size.
     Returns:
-        The one of `found` that is most like the first mask, bool (h, w), and its index; None if none is at all.
+        The mask with the highest IoU with the first one, as bool (h, w), and its index in `found`; None if no IoU
+        reaches 0.3.
     """
     x1, y1, x2, y2 = window
     inside = mask[y1:y2, x1:x2]
     ious = [mask_iou(inside, candidate) if candidate.any() else 0.0 for candidate in found]
-    if not ious or max(ious) < ZOOM_LEAST_IOU:
+    if not ious or max(ious) < ZOOM_MIN_IOU:
         return None
     best = int(np.argmax(ious))
     refined = np.zeros_like(mask)

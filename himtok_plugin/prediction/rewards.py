@@ -1,9 +1,8 @@
-"""What an answer's masks are worth in reinforcement learning: true IoU, legal text, number of masks, no-target answers.
+"""Rewards of answers with masks for reinforcement learning: IoU, legal mask text, number of masks, no-target answers.
 
-Purpose: the rewards of `swift rlhf --rlhf_type grpo`, and of whoever else learns from sampled answers.
-Contract: text in, one number in [0, 1] per answer out. The text alone decides three of the rewards; `MaskIoUReward`
-decodes the codes as written, with the de-tokenizer on the device that it is on, all answers together. Neither images
-nor SAM are needed. Does not know ms-swift and how answers are sampled.
+Contract: each reward takes answers as text and returns one number in [0, 1] per answer. Three rewards depend on the
+text alone. `MaskIoUReward` decodes the codes of all answers together, on the mask tokenizer's device; it needs neither
+images nor SAM.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from himtok_plugin.metrics.matching import matched_ious
 
 from .predictor import MAX_BATCH
 
-PREFIX_WEIGHT = 0.25  # share of the IoU reward that coarse prefixes earn; a choice, not the paper's
+PREFIX_WEIGHT = 0.25  # share of the IoU reward for coarse prefixes; chosen here, not in the paper
 
 
 def mask_format_reward(text: str, codebook_size: int | None = None, num_mask_tokens: int | None = None) -> float:
-    """1 if every mask in the answer is written to its end and legal, else 0; an answer without a mask is legal.
+    """1 if every mask in the answer is complete and legal, else 0; an answer without a mask is legal.
 
     Args:
         text: the answer.
-        codebook_size, num_mask_tokens: v and k of the mask tokenizer; None accepts any codes, and the most tokens that
-            there are.
+        codebook_size: v of the mask tokenizer; None accepts any code.
+        num_mask_tokens: k of the mask tokenizer; None accepts the largest k of any mask tokenizer.
     """
-    spans = _spans(text, codebook_size, num_mask_tokens)
+    spans = _find_spans(text, codebook_size, num_mask_tokens)
     outside, last = [], 0
     for span in spans:
         outside.append(text[last : span.start])
@@ -43,38 +42,40 @@ def mask_format_reward(text: str, codebook_size: int | None = None, num_mask_tok
 
 
 def mask_count_reward(text: str, true: int) -> float:
-    """How near the number of masks in the answer comes to the true one: their ratio, the smaller over the larger.
+    """Ratio of the number of masks in the answer and the true number, the smaller over the larger; 1 if both are 0.
 
     Args:
         text: the answer.
-        true: number of true masks; 1.0 if both are 0.
+        true: number of true masks.
     """
-    answered = len(_answered(text, None, None))
+    answered = len(_find_decodable(text, None, None))
     return min(answered, true) / max(answered, true) if max(answered, true) else 1.0
 
 
 def no_target_reward(text: str, has_target: bool) -> float:
-    """1 if the answer has a mask exactly where there is a target, else 0: the mean of N-acc and T-acc, so to speak.
+    """1 if the answer has a mask when there is a target, or none when there is no target; else 0.
 
     Args:
         text: the answer.
-        has_target: whether a true mask has any foreground.
+        has_target: whether any true mask has foreground.
     """
-    return float(bool(_answered(text, None, None)) == has_target)
+    return float(bool(_find_decodable(text, None, None)) == has_target)
 
 
 class MaskIoUReward:
-    """IoU of the masks that answers spell with the true ones, with partial credit for coarse prefixes.
+    """IoU between the masks of an answer and the true masks, with partial credit for coarse prefixes.
 
-    A mask is written coarse to fine, so one whose first tokens are right is on its way: a share of the reward is the
-    mean IoU of what prefixes of 1, 2, 4, … tokens decode to. Several masks are matched with the true ones by the
-    largest sum of IoU; one too many or too few counts as an IoU of 0. Without a target an answer without a mask earns
-    1, any mask 0.
+    Mask tokens are ordered coarse to fine, so a mask whose first tokens are right is partly right: a share of the
+    reward is the mean IoU of the masks decoded from the first 1, 2, 4, … tokens. Several masks are matched with the
+    true masks by the largest sum of IoU; every surplus or missing mask counts as an IoU of 0. If there is no target,
+    the reward is 1 without a mask and 0 with any.
 
     Args:
-        mask_tokenizer: decodes, on the device and in the dtype it has; it is used in evaluation mode.
-        prefix_weight: share of the prefixes, in [0, 1]; 0 makes the reward the IoU itself.
+        mask_tokenizer: decodes on its own device and in its own dtype, in evaluation mode.
+        prefix_weight: share of the prefixes, in [0, 1]; 0: the reward is the IoU.
         threshold: probability from which a pixel is foreground.
+    Raises:
+        ValueError: `prefix_weight` out of range.
     """
 
     def __init__(
@@ -88,16 +89,16 @@ class MaskIoUReward:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str], targets: Sequence[Sequence[np.ndarray]]) -> list[float]:
-        """Rewards of answers.
+        """Compute the rewards of answers.
 
         Args:
             texts: n answers.
-            targets: the true masks of each, bool (h, w); none, or only empty ones, where there is no target.
+            targets: for each answer the true masks, bool (h, w); none, or only empty ones, if there is no target.
         Returns:
-            n numbers in [0, 1].
+            n rewards in [0, 1].
         """
         config = self.mask_tokenizer.config
-        answers = [_answered(text, config.codebook_size, config.num_mask_tokens) for text in texts]
+        answers = [_find_decodable(text, config.codebook_size, config.num_mask_tokens) for text in texts]
         true = [[mask for mask in masks if mask.any()] for masks in targets]
         wanted = {
             tuple(span.codes[:n])
@@ -110,7 +111,7 @@ class MaskIoUReward:
         return [self._reward(spans, masks, squares) for spans, masks in zip(answers, true, strict=True)]
 
     def _lengths(self, span: MaskSpan) -> list[int]:
-        """Numbers of tokens that are decoded: all of them last, powers of two before."""
+        """Prefix lengths to decode: powers of two, then the whole mask."""
         total = len(span.codes)
         prefixes = [1 << i for i in range(total.bit_length()) if 1 << i < total] if self.prefix_weight else []
         return [*prefixes, total]
@@ -130,7 +131,7 @@ class MaskIoUReward:
 
         lengths = [self._lengths(span) for span in spans]
         whole = mean_iou([n[-1] for n in lengths])
-        # A mask that ends before the others keeps its last prefix: it says no more than that.
+        # A mask with fewer tokens than the others is compared at its longest prefix on the remaining levels.
         levels = max(len(n) for n in lengths) - 1
         if not levels:
             return whole
@@ -138,7 +139,7 @@ class MaskIoUReward:
         return (1 - self.prefix_weight) * whole + self.prefix_weight * float(np.mean(prefixes))
 
     def _decode(self, codes: list[tuple[int, ...]]) -> dict[tuple[int, ...], np.ndarray]:
-        """float32 (s, s) of each; those of one length share a batch."""
+        """Decode to float32 (s, s) each; codes of the same length share a batch."""
         groups: dict[int, list[tuple[int, ...]]] = defaultdict(list)
         for each in codes:
             groups[len(each)].append(each)
@@ -156,11 +157,11 @@ class MaskIoUReward:
         return squares
 
 
-def _spans(text: str, codebook_size: int | None, num_mask_tokens: int | None) -> list[MaskSpan]:
+def _find_spans(text: str, codebook_size: int | None, num_mask_tokens: int | None) -> list[MaskSpan]:
     limits: dict[str, Any] = {} if num_mask_tokens is None else {"max_tokens": num_mask_tokens}
     return text_to_codes(text, codebook_size, **limits)
 
 
-def _answered(text: str, codebook_size: int | None, num_mask_tokens: int | None) -> list[MaskSpan]:
-    """The masks of an answer that can be decoded: those with at least one code."""
-    return [span for span in _spans(text, codebook_size, num_mask_tokens) if span.codes]
+def _find_decodable(text: str, codebook_size: int | None, num_mask_tokens: int | None) -> list[MaskSpan]:
+    """The masks of an answer that can be decoded, that is with at least one code."""
+    return [span for span in _find_spans(text, codebook_size, num_mask_tokens) if span.codes]

@@ -1,8 +1,8 @@
-"""What a segmenting LMM answered, in the forms that people use: arrays, boxes, a picture, COCO annotations.
+"""The answer of a segmenting LMM as arrays, boxes, a picture or COCO annotations.
 
-Contract: `SegmentationResult` holds one answer. It is made from predicted masks (`of`) or from a row of a result file
-(`from_row`), so results of a running model and of one that ran elsewhere are used alike. An answer without a mask has
-no masks: arrays of length 0, never a black mask. This module does not know models, tokenizers, torch and ms-swift.
+Contract: `SegmentationResult` holds one answer. `from_masks` makes it from predicted masks, `from_row` from a line of a
+result file, so answers of a loaded model and of an earlier run have the same form. An answer without a mask has arrays
+of length 0, never a black mask. Needs neither torch nor a model.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class SegmentationResult:
         scores: float64 (n,) in [0, 1], the confidence in each mask; NaN where the engine recorded no probabilities.
         complete: bool (n,), False for a mask whose text is cut or malformed.
         codes: the codes of each mask.
-        image: the image that was asked about, if it is at hand.
-        row: the question as a dataset row with the answer as its last message: what a further turn builds on.
-        box_side: what the image's sides count in boxes that the answer writes; None where the template decides that by
-            the size that it gives the image.
+        image: the image of the question; None if the result was made without it.
+        row: the question as a dataset row with the answer as its last message; a further turn continues it.
+        box_side: side of the image in the coordinates of boxes that the answer writes as text; None if the template
+            writes pixels of the resized image.
     """
 
     text: str
@@ -48,7 +48,7 @@ class SegmentationResult:
     box_side: int | None = NORMALIZED_SIDE
 
     @classmethod
-    def of(
+    def from_masks(
         cls,
         text: str,
         predicted: Sequence[PredictedMask],
@@ -57,11 +57,11 @@ class SegmentationResult:
         row: Mapping[str, Any] | None = None,
         box_side: int | None = NORMALIZED_SIDE,
     ) -> SegmentationResult:
-        """Result of predicted masks.
+        """Make a result from predicted masks.
 
         Args:
             text: the answer.
-            predicted: its masks, bool (h, w) each.
+            predicted: its masks.
             size: (h, w) of the image.
             image, row, box_side: see the class.
         """
@@ -81,14 +81,14 @@ class SegmentationResult:
     def from_row(
         cls, row: Mapping[str, Any], size: tuple[int, int] | None = None, image: Image.Image | None = None
     ) -> SegmentationResult:
-        """Result of a row that `swift infer --plugin himtok` wrote.
+        """Make a result from a line that `swift infer --plugin himtok` wrote.
 
         Args:
-            row: with `response` and `masks`.
+            row: the parsed line, with `response` and `masks`.
             size: (h, w) of the image; needed for an answer without masks unless `image` is given.
-            image: the image itself.
+            image: the image of the question.
         Raises:
-            ValueError: no such row, or masks that cannot be read.
+            ValueError: not a result, or its masks cannot be read.
         """
         entries = row.get("masks")
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
@@ -129,13 +129,13 @@ class SegmentationResult:
 
     @property
     def text_boxes(self) -> np.ndarray:
-        """float64 (m, 4): boxes that the answer writes as numbers, x1, y1, x2, y2 in pixels; what "mask to box" asks.
+        """float64 (m, 4): x1, y1, x2, y2 in pixels of the boxes that the answer writes as text ("mask to box" tasks).
 
-        Read are `(x1,y1),(x2,y2)` and `[x1, y1, x2, y2]`, which is how ms-swift's templates write a `<bbox>`; see
-        `box_metrics.boxes_in_text`.
+        The formats are `(x1,y1),(x2,y2)` and `[x1, y1, x2, y2]`, in which ms-swift's templates write a `<bbox>`; see
+        `metrics.boxes.boxes_in_text`.
 
         Raises:
-            ValueError: the template writes pixels of the image as it resized it (`norm_bbox` is none, Qwen2.5-VL).
+            ValueError: the template writes pixels of the resized image (`norm_bbox` is none, as in Qwen2.5-VL).
         """
         if self.box_side is None:
             raise ValueError("box_side is None: expected a template that writes boxes in thousandths of the image")
@@ -148,30 +148,30 @@ class SegmentationResult:
         return list(self.row.get("messages") or [])
 
     def overlay(self, image: Image.Image | np.ndarray | None = None, alpha: float = 0.5) -> Image.Image:
-        """The image with every mask tinted and outlined.
+        """Draw the image with every mask tinted and outlined.
 
         Args:
-            image: by default the one that was asked about.
+            image: by default the image of the question.
             alpha: strength of the tint in [0, 1].
         Raises:
-            ValueError: there is no image, or it has another size than the masks.
+            ValueError: there is no image, or its size differs from the masks'.
         """
         from himtok_plugin.masks.drawing import overlay
 
         image = self.image if image is None else image
         if image is None:
-            raise ValueError("image is None: expected the image, this result was made without it")
+            raise ValueError("image is None: this result was made without its image, pass it to overlay()")
         return overlay(image, self.masks, alpha)
 
     def to_coco(self, image_id: int = 0, category_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:
-        """One COCO annotation per mask, ready for JSON.
+        """Convert to one COCO annotation per mask, serializable as JSON.
 
         Args:
-            image_id, category_id: written as they are.
-            first_id: `id` of the first annotation, further ones count on.
+            image_id, category_id: the annotations' values.
+            first_id: `id` of the first annotation; the next ones follow.
         Returns:
             Dictionaries with id, image_id, category_id, segmentation (compressed RLE), bbox [x, y, width, height], area
-            in pixels, iscrowd 0, and score where there is one.
+            in pixels, iscrowd 0, and score if the mask has one.
         """
         annotations = []
         for i, (mask, (x1, y1, x2, y2)) in enumerate(zip(self.masks, self.boxes.tolist(), strict=True)):

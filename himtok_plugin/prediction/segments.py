@@ -1,6 +1,6 @@
-"""A predicted mask as clients get it: everything about one segment in one JSON object.
+"""Predicted masks as JSON objects for clients of a server: RLE, polygon, box, score, codes and label.
 
-Contract: `make_segments` turns an answer's masks into such objects, in order of appearance. Does not know servers.
+Contract: `make_segments` returns one object per mask of an answer, in order of appearance.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from himtok_plugin.masks.sources import mask_bbox, to_rle
 from .predictor import PredictedMask
 
 _LONGEST_LABEL = 200  # characters; also bounds the search
-# What is referred to, as bases that know grounding write it (InternVL, Qwen), just before the mask.
+# The phrase before a mask, as base models with grounding write it (InternVL, Qwen).
 _REFERENCE = re.compile(r"(?:<ref>|<\|object_ref_start\|>)([^<>]+)(?:</ref>|<\|object_ref_end\|>)\s*:?\s*$")
 _BEFORE_COLON = re.compile(r"([^\n:<>]+):\s*$")  # "left: <mask>, right: <mask>"
 _SENTENCE_END = re.compile(r"[.;!?]\s+")
@@ -22,11 +22,11 @@ _JOINING = re.compile(r"^(?:[\s,;.]|and\s)+")
 
 
 def segment_to_dict(mask: PredictedMask, label: str | None = None) -> dict[str, Any]:
-    """JSON form of one segment.
+    """Convert a mask to a JSON object.
 
     Returns:
-        size [h, w] and counts (COCO RLE), polygon (`outlines.mask_polygons`), bbox [x1, y1, x2, y2] in pixels, x2 and
-        y2 exclusive, zeros for an empty mask, score (certainty or expected IoU, or None), codes, label, complete.
+        size [h, w] and counts (COCO RLE); polygon, see `masks.polygons.mask_polygons`; bbox [x1, y1, x2, y2] in pixels,
+        x2 and y2 exclusive, zeros for an empty mask; score, codes and complete, see `PredictedMask`; label.
     """
     return {
         **to_rle(mask.mask),
@@ -40,21 +40,21 @@ def segment_to_dict(mask: PredictedMask, label: str | None = None) -> dict[str, 
 
 
 def make_segments(text: str, masks: list[PredictedMask]) -> list[dict[str, Any]]:
-    """Segments of an answer.
+    """Convert the masks of an answer, each with the label that the text before it has.
 
     Args:
         text: the answer.
-        masks: its masks, with their places in it.
+        masks: its masks, in order; `start` and `end` are their places in the text.
     """
     ends = [0, *(mask.end for mask in masks)]
     return [segment_to_dict(mask, find_label(text[end : mask.start])) for end, mask in zip(ends, masks, strict=False)]
 
 
 def find_label(text: str) -> str | None:
-    """What the text says the mask after it shows: `<ref>label</ref>` or `label:` at its end, None where neither is.
+    """Find the label of a mask: `<ref>label</ref>` or `label:` just before it, else None.
 
     Args:
-        text: an answer from the end of the mask before to the start of this one.
+        text: the answer from the end of the previous mask to the start of this one.
     """
     text = text[-_LONGEST_LABEL:]
     found = _REFERENCE.search(text)

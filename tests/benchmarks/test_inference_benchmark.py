@@ -55,7 +55,7 @@ def test_the_first_run_does_not_count():
         ({"devices": ("abacus",)}, "device: got 'abacus'"),
     ],
 )
-def test_settings_that_cannot_be_run_are_refused(fields, message):
+def test_settings_that_cannot_be_run_are_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
         InferenceBenchmark(**fields)
 
@@ -77,7 +77,7 @@ def test_command_prints_a_table(capsys):
     assert not stop.value.code and "masks/s" in out and "decode soft" in out
 
 
-def test_command_refuses_a_folder_that_is_not_there(capsys, tmp_path):
+def test_command_rejects_a_folder_that_is_not_there(capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         cli.main(["bench", "infer", "--checkpoint", str(tmp_path / "nothing")])
     assert stop.value.code == 2 and "expected the folder of a checkpoint" in capsys.readouterr().err

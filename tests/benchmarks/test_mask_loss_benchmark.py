@@ -112,12 +112,12 @@ def test_the_result_holds_settings_both_implementations_and_both_ratios():
         ({"device": "abacus"}, "device: got 'abacus'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(fields, message):
+def test_settings_that_cannot_be_are_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
         measure_mask_loss(LossBenchmark(**{**SMALL, **fields}))
 
 
-def test_what_does_not_fit_into_memory_is_refused_before_it_is_tried():
+def test_what_does_not_fit_into_memory_is_rejected_before_it_is_tried():
     with pytest.raises(ValueError, match="needs about .* GiB on cpu"):
         measure_mask_loss(LossBenchmark(batch=10_000, length=100_000, device="cpu"))
 

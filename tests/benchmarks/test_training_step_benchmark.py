@@ -96,12 +96,12 @@ def test_sizes_are_what_they_are_called():
         ({"peak_tflops": 0.0}, "peak_tflops: got 0.0, expected a number > 0"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(fields, message):
+def test_settings_that_cannot_be_are_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
         StepBenchmark(**{**SMALL, **fields})
 
 
-def test_what_does_not_fit_into_memory_is_refused_before_it_is_tried():
+def test_what_does_not_fit_into_memory_is_rejected_before_it_is_tried():
     with pytest.raises(ValueError, match="lmm='2b': a step needs about .* GiB on cpu"):
         TrainingStep(StepBenchmark(batch=10_000, device="cpu"))
 

@@ -1,43 +1,17 @@
-"""run_comparison.py: differences and intervals against a bootstrap written out, and the page of rows that differ."""
+"""`compare_results`: differences, and intervals beside a bootstrap that is written out here."""
 
 import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from tiny_results import first_pixels, write_scored_run, write_two_runs
 
 from himtok_plugin.evaluation.comparison import compare_results
-from himtok_plugin.evaluation.comparison_page import write_comparison_page
-from himtok_plugin.evaluation.protocols import find_protocol
-from himtok_plugin.masks.sources import to_rle
-
-SIZE = (10, 10)
-
-
-def square(pixels):
-    mask = np.zeros(SIZE, bool)
-    mask.T.flat[:pixels] = True
-    return to_rle(mask)
-
-
-def write(path, ious, **columns):
-    """Rows of 100 true pixels each with so many found; two rows per image."""
-    rows = []
-    for i, iou in enumerate(ious):
-        row = {"row": i + 1, "images": [f"{i // 2}.png"], "messages": [{"role": "user", "content": f"<image>Row {i}?"}]}
-        found = [square(round(100 * iou))] if iou else []
-        rows.append({**row, "response": "It is <b>", "masks": found, "target_masks": [square(100)], **columns})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
 def results(tmp_path):
-    rng = np.random.default_rng(0)
-    base = rng.integers(20, 80, 40) / 100
-    better = np.clip(base + rng.integers(0, 12, 40) / 100, 0, 1)
-    better[3] = 0.0  # one row fell
-    return write(tmp_path / "a.jsonl", base), write(tmp_path / "b.jsonl", better), base, better
+    return write_two_runs(tmp_path)
 
 
 def test_differences_are_those_of_the_means_and_their_interval_that_of_a_bootstrap_of_images(results):
@@ -87,7 +61,7 @@ def test_rows_that_ask_for_no_mask_are_passed_over(results):
     assert compare_results(a, b, resamples=20) == before
 
 
-def test_other_rows_are_refused(results, tmp_path):
+def test_other_rows_are_rejected(results, tmp_path):
     a, b, base, _ = results
     lines = b.read_text().splitlines()
     fewer = tmp_path / "fewer.jsonl"
@@ -101,32 +75,6 @@ def test_other_rows_are_refused(results, tmp_path):
     with pytest.raises(ValueError, match="is the second of number 1"):
         compare_results(a, twice)
     with pytest.raises(ValueError, match="true pixels: expected"):
-        compare_results(a, write(tmp_path / "c.jsonl", base, target_masks=[square(50)]))
+        compare_results(a, write_scored_run(tmp_path / "c.jsonl", base, target_masks=[first_pixels(50)]))
     with pytest.raises(ValueError, match="resamples: got 0"):
         compare_results(a, b, resamples=0)
-
-
-def test_the_page_shows_what_fell_and_rose_as_pictures_and_escapes_text(results, tmp_path):
-    a, b, *_ = results
-    Image.new("RGB", (10, 10), "red").save(tmp_path / "1.png")
-    lines = [json.loads(line) for line in a.read_text().splitlines()]
-    for row in lines:
-        row["images"] = [str(tmp_path / row["images"][0])]
-    a.write_text("".join(json.dumps(row) + "\n" for row in lines))
-    compared = compare_results(a, b, find_protocol("lisa"), resamples=20)
-    write_comparison_page(tmp_path / "page.html", a, b, compared, shown=3)
-    page = (tmp_path / "page.html").read_text()
-    assert "b is worse: 1 rows" in page and "b is better: 3 rows" in page
-    assert "row 4: &lt;image&gt;Row 3?" in page and "It is &lt;b&gt;" in page and "It is <b>" not in page
-    assert page.count("data:image/jpeg;base64,") == 4 * 4 and "Protocol lisa" in page
-
-
-def test_eval_compares_two_files(results, tmp_path, himtok):
-    a, b, *_ = results
-    status, out, _ = himtok("eval", "--compare", a, b, "--html", tmp_path / "page.html", "--protocol", "per-sentence")
-    assert status == 0 and "gIoU" in out and "protocol: per-sentence" in out and "row 4: IoU" in out
-    assert (tmp_path / "page.html").exists()
-    status, out, _ = himtok("eval", "--compare", a, b, "--json", "-")
-    content = json.loads(out)
-    assert status == 0 and content["rows"] == 40 and content["fell"][0]["key"] == 4
-    assert len(content["metrics"]["gIoU"]["difference"]) == 2

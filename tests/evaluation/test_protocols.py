@@ -80,13 +80,13 @@ def test_reason_seg_asks_the_first_text_as_far_as_rows_tell(protocol):
         find_protocol(protocol).check_question(joined_question(texts), texts)
 
 
-def test_names_lead_to_protocols_and_another_is_refused():
+def test_names_lead_to_protocols_and_another_is_rejected():
     assert all(find_protocol(name).name == name and protocol.summary for name, protocol in PROTOCOLS.items())
     with pytest.raises(ValueError, match="protocol: got 'lisaa', expected one of plain, per-sentence"):
         find_protocol("lisaa")
 
 
-def test_masks_of_another_size_are_refused():
+def test_masks_of_another_size_are_rejected():
     with pytest.raises(ValueError, match="expected"):
         Protocol("x", "").overlap([Runs.empty((4, 5))], [Runs.empty((5, 4))], [], (5, 4))
 

@@ -97,7 +97,7 @@ def test_soft_masks_can_be_resized_as_in_the_paper_s_code(tokenizer):
     assert not np.array_equal(mask.mask, from_square(square, SIZE))
 
 
-def test_unknown_decoding_is_refused(tokenizer):
+def test_unknown_decoding_is_rejected(tokenizer):
     with pytest.raises(ValueError, match="decoding='medium'"):
         MaskPredictor(tokenizer, "medium")
 
@@ -121,8 +121,8 @@ def test_batch_of_mixed_lengths_sizes_and_kinds_equals_one_by_one(tokenizer):
     assert two[together[0][1].start : together[0][1].end] == codes_to_text(CODES)
 
 
-def test_probabilities_of_another_text_are_refused(tokenizer):
-    with pytest.raises(ValueError, match="probabilities of 3 codes for a text with 4"):
+def test_probabilities_of_another_text_are_rejected(tokenizer):
+    with pytest.raises(ValueError, match="probabilities: got those of 3 codes, expected 4 as in the text"):
         MaskPredictor(tokenizer)([Answer(codes_to_text(CODES), SIZE, probabilities_of(3))])
 
 
@@ -161,14 +161,14 @@ def test_words_within_a_mask_are_not_taken_for_nothing(tokenizer, words):
 
 
 @pytest.mark.parametrize("ids", [[1.5], [[1, 2]], [True], torch.tensor(3), ["<|mt_1|>"]])
-def test_ids_that_are_no_row_of_integers_are_refused(words, ids):
+def test_ids_that_are_no_row_of_integers_are_rejected(words, ids):
     with pytest.raises(ValueError, match=r"ids is .*: expected integers \(n,\)"):
         Answer.from_ids(ids, MaskVocabulary.of(words, 12), SIZE)
 
 
-def test_a_text_tokenizer_of_another_vocabulary_is_refused(words):
+def test_a_text_tokenizer_of_another_vocabulary_is_rejected(words):
     moved = MaskVocabulary(start_id=1, end_id=2, first_code_id=3, codebook_size=12)
-    with pytest.raises(ValueError, match=r"tokenizer writes the codes \[\] for ids of \[4\]"):
+    with pytest.raises(ValueError, match=r"tokenizer: it decodes the ids to the codes \[\], expected \[4\]"):
         Answer.from_ids([1, 7, 2], moved, SIZE, tokenizer=words)
 
 

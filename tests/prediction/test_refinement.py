@@ -9,10 +9,10 @@ from PIL import Image
 from himtok_plugin.prediction.refinement import (
     SAM_KINDS,
     SamRefiner,
-    sample_inner_points,
-    make_prompt_logits,
     choose_zoom_window,
     choose_zoomed_mask,
+    make_prompt_logits,
+    sample_inner_points,
 )
 
 SIDE, WIDTH = 64, 32  # of the models' square, and of all their layers
@@ -212,12 +212,12 @@ def test_mask_that_the_model_sees_nothing_in_stays(refiner, image, monkeypatch):
     assert np.array_equal(refiner(image, [LEFT])[0], LEFT)
 
 
-def test_masks_of_another_size_are_refused(image):
+def test_masks_of_another_size_are_rejected(image):
     with pytest.raises(ValueError, match=r"masks\[0\] has size \(3, 3\)"):
         SamRefiner(None, None)(image, [np.ones((3, 3), bool)])
 
 
-def test_unknown_kinds_and_missing_weights_are_refused(tmp_path):
+def test_unknown_kinds_and_missing_weights_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="refiner: got 'sam9'"):
         SamRefiner.from_pretrained("sam9")
     with pytest.raises(ValueError, match="refiner_model: got .*expected weights of SamModel"):

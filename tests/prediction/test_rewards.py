@@ -61,7 +61,12 @@ def test_count_is_the_ratio_of_the_numbers_of_masks(text, true, reward):
 
 
 def test_no_target_asks_for_a_mask_exactly_where_there_is_a_target():
-    assert [no_target_reward(text, target) for text in ("none", FIRST) for target in (False, True)] == [1.0, 0.0, 0.0, 1.0]
+    assert [no_target_reward(text, target) for text in ("none", FIRST) for target in (False, True)] == [
+        1.0,
+        0.0,
+        0.0,
+        1.0,
+    ]
 
 
 def test_iou_is_the_true_one_of_what_the_codes_decode_to(tokenizer, decoded):
@@ -129,6 +134,6 @@ def test_a_mask_tokenizer_in_training_stays_in_training(tokenizer, decoded):
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.5])
-def test_a_share_outside_0_to_1_is_refused(tokenizer, weight):
+def test_a_share_outside_0_to_1_is_rejected(tokenizer, weight):
     with pytest.raises(ValueError, match="prefix_weight: got"):
         MaskIoUReward(tokenizer, weight)

@@ -91,6 +91,6 @@ def test_row_without_masks_needs_a_size():
         SegmentationResult.from_row(row)
 
 
-def test_row_of_a_dataset_is_refused():
+def test_row_of_a_dataset_is_rejected():
     with pytest.raises(ValueError, match="masks is .*expected a list of RLE"):
         SegmentationResult.from_row({"masks": ["masks/0.png"]})

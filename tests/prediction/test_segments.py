@@ -8,7 +8,7 @@ import pytest
 from himtok_plugin.masks.polygons import polygons_to_mask
 from himtok_plugin.masks.sources import load_mask
 from himtok_plugin.prediction.predictor import PredictedMask
-from himtok_plugin.prediction.segments import find_label, segment_to_dict, make_segments
+from himtok_plugin.prediction.segments import find_label, make_segments, segment_to_dict
 
 MASK = np.zeros((6, 9), bool)
 MASK[1:3, 2:7] = True

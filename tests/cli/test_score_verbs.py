@@ -1,0 +1,139 @@
+"""`himtok eval`, `himtok protocols` and `himtok calibrate`: output, files and exit status."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_models import tiny_model
+from tiny_results import RESULTS, predicted_mask, write_results, write_scored_results, write_two_runs
+
+from himtok_plugin.evaluation.provenance import RunCard
+from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.prediction.calibration import Calibration
+
+
+def assert_rejected(result, message):
+    status, out, err = result
+    assert status == 2 and not out
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err, err
+
+
+def save_result(folder):
+    truth = np.zeros((4, 4), dtype=bool)
+    truth[:2] = True
+    row = {"masks": [{**to_rle(truth), "codes": [1], "score": 0.5, "complete": True}], "target_masks": [to_rle(truth)]}
+    path = folder / "out.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    return path
+
+
+def test_eval_prints_a_table_and_writes_json(himtok, tmp_path):
+    status, out, _ = himtok("eval", save_result(tmp_path), "--json", tmp_path / "scores.json")
+    assert status == 0
+    for name in ("cIoU", "gIoU", "P@0.5", "P@0.9", "N-acc", "T-acc", "boundary_F", "samples", "missing"):
+        assert name in out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["cIoU"] == 1.0 and scores["samples"] == 1 and scores["N-acc"] is None
+
+
+def test_eval_prints_json_alone_on_stdout(himtok, tmp_path):
+    status, out, _ = himtok("eval", save_result(tmp_path), "--json", "-")
+    assert status == 0 and json.loads(out)["gIoU"] == 1.0
+
+
+def test_eval_names_a_malformed_row(himtok, tmp_path):
+    path = save_result(tmp_path)
+    path.write_text(path.read_text() + "oops\n")
+    assert_rejected(himtok("eval", path), f"{path}: row 2: is not JSON")
+    assert_rejected(himtok("eval", tmp_path / "none.jsonl"), "No such file")
+    assert_rejected(himtok("eval", tmp_path), "directory")
+
+
+def test_a_least_score_of_masks_without_one_is_rejected(tmp_path, himtok):
+    path = write_results(
+        tmp_path / "out.jsonl", {**RESULTS[0], "masks": [{**predicted_mask(0), "score": None}]}, RESULTS[1]
+    )
+    status, out, _ = himtok("eval", path, "--no_boundary", "--json", "-")
+    assert status == 0 and json.loads(out)["samples"] == 2
+    status, _, err = himtok("eval", path, "--min_score", 0.3)
+    assert (
+        status == 2 and f"min_score: got 0.3, expected 0: no mask of {path} has a score" in err and err.count("\n") == 1
+    )
+
+
+def test_rows_that_are_not_scored_stand_in_table_and_json(tmp_path, himtok):
+    path = write_results(tmp_path / "out.jsonl", *RESULTS, {"masks": [], "response": "Yes"})
+    status, out, _ = himtok("eval", path, "--no_boundary")
+    assert status == 0 and "not_scored" in out and "ECE" in out
+    status, out, _ = himtok("eval", path, "--no_boundary", "--json", "-")
+    assert json.loads(out)["not_scored"] == 1
+
+
+def test_the_report_has_protocol_run_and_failures(tmp_path, himtok):
+    path = write_results(tmp_path / "out.jsonl", *RESULTS)
+    card = RunCard(["some/checkpoint"], "ab" * 16, 8, "soft", 0.5, refiner="none", seed=42, versions={"torch": "2"})
+    card.save(path)
+    status, out, _ = himtok("eval", path, "--protocol", "lisa", "--min_score", 0.1, "--report", tmp_path / "report")
+    assert status == 0 and "protocol: lisa: " in out and "bilinear resize" in out and "some/checkpoint" in out
+    text = (tmp_path / "report.md").read_text()
+    for expected in ("| cIoU | 0.2500 | lisa |", "| checkpoint hash | " + "ab" * 16, "| mask tokens | 8 |", "torch 2"):
+        assert expected in text
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["protocol"]["name"] == "lisa" and content["run"]["min_score"] == 0.1
+    assert content["per_class"]["b"] == 0.0 and content["failures"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol", "lissa"], "protocol: got 'lissa', expected one of plain"),
+        (["--compare"], "got 1 files, expected 2 with --compare"),
+        (["--html", "page.html"], "--html: got it without --compare"),
+        (["--seed", "1"], "--seed: got it without --compare, expected both"),
+        (["--threshold", "0.5"], "--threshold: got it without --resize, expected both"),
+        (["--mask_tokenizer", "default"], "--mask_tokenizer: got it without --resize, expected both"),
+        (["--compare", "out.jsonl", "--report", "r"], "--report: got it with --compare, which takes no notice of it"),
+        (["--compare", "out.jsonl", "--rows", "r"], "--rows: got it with --compare"),
+        (["--compare", "out.jsonl", "--resize", "nearest"], "--resize: got it with --compare"),
+        (["--compare", "out.jsonl", "--no_boundary"], "--[no_]boundary: got it with --compare"),
+        (["--resize", "nearest"], "--mask_tokenizer: got none with --resize"),
+        (["--resize", "cubic"], "--resize: got 'cubic', expected one of bilinear, nearest"),
+        (["--protocol", "all-sentences"], "row 1: question: got"),
+    ],
+)
+def test_bad_requests_are_one_line_and_status_2(tmp_path, himtok, arguments, message):
+    status, _, err = himtok("eval", write_results(tmp_path / "out.jsonl", *RESULTS), *arguments)
+    assert status == 2 and message in err and err.count("\n") == 1
+
+
+def test_protocols_are_listed(himtok):
+    status, out, _ = himtok("protocols")
+    assert status == 0 and all(name in out for name in ("per-sentence", "all-sentences", "lisa", "himtok", "grefcoco"))
+
+
+def test_eval_compares_two_files(tmp_path, himtok):
+    a, b, *_ = write_two_runs(tmp_path)
+    status, out, _ = himtok("eval", "--compare", a, b, "--html", tmp_path / "page.html", "--protocol", "per-sentence")
+    assert status == 0 and "gIoU" in out and "protocol: per-sentence" in out and "row 4: IoU" in out
+    assert (tmp_path / "page.html").exists()
+    status, out, _ = himtok("eval", "--compare", a, b, "--json", "-")
+    content = json.loads(out)
+    assert status == 0 and content["rows"] == 40 and content["fell"][0]["key"] == 4
+    assert len(content["metrics"]["gIoU"]["difference"]) == 2
+
+
+def test_calibrate_writes_the_calibration_beside_the_mask_tokenizer(tmp_path, himtok):
+    folder = tmp_path / "checkpoint" / "mask_tokenizer"
+    tiny_model().save_pretrained(folder)
+    path = write_scored_results(tmp_path)
+    status, out, err = himtok("calibrate", path, "--checkpoint", tmp_path / "checkpoint", "--json", "-")
+    assert status == 0, err
+    assert json.loads(out)["masks"] == 60
+    assert Calibration.load(folder) is not None
+
+
+@pytest.mark.parametrize("checkpoint", ["tokenizer", "nothing/x"])
+def test_calibrate_rejects_too_few_masks_and_a_missing_checkpoint_in_one_line(tmp_path, himtok, checkpoint):
+    path = write_scored_results(tmp_path, count=5)
+    tiny_model().save_pretrained(tmp_path / "tokenizer")
+    assert_rejected(himtok("calibrate", path, "--checkpoint", tmp_path / checkpoint), "error: ")
