@@ -1,1 +1,4 @@
-"""`himtok bench`: what the mask loss costs, how fast masks are generated, where a training step spends its time."""
+"""`himtok bench`: cost of the mask loss, speed of the mask tokenizer and of inference, cost of a training step.
+
+Does not import ms-swift. Weights are random unless a checkpoint is given: their values do not change the cost.
+"""

@@ -1,9 +1,8 @@
-"""How fast masks become codes, codes masks, and questions answers: masks per second and latency per batch.
+"""`himtok bench infer`: masks per second and latency of a mask tokenizer and of a segmenting LMM.
 
-Contract: `measure_inference` times a mask tokenizer's encode and decode, from tensors to tensors on its device, for
-every asked size, batch and device; and, given something that answers questions about images, that as well, from images
-in memory to masks at the image's size. Weights are random where no checkpoint is named: they cost the same time. Does
-not know LMMs and ms-swift: what answers is handed in.
+Contract: `measure_inference` times encoding and decoding of a mask tokenizer, from tensors to tensors on its device,
+for every size, batch and device. Given a function that answers questions about images, it also times that, from images
+in memory to masks of the image's size.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from himtok_plugin.data.generated.scenes import generate_scenes
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER
 from himtok_plugin.mask_tokenizer import SIZES, MaskTokenizer, build_mask_tokenizer
 
-from .mask_loss import measure_seconds, random_squares, resolve_device
+from .measuring import OnProgress, ignore_progress, measure_seconds, random_squares, resolve_device
 
 BATCHES = (1, 8, 32)
 SCENE_SEED = 7
-Ask = Callable[[list[Image.Image], list[str]], Sequence[Sequence[Any]]]  # images, questions -> masks of each answer
-OnTimed = Callable[[int, int], None]
+AnswerQuestions = Callable[[list[Image.Image], list[str]], Sequence[Sequence[Any]]]  # -> masks of each answer
 
 
 @dataclass(frozen=True)
 class InferenceBenchmark:
-    """What is measured.
+    """What to measure.
 
     Args:
         sizes: named sizes of the mask tokenizer.
-        batches: masks, or questions, at once.
-        devices: names of devices that torch knows.
-        repeats: timed runs of each, after one that is not; the median counts.
+        batches: numbers of masks, or of questions, at once.
+        devices: torch devices by name.
+        repeats: number of timed runs of each, after one warm-up; the median is reported.
+        seed: of the random weights.
 
     Raises:
         ValueError: a field is out of range, or a device cannot be used here.
@@ -49,7 +48,7 @@ class InferenceBenchmark:
     repeats: int = 5
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unknown = sorted(set(self.sizes) - SIZES.keys())
         if unknown:
             raise ValueError(f"sizes: got {unknown[0]!r}, expected some of {', '.join(SIZES)}")
@@ -61,7 +60,7 @@ class InferenceBenchmark:
 
 
 def default_devices() -> tuple[str, ...]:
-    """The CPU, and the GPU where there is one."""
+    """The CPU, and the GPU if there is one."""
     return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
@@ -72,11 +71,11 @@ class Timing:
     Attributes:
         part: `encode`, `decode` (codes), `decode soft` (code probabilities) or `end to end`.
         size: of the mask tokenizer; for `end to end` the checkpoint.
-        device: where it ran.
-        batch: masks or questions at once.
-        masks: masks that a batch gave.
-        seconds: median time of a batch, its latency.
-        slowest: the longest of the timed runs, in seconds.
+        device: device of the measurement.
+        batch: number of masks or questions at once.
+        masks: number of masks in the output of a batch.
+        seconds: latency: median time of a batch.
+        slowest: longest of the timed runs, in seconds.
     """
 
     part: str
@@ -97,17 +96,19 @@ class Timing:
 
 def measure_inference(
     settings: InferenceBenchmark,
-    ask: Ask | None = None,
+    ask: AnswerQuestions | None = None,
     checkpoint: str = "",
     device: str = "",
-    on_progress: OnTimed = lambda done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> list[Timing]:
-    """Measure.
+    """Measure every part, size, batch and device.
 
     Args:
-        ask: answers a batch of questions about 64 x 64 scenes; None leaves `end to end` out.
-        checkpoint, device: what `ask` is, for the table.
-        on_progress: called with measurements done and measurements in all.
+        settings: what to measure.
+        ask: answers a batch of questions about 64 x 64 scenes; without it there is no `end to end`.
+        checkpoint: name of the model behind `ask`, for the result.
+        device: its device.
+        on_progress: called with the measurements done and the measurements in all.
     """
     total = 3 * len(settings.sizes) * len(settings.devices) * len(settings.batches)
     total += len(settings.batches) if ask is not None else 0
@@ -123,7 +124,7 @@ def measure_inference(
             tokenizer = build_mask_tokenizer(size).to(name).eval()
             for batch in settings.batches:
                 for part, step in tokenizer_steps(tokenizer, batch).items():
-                    seconds = timed(step, settings.repeats, torch.device(name))
+                    seconds = time_runs(step, settings.repeats, torch.device(name))
                     add(Timing(part, size, name, batch, batch, statistics.median(seconds), max(seconds)))
             del tokenizer
     if ask is not None:
@@ -132,13 +133,15 @@ def measure_inference(
             images = [scene.image for scene in scenes]
             questions = [scene.messages[0]["content"].removeprefix(IMAGE_PLACEHOLDER) for scene in scenes]
             masks = sum(len(answer) for answer in ask(images, questions))
-            seconds = timed(partial(ask, images, questions), settings.repeats, torch.device(device or "cpu"), warm=True)
+            seconds = time_runs(
+                partial(ask, images, questions), settings.repeats, torch.device(device or "cpu"), warm=True
+            )
             add(Timing("end to end", checkpoint, device, batch, masks, statistics.median(seconds), max(seconds)))
     return timings
 
 
 def tokenizer_steps(tokenizer: MaskTokenizer, batch: int) -> dict[str, Callable[[], object]]:
-    """The parts of a mask tokenizer to time, on inputs that are on its device already."""
+    """The parts of a mask tokenizer to time, as functions of inputs that are already on its device."""
     config, device = tokenizer.config, tokenizer.device
     squares = random_squares(batch, config.image_size).to(device)
     codes = torch.randint(0, config.codebook_size, (batch, config.num_mask_tokens), device=device)
@@ -152,8 +155,8 @@ def tokenizer_steps(tokenizer: MaskTokenizer, batch: int) -> dict[str, Callable[
 
 
 @torch.inference_mode()
-def timed(step: Callable[[], object], repeats: int, device: torch.device, warm: bool = False) -> list[float]:
-    """Seconds of each of `repeats` runs, after one that warms up unless `warm`; waits for the device."""
+def time_runs(step: Callable[[], object], repeats: int, device: torch.device, warm: bool = False) -> list[float]:
+    """Run `step` repeatedly and return the seconds of each run; without `warm` there is one warm-up run before."""
     if not warm:
         step()
     return [measure_seconds(step, device) for _ in range(repeats)]

@@ -1,13 +1,9 @@
 """`himtok bench infer`: every part in every batch, with numbers that fit each other."""
 
-import json
-
 import pytest
 import torch
 
-from himtok_plugin import cli
-from himtok_plugin.benchmarks import inference as benchmark_inference
-from himtok_plugin.benchmarks.inference import InferenceBenchmark, Timing, measure_inference, timed
+from himtok_plugin.benchmarks.inference import InferenceBenchmark, Timing, measure_inference, time_runs
 
 SMALL = InferenceBenchmark(batches=(1, 2), repeats=1)
 
@@ -42,7 +38,7 @@ def test_masks_per_second_are_those_of_the_median():
 
 def test_the_first_run_does_not_count():
     runs = []
-    seconds = timed(lambda: runs.append(0), 3, torch.device("cpu"))
+    seconds = time_runs(lambda: runs.append(0), 3, torch.device("cpu"))
     assert len(runs) == 4 and len(seconds) == 3
 
 
@@ -58,26 +54,3 @@ def test_the_first_run_does_not_count():
 def test_settings_that_cannot_be_run_are_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
         InferenceBenchmark(**fields)
-
-
-def test_command_prints_json_only(capsys, monkeypatch):
-    monkeypatch.setattr(benchmark_inference, "BATCHES", (1,))
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["bench", "infer", "--device", "cpu", "--repeats", "1", "--json", "-"])
-    assert not stop.value.code
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["part"] for row in rows] == ["encode", "decode", "decode soft"]
-    assert set(rows[0]) == {"part", "size", "device", "batch", "masks", "seconds", "slowest", "masks_per_second"}
-
-
-def test_command_prints_a_table(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["bench", "infer", "--device", "cpu", "--repeats", "1", "--batch", "2"])
-    out = capsys.readouterr().out
-    assert not stop.value.code and "masks/s" in out and "decode soft" in out
-
-
-def test_command_rejects_a_folder_that_is_not_there(capsys, tmp_path):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["bench", "infer", "--checkpoint", str(tmp_path / "nothing")])
-    assert stop.value.code == 2 and "expected the folder of a checkpoint" in capsys.readouterr().err

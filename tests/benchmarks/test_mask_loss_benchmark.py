@@ -5,15 +5,10 @@ import json
 import pytest
 import torch
 
-from himtok_plugin import cli
 from himtok_plugin.benchmarks import mask_loss as benchmark
-from himtok_plugin.benchmarks.mask_loss import (
-    LossBenchmark,
-    LossSteps,
-    build_problem,
-    measure_mask_loss,
-    measure_peak_memory,
-)
+from himtok_plugin.benchmarks.loss_problem import LossBenchmark, StandInLMM, build_problem
+from himtok_plugin.benchmarks.mask_loss import LossSteps, measure_mask_loss
+from himtok_plugin.benchmarks.measuring import measure_peak_memory, random_squares
 from himtok_plugin.lmm.logit_tap import LogitTap, mask_logits
 
 SMALL = {"batch": 2, "length": 24, "vocabulary": 1500, "tokens": 8, "device": "cpu", "repeats": 1}
@@ -45,7 +40,7 @@ def test_both_implementations_give_the_same_loss_and_gradients(steps):
 def test_the_levels_of_a_plain_blur_are_those_of_the_separable_one(steps):
     from himtok_plugin.hierarchical_loss import coarse_target
 
-    square = benchmark.random_squares(1, 48)[0]
+    square = random_squares(1, 48)[0]
     for sigma in (0.4, 1.0, 5.3):
         torch.testing.assert_close(benchmark._plain_blur(square, sigma), coarse_target(square, sigma=sigma))
 
@@ -57,22 +52,12 @@ def test_a_gradient_is_added_to_the_buffer_that_is_there(steps):
     assert steps.problem.lmm.gradient.data_ptr() == address and steps.problem.lmm.gradient.any()
 
 
-def test_peak_allocated_counts_what_is_held_at_once():
-    def step():
-        a = torch.ones(1000)
-        b = a + 1
-        del a
-        return b * 2
-
-    assert 2 * 4000 <= measure_peak_memory(step, torch.device("cpu")) < 2 * 4000 + 500
-
-
 def test_the_mask_loss_makes_no_gradient_as_large_as_the_logits():
     """It stays far below the size of the logits, where a plain slice of them is as large."""
     vocabulary, code_ids, rows = 200_000, slice(7, 20), torch.tensor([1, 4])
 
     def peak(tapped):
-        lmm = benchmark.StandInLMM(torch.randn(1, 5, vocabulary))
+        lmm = StandInLMM(torch.randn(1, 5, vocabulary))
         tap = LogitTap(lmm)
 
         def step():
@@ -120,40 +105,3 @@ def test_settings_that_cannot_be_are_rejected(fields, message):
 def test_what_does_not_fit_into_memory_is_rejected_before_it_is_tried():
     with pytest.raises(ValueError, match="needs about .* GiB on cpu"):
         measure_mask_loss(LossBenchmark(batch=10_000, length=100_000, device="cpu"))
-
-
-@pytest.fixture
-def himtok(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
-
-
-COMMAND = ["bench", "loss", *(part for key, value in SMALL.items() for part in (f"--{key}", value))]
-
-
-def test_the_command_prints_a_table_and_writes_json(himtok, tmp_path):
-    status, out, _ = himtok(*COMMAND, "--dtype", "float32", "--json", tmp_path / "bench.json")
-    assert status == 0 and all(word in out for word in ("himtok", "plain", "seconds", "ratio"))
-    result = json.loads((tmp_path / "bench.json").read_text())
-    assert result["himtok"]["loss"] == pytest.approx(result["plain"]["loss"], abs=1e-4)
-
-
-def test_the_command_prints_json_alone_on_stdout(himtok):
-    status, out, _ = himtok(*COMMAND, "--json", "-")
-    assert status == 0 and json.loads(out)["settings"]["dtype"] == "bfloat16"
-
-
-def test_bad_settings_are_one_line(himtok):
-    status, out, err = himtok("bench", "loss", "--batch", "0")
-    assert status == 2 and not out and err == "error: batch: got 0, expected an integer >= 1\n"
-
-
-def test_bench_has_help(himtok):
-    for arguments in (("bench", "--help"), ("bench", "loss", "--help")):
-        status, out, _ = himtok(*arguments)
-        assert status == 0 and "loss" in out
