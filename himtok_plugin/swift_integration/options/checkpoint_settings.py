@@ -41,11 +41,11 @@ def apply_checkpoint_settings(args: Any) -> None:
 
 def read_checkpoint_settings(folder: Path) -> dict[str, Any]:
     """Read generation_config.json of a checkpoint that `himtok convert` made; return {} for any other checkpoint."""
-    settings = read_json_object(folder / GENERATION_FILE)
+    settings = read_json_or_empty(folder / GENERATION_FILE)
     return settings if "mask_temperature" in settings else {}
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_or_empty(path: Path) -> dict[str, Any]:
     """Read a JSON object; return {} if the file is missing or holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ This is a patch, because ms-swift 4.6 has no hook. It can go when ms-swift finds
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -68,6 +69,7 @@ def extend_template_arguments(
     class TemplateArguments(mixin, native):
         __doc__ = native.__doc__
 
+        @wraps(native.__post_init__)
         def __post_init__(self) -> None:
             native.__post_init__(self)
             before_validation(self)
@@ -94,6 +96,7 @@ def _import_active_plugins(base: Any) -> None:
         base.save_args,
     )
 
+    @wraps(load_args_from_ckpt)
     def load_args_from_ckpt_without_active_plugins(self: Any) -> None:
         # ms-swift reads `external_plugins` from a checkpoint only if the user has set none. Files of active plugins,
         # which startup.py has added, must not count: the checkpoint may need its other plugins.
@@ -101,12 +104,14 @@ def _import_active_plugins(base: Any) -> None:
             self.external_plugins = other_plugin_files(self.external_plugins)
         load_args_from_ckpt(self)
 
+    @wraps(import_plugins)
     def import_active_plugins(self: Any) -> None:
         files = active_plugins()
         self.external_plugins = [*files.values(), *other_plugin_files(self.external_plugins)]
         self.plugin = list(files)
         import_plugins(self)
 
+    @wraps(save_args)
     def save_args_without_active_plugins(self: Any, output_dir: str | None = None) -> None:
         files = self.external_plugins
         self.external_plugins = other_plugin_files(files)

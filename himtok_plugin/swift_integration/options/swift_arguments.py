@@ -9,6 +9,7 @@ idempotent and imports nothing of ms-swift.
 This is a patch, because ms-swift 4.6 has no hook. It can go when ms-swift lets plugins register options.
 """
 
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -41,6 +42,7 @@ def _resolve_models(base: Any) -> None:
         return
     load_args_from_ckpt, import_plugins = base.load_args_from_ckpt, base._import_external_plugins
 
+    @wraps(load_args_from_ckpt)
     def load_args_from_ckpt_except_quantization(self: Any) -> None:
         given = {name: getattr(self, name, None) for name in ("quant_method", "quant_bits")}
         load_args_from_ckpt(self)
@@ -49,6 +51,7 @@ def _resolve_models(base: Any) -> None:
             # latter, ms-swift would quantize a merged QLoRA adapter, and would not push one to the hub.
             vars(self).update(given)
 
+    @wraps(import_plugins)
     def import_plugins_and_resolve_model(self: Any) -> None:
         refuse_unconverted(getattr(self, "model", None))
         if getattr(self, "model", None) == SHIPPED_CHECKPOINT:

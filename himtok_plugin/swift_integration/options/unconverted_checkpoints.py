@@ -10,7 +10,7 @@ from pathlib import Path
 
 from himtok_plugin.internvl_chat.chat_config import MODEL_TYPE
 
-from .checkpoint_settings import read_json_object
+from .checkpoint_settings import read_json_or_empty
 
 RELEASED_MODEL = "yayafengzi/InternVL2_5-HiMTok-8B"
 
@@ -28,7 +28,7 @@ def refuse_unconverted(model: str | None) -> None:
     folder = Path(model)
     name = RELEASED_MODEL.rpartition("/")[2]
     if folder.is_dir():
-        is_unconverted = read_json_object(folder / "config.json").get(
+        is_unconverted = read_json_or_empty(folder / "config.json").get(
             "model_type"
         ) == MODEL_TYPE and _has_mask_tokenizer(folder)
     else:

@@ -61,31 +61,31 @@ def test_invalid_value_is_refused_with_field_value_and_expectation(name, value):
 
 
 @dataclass
-class Inferring(HimTokArguments):
+class InferenceOptions(HimTokArguments):
     """The fields of ms-swift's `InferArguments` that matter here."""
 
     infer_backend: str = "transformers"
     stream: bool | None = None
 
 
-def test_a_second_look_is_taken_by_the_own_engine_at_whole_answers():
-    assert Inferring(refiner="zoom").stream is False and Inferring(refiner="sam2", stream=True).stream
-    assert Inferring(refiner="zoom", infer_backend="pt") and HimTokArguments(refiner="zoom")
+def test_zoom_needs_the_native_engine_and_complete_answers():
+    assert InferenceOptions(refiner="zoom").stream is False and InferenceOptions(refiner="sam2", stream=True).stream
+    assert InferenceOptions(refiner="zoom", infer_backend="pt") and HimTokArguments(refiner="zoom")
     with pytest.raises(ValueError, match="infer_backend: got 'vllm', expected 'transformers' with --refiner zoom"):
-        Inferring(refiner="zoom", infer_backend="vllm")
+        InferenceOptions(refiner="zoom", infer_backend="vllm")
     with pytest.raises(ValueError, match="stream: got True, expected False with --refiner zoom"):
-        Inferring(refiner="zoom", stream=True)
+        InferenceOptions(refiner="zoom", stream=True)
 
 
 class SftArguments(HimTokArguments):
-    """ms-swift's class of this name is known by it."""
+    """Validation recognises ms-swift's class by its name."""
 
 
 class RLHFArguments(SftArguments):
-    """Likewise."""
+    """As above."""
 
 
-def test_options_that_would_teach_nothing_are_refused_in_training_only():
+def test_options_without_effect_are_refused_in_training_only():
     for options in ({"train_detokenizer": True}, {"detokenizer_lr": 1e-4}):
         (name,) = options
         with pytest.raises(ValueError, match=f"^{name}: got .*, expected .* with a mask loss only"):
@@ -111,7 +111,7 @@ def test_boundary_values_are_accepted():
         ),
     ],
 )
-def test_options_of_the_grammar_that_contradict_each_other_are_refused(options, message):
+def test_contradicting_constraints_are_refused(options, message):
     with pytest.raises(ValueError) as error:
         HimTokArguments(**options)
     assert str(error.value).startswith(message)
@@ -136,7 +136,7 @@ def run_python(code: str, *arguments: object) -> str:
     return child.stdout
 
 
-# What the plugin registers is beside the point here, hence the stand-in.
+# What the plugin registers does not matter here, hence the stand-in.
 ARGUMENTS_IN_SWIFT = """
 import dataclasses, json, pickle, sys, types
 from pathlib import Path
@@ -184,7 +184,7 @@ print("\\n" + json.dumps(result))
 
 @pytest.fixture(scope="module")
 def in_swift(tmp_path_factory):
-    """Arguments for a checkpoint whose args.json names the plugin in an environment that is gone, and another one."""
+    """Arguments of a checkpoint whose args.json has the plugin's path in a deleted environment, and another plugin."""
     if importlib.util.find_spec("swift") is None:
         pytest.skip("ms-swift is not installed")
     folder = tmp_path_factory.mktemp("checkpoint")

@@ -1,4 +1,4 @@
-"""Real `swift` commands in processes of their own: a YAML, two training processes, another environment."""
+"""`swift` commands in their own processes: a YAML, two training processes, another environment."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from himtok_plugin import MaskTokenizer
 PLUGIN = ["--plugin", "himtok"]
 
 
-def yaml_of(options: dict) -> str:
+def format_yaml(options: dict) -> str:
     lines = []
     for name, value in options.items():
         text = value if isinstance(value, bool | int | float) else str(value)
@@ -24,7 +24,7 @@ def yaml_of(options: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def logging_rows(folder: Path) -> list[dict]:
+def read_log(folder: Path) -> list[dict]:
     return read_rows(next(folder.glob("**/logging.jsonl")))
 
 
@@ -42,18 +42,18 @@ def test_yaml_that_names_the_plugin_trains(world, tmp_path):
         "save_strategy": "steps",
         "save_steps": 2,
     }
-    (tmp_path / "stage2.yaml").write_text(yaml_of(options))
+    (tmp_path / "stage2.yaml").write_text(format_yaml(options))
     done = run_swift("sft", tmp_path / "stage2.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert any("loss_mask_bce" in row for row in logging_rows(tmp_path / "out"))
+    assert any("loss_mask_bce" in row for row in read_log(tmp_path / "out"))
     MaskTokenizer.from_pretrained(tmp_path / "out" / "checkpoint-2" / "mask_tokenizer")
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(world, stage_two, tmp_path):
-    """The same rows in one process and in two: the same gradient, and a checkpoint of the same form.
+def test_two_processes_train_like_one(world, stage_two, tmp_path):
+    """One process and two compute the same gradient for the same rows and write the same files.
 
-    Without `use_cpu`, transformers takes two processes without a GPU for unconnected ones, and no loss is averaged.
+    Without `use_cpu`, transformers treats two processes without a GPU as independent and averages no loss.
     """
     rows = [world.segment(world.left), world.row("<image>All.", "<mask> <mask>", masks=[world.left, world.right])] * 2
     options = {
@@ -80,7 +80,7 @@ def test_two_processes_train_as_one(world, stage_two, tmp_path):
             environment = {"NPROC_PER_NODE": "2", "MASTER_PORT": "29713"}
         done = run_swift("sft", *PLUGIN, *flags(**{**options, **own}), cwd=tmp_path, **environment)
         assert done.returncode == 0, done.stderr[-3000:]
-        logs[processes] = logging_rows(tmp_path / str(processes))[0]
+        logs[processes] = read_log(tmp_path / str(processes))[0]
     for key in ("loss", "grad_norm"):
         assert logs[2][key] == pytest.approx(logs[1][key], rel=1e-3), key
     names = [{f.name for f in (tmp_path / str(n) / "checkpoint-1" / "mask_tokenizer").iterdir()} for n in (1, 2)]
@@ -88,7 +88,7 @@ def test_two_processes_train_as_one(world, stage_two, tmp_path):
 
 
 @pytest.mark.slow
-def test_codebook_of_stage_one_is_one_in_two_processes(world, tmp_path):
+def test_stage_one_in_two_processes_saves_one_codebook(world, tmp_path):
     options = {
         **COMMON,
         "model": world.mask_tokenizer,
@@ -107,7 +107,7 @@ def test_codebook_of_stage_one_is_one_in_two_processes(world, tmp_path):
 
 @pytest.fixture
 def other_environment(tmp_path):
-    """A virtual environment whose own site-packages holds this package and whose path ends with this one's."""
+    """A virtual environment with this package in its own site-packages, and with all packages of this environment."""
     folder = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
     python = folder / "bin" / "python"
