@@ -1,10 +1,11 @@
-"""`himtok init|convert|encode|decode|tokenize`: mask tokenizers, and masks to codes and back."""
+"""`himtok init|convert|encode|decode|tokenize`: create mask tokenizers, and convert masks to codes and back."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from .common import (
     SOME_REJECTED,
     ForceOption,
     MaskTokenizerOption,
+    OutFolder,
     app,
     check_seed,
     check_writable,
@@ -41,23 +43,27 @@ CandidatesOption = Annotated[
     int,
     typer.Option(
         "--candidates",
-        help="Nearest codes tried at every position; the one stays whose mask is closest. 1: the nearest, untried.",
+        help="Try this many of the nearest codes at every position and keep the one whose decoded mask is closest. "
+        "With 1 the nearest code is taken without decoding.",
     ),
 ]
 
 
 @app.command()
 def init(
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    out: OutFolder,
     size: Annotated[str, typer.Option("--size", help=f"{SIZE_NAMES}.")] = "tiny",
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="A field of the configuration; may be repeated."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set a configuration field; may be repeated."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the weights that are drawn.", callback=check_seed)] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random weights.", callback=check_seed)] = 0,
     force: ForceOption = False,
 ) -> None:
-    """Write a mask tokenizer with fresh weights, to be trained."""
+    """Create an untrained mask tokenizer.
+
+    Writes a folder with random weights, the start of stage 1.
+    """
     fields = dict(_parse_override(text) for text in overrides or [])
     check_writable(out, force)
     import torch
@@ -76,25 +82,30 @@ def convert(
     model: Annotated[
         str,
         typer.Argument(
-            help="InternVL chat model (folder or hub id), or the mask tokenizer alone: himtok.pth or its folder."
+            metavar="MODEL",
+            help="InternVL chat model (folder or hub id), or the mask tokenizer alone: himtok.pth or its folder.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    out: OutFolder,
     skip_tokenizer: Annotated[
-        bool, typer.Option("--skip_tokenizer", help="Convert weights and configuration of a chat model alone.")
+        bool,
+        typer.Option("--skip_tokenizer", help="Do not convert the text tokenizer of a chat model."),
     ] = False,
     image_token_id: Annotated[
         int | None,
-        typer.Option("--image_token_id", help="Id of <IMG_CONTEXT>, where no tokenizer file of the model says it."),
+        typer.Option("--image_token_id", help="Id of <IMG_CONTEXT>, if the model's tokenizer files do not have it."),
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Turn the authors' checkpoint into a folder that transformers, ms-swift and vLLM load."""
+    """Convert the authors' HiMTok checkpoint.
+
+    Writes a folder that transformers, ms-swift and vLLM can load.
+    """
     with stdout_to_stderr():
         from himtok_plugin.internvl_chat.convert import convert_chat_model, convert_released_mask_tokenizer
         from himtok_plugin.internvl_chat.output_folder import check_output_is_apart
 
-    if Path(model).exists():  # first, since the advice to give --force would be wrong
+    if Path(model).exists():  # before check_writable, whose advice to pass --force would be wrong here
         check_output_is_apart(Path(model), out)
     check_writable(out, force)
     hide_progress_bars_in_pipes()
@@ -102,7 +113,7 @@ def convert(
         given = {"--skip_tokenizer": skip_tokenizer, "--image_token_id": image_token_id is not None}
         if any(given.values()):
             names = " and ".join(name for name, is_given in given.items() if is_given)
-            raise ValueError(f"{names}: expected only with a chat model, {released} is a mask tokenizer alone")
+            raise ValueError(f"{names}: expected only with a chat model, but {released} is a mask tokenizer")
         with stdout_to_stderr():
             convert_released_mask_tokenizer(released, out)
         print(out)
@@ -114,25 +125,25 @@ def convert(
 
 
 def _print_unknown_settings(done: ConversionReport) -> None:
-    """What a converted chat model's files did not say."""
-    from himtok_plugin.internvl_chat.processor import TURN_END
+    """Warn about settings that the files of a chat model do not contain."""
     from himtok_plugin.internvl_chat.fast_tokenizer import IMAGE_CONTEXT
+    from himtok_plugin.internvl_chat.processor import TURN_END
 
     if done.codebook_size is None:
-        print("no mask tokenizer in it: name one with --mask_tokenizer when it is used", file=sys.stderr)
+        print("the checkpoint has no mask tokenizer: pass --mask_tokenizer when you use it", file=sys.stderr)
     if not done.is_image_token_known:
-        assumed = f"config.json has {done.image_token_id}, as InternVL2.5 models do"
+        assumed = f"config.json gets {done.image_token_id}, the id of InternVL2.5 models"
         if done.image_token_id >= done.vocabulary_size:
             assumed += f", but this vocabulary has only {done.vocabulary_size} rows"
-        unknown = f"image_token_id: no tokenizer file tells the id of {IMAGE_CONTEXT}"
-        print(f"{unknown}; {assumed} (--image_token_id)", file=sys.stderr)
+        unknown = f"image_token_id: no tokenizer file has the id of {IMAGE_CONTEXT}"
+        print(f"{unknown}; {assumed}; set it with --image_token_id", file=sys.stderr)
     if not done.is_turn_end_known:
-        unknown = f"eos_token_id: no tokenizer file tells the id of {TURN_END}, with which answers end"
-        print(f"{unknown}; generation_config.json has that of the configuration alone", file=sys.stderr)
+        unknown = f"eos_token_id: no tokenizer file has the id of {TURN_END}, which ends answers"
+        print(f"{unknown}; generation_config.json has only the id of the configuration", file=sys.stderr)
 
 
 def _released_file(model: Path) -> Path | None:
-    """The mask tokenizer's weights file where it is all that there is; None where a chat model is to be looked for."""
+    """The weights file if `model` is a mask tokenizer without an LMM; None if it may be a chat model."""
     if model.is_file() or model.suffix in WEIGHTS_SUFFIXES:
         return model
     from himtok_plugin.mask_tokenizer.released_weights import RELEASED_FILE
@@ -143,14 +154,17 @@ def _released_file(model: Path) -> Path | None:
 
 @app.command()
 def encode(
-    masks: Annotated[list[Path], typer.Argument(metavar="MASK...", help="Mask images.")],
+    masks: Annotated[list[Path], typer.Argument(metavar="MASK", help="Mask images.")],
     mask_tokenizer: MaskTokenizerOption = "default",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per mask: mask, codes, text.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per mask: mask, codes, text.")] = False,
     candidates: CandidatesOption = 1,
 ) -> None:
-    """Print the mask text of each mask image, one per line."""
+    """Encode mask images to mask text.
+
+    Prints a line per image, such as <|mt_start|><|mt_7|><|mt_3|><|mt_end|>.
+    """
     model = mask_tokenizer_from_option(mask_tokenizer)
-    _warn_of_untrained(model)
+    _warn_if_untrained(model)
     from tqdm import tqdm
 
     from himtok_plugin.prediction.mask_files import encode_files
@@ -163,21 +177,24 @@ def encode(
 
 @app.command()
 def decode(
-    text: Annotated[str, typer.Argument(metavar="TEXT|FILE|-", help="Text with masks, a file of it, or - for stdin.")],
-    size: Annotated[tuple[int, int], typer.Option("--size", metavar="H W", help="Height and width of the pictures.")],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for mask_<i>.png.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT|FILE|-", help="Text with masks, a file, or - for stdin.")],
+    size: Annotated[tuple[int, int], typer.Option("--size", metavar="H W", help="Height and width of the PNG files.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder of mask_0.png, mask_1.png, ...")],
     mask_tokenizer: MaskTokenizerOption = "default",
 ) -> None:
-    """Write a PNG for each mask in a text and print its path."""
+    """Decode mask text to PNG files.
+
+    Writes a file per mask in the text and prints its path. Exit status 1 if no mask has a usable code.
+    """
     text = _read_text(text)
     model = mask_tokenizer_from_option(mask_tokenizer)
-    _warn_of_untrained(model)
+    _warn_if_untrained(model)
     from himtok_plugin.prediction.mask_files import decode_to_files
 
     decoded = decode_to_files(text, size, model, output)
     for i, mask in enumerate(decoded):
         if not mask.span.complete:
-            found = f"decoded from {len(mask.span.codes)} codes" if mask.path else "no usable code, no picture"
+            found = f"decoded from {len(mask.span.codes)} codes" if mask.path else "no usable code, no PNG written"
             print(f"mask {i} (characters {mask.span.start} to {mask.span.end}) is incomplete: {found}", file=sys.stderr)
         if mask.path:
             print(mask.path)
@@ -188,59 +205,71 @@ def decode(
 
 @app.command()
 def tokenize(
-    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Rows with masks, as for training.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="The same rows with mask_codes.")],
+    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Training samples with masks.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="File to write: the same samples with mask_codes.")],
     mask_tokenizer: MaskTokenizerOption = "default",
     candidates: CandidatesOption = 1,
     batch_size: Annotated[int, typer.Option("--batch_size", help="Masks encoded at once.")] = 64,
     num_workers: Annotated[
-        int | None, typer.Option("--num_workers", help="Processes that read masks; by default one less than cores.")
+        int | None, typer.Option("--num_workers", help="Processes that read masks. Default: one less than cores.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="Where masks are encoded: cpu, cuda, cuda:1; a GPU if there is one.")
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ... Default: the GPU if there is one.")
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at a bad row; otherwise it goes to OUT.jsonl.rejects.jsonl.")
+        bool, typer.Option("--strict", help="Stop at a bad sample instead of writing it to OUT.jsonl.rejects.jsonl.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again, whatever is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again even if OUT.jsonl exists.")] = False,
 ) -> None:
-    """Put the codes of all masks into a dataset; run again after a kill, it goes on. Works under torchrun."""
+    """Encode all masks of a dataset.
+
+    Writes the samples with the codes of their masks, so that training needs no encoder. Run it again to continue after
+    an interruption. Works under torchrun. Exit status 1 if samples were rejected.
+    """
     model = mask_tokenizer_from_option(mask_tokenizer, device)
     from himtok_plugin.data.offline_codes import write_codes
 
     workers = count_free_cores() if num_workers is None else num_workers
-    options = {"candidates": candidates, "batch_size": batch_size, "num_workers": workers}
-    options |= {"strict": strict, "overwrite": overwrite}
     first = environment_int("RANK", 0) == 0
     with _row_progress(shown=first) as report:
-        summary = write_codes(source, out, model, **options, on_progress=report)
+        summary = write_codes(
+            source,
+            out,
+            model,
+            candidates=candidates,
+            batch_size=batch_size,
+            num_workers=workers,
+            strict=strict,
+            overwrite=overwrite,
+            on_progress=report,
+        )
     if first:
         print_table(asdict(summary))
         if summary.finished_before == summary.rows:
-            print(f"{out} is complete, there was nothing left to encode", file=sys.stderr)
+            print(f"{out} is complete, nothing was left to encode", file=sys.stderr)
         if summary.rejected:
-            print(f"rejected rows: {summary.rejected}, with errors in {out}.rejects.jsonl", file=sys.stderr)
+            print(f"rejected rows: {summary.rejected}, see {out}.rejects.jsonl for the errors", file=sys.stderr)
     if summary.rejected:
         raise typer.Exit(SOME_REJECTED)
 
 
-def _warn_of_untrained(model: MaskTokenizer) -> None:
-    """A single mask may be looked at all the same; nobody trains on what is printed, as on what `tokenize` writes."""
+def _warn_if_untrained(model: MaskTokenizer) -> None:
+    """Warn about an untrained mask tokenizer; only `tokenize`, whose output is trained on, rejects it."""
     if not model.config.codebook_ready:
-        what = "codebook_ready is false: it has not been trained, and its codes mean nothing"
+        what = "codebook_ready is false: it is not trained, its codes carry no information"
         print(f"warning: mask tokenizer {model.name_or_path!r}: {what}", file=sys.stderr)
 
 
 @contextmanager
-def _row_progress(shown: bool):
-    """A progress bar of rows, on stderr, that appears with the first report."""
+def _row_progress(shown: bool) -> Iterator[Callable[[int, int, int], None]]:
+    """A progress bar on stderr from the first report on; yields the function to call with (done, total, rejected)."""
     from tqdm import tqdm
 
-    bar = None
+    bar: tqdm | None = None
 
     def report(finished: int, total: int, rejected: int) -> None:
         nonlocal bar
-        if bar is None:  # rows of an earlier run say nothing about this one's speed
+        if bar is None:  # initial: rows of an earlier run do not count for the speed
             bar = tqdm(total=total, initial=finished, unit="row", disable=None if shown else True, leave=False)
         if rejected:
             bar.set_postfix(rejected=rejected, refresh=False)
@@ -254,7 +283,7 @@ def _row_progress(shown: bool):
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
-    """`field=value` with the value as JSON (8, true, [1, 2]), or else as a plain word."""
+    """Parse FIELD=VALUE; the value is JSON (8, true, [1, 2]) or else a string."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise ValueError(f"--set {text}: expected FIELD=VALUE")
@@ -267,6 +296,6 @@ def _parse_override(text: str) -> tuple[str, Any]:
 def _read_text(source: str) -> str:
     if source == "-":
         return sys.stdin.read()
-    if os.path.isfile(source):  # unlike Path.is_file, takes a text too long for a file name
+    if os.path.isfile(source):  # unlike Path.is_file, accepts a text that is too long for a file name
         return Path(source).read_text(encoding="utf-8")
     return source

@@ -1,9 +1,8 @@
-"""An InternVL chat model, such as the released HiMTok model, into a folder for today's transformers, ms-swift and vLLM.
+"""Converts an InternVL chat model, such as the released HiMTok model, to a folder for transformers, ms-swift and vLLM.
 
-Contract: `convert_chat_model` checks everything that can be told from the headers of the files, the configuration and
-the tokenizer, and a tied output head, before it writes or deletes anything; config.json goes first and comes last, so
-that an interrupted conversion is no model. `convert_released` checks and clears the same way for the mask tokenizer
-alone. Does not know keys, tensors and file formats.
+`convert_chat_model` validates the configuration, the headers of the weights files, the text tokenizer and a tied output
+head before it writes or deletes anything. It deletes config.json first and writes it last, so that the folder of an
+interrupted conversion does not load. `convert_released_mask_tokenizer` does the same for a mask tokenizer alone.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from himtok_plugin.mask_tokenizer.released_weights import (
     config_from_shapes,
 )
 
-from .chat_config import IMAGE_TOKEN_IDS, check_config, llm_architecture, native_config
-from .layout import EMBEDDINGS, Rule, chat_layout
-from .output import check_apart, clear
-from .processor import TURN_END, generation_config, native_processor
-from .source import ChatCheckpoint, open_chat_model
-from .token_files import added_tokens
-from .tokenizer import IMAGE_CONTEXT, fast_tokenizer
-from .weights import (
-    Progress,
-    check_layout,
-    check_tied,
+from .chat_checkpoint import ChatCheckpoint, open_chat_checkpoint
+from .chat_config import IMAGE_TOKEN_IDS, build_internvl_config, check_config, get_llm_architecture
+from .fast_tokenizer import IMAGE_CONTEXT, build_fast_tokenizer
+from .key_mapping import EMBEDDINGS, TensorRule, list_tensor_rules
+from .output_folder import check_output_is_apart, clear_output_folder
+from .processor import TURN_END, build_generation_config, build_processor
+from .tokenizer_files import read_added_tokens
+from .weight_conversion import (
+    ProgressCallback,
+    check_keys_and_shapes,
+    check_tied_tensors,
     convert_mask_tokenizer,
     convert_weights,
-    mask_tokenizer_shapes,
+    get_mask_tokenizer_shapes,
 )
 
 if TYPE_CHECKING:
@@ -44,22 +43,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Conversion:
-    """What came of a conversion.
+class ConversionReport:
+    """What was converted, and which ids were assumed.
 
     Attributes:
-        codebook_size: codes of the mask tokenizer, None if the checkpoint has none.
-        vocabulary_rows: of the language model's embeddings.
-        image_token_id: of `<IMG_CONTEXT>` in config.json.
-        image_token_known: False if it is only what InternVL2.5 models have, as no tokenizer said it.
-        turn_end_known: False if generation_config.json lacks `<|im_end|>`, as no tokenizer said its id.
+        codebook_size: number of codes of the mask tokenizer, None if the checkpoint does not have one.
+        vocabulary_size: number of token embeddings of the language model.
+        image_token_id: id of `<IMG_CONTEXT>` in config.json.
+        is_image_token_known: False if no tokenizer file has that id, so that the one of InternVL2.5 models was taken.
+        is_turn_end_known: False if no tokenizer file has the id of `<|im_end|>`, so that generation_config.json lacks
+            it.
     """
 
     codebook_size: int | None
-    vocabulary_rows: int
+    vocabulary_size: int
     image_token_id: int
-    image_token_known: bool
-    turn_end_known: bool
+    is_image_token_known: bool
+    is_turn_end_known: bool
 
 
 def convert_chat_model(
@@ -67,45 +67,45 @@ def convert_chat_model(
     out: Path,
     skip_tokenizer: bool = False,
     image_token_id: int | None = None,
-    progress: Progress = lambda done, total: None,
-) -> Conversion:
-    """Write an InternVL chat model as transformers' InternVL, its processor, and its mask tokenizer beside it.
+    progress: ProgressCallback = lambda done, total: None,
+) -> ConversionReport:
+    """Convert an InternVL chat model to transformers' InternVL, with its processor and its mask tokenizer.
 
     Args:
         name: folder or hub id.
-        out: folder to write; what an earlier conversion wrote there is removed.
-        skip_tokenizer: leave text tokenizer, processor and chat template out.
-        image_token_id: id of `<IMG_CONTEXT>`; None: as the tokenizer's files say.
-        progress: told of (tensors done, tensors in all).
+        out: folder to write; the files of an earlier conversion there are removed.
+        skip_tokenizer: do not write the text tokenizer, the processor and the chat template.
+        image_token_id: id of `<IMG_CONTEXT>`; None takes it from the tokenizer's files.
+        progress: called with (tensors written, tensors in all) after each file.
     Raises:
-        ValueError: no InternVL chat model, keys that are missing or left over, a file that is cut short, settings that
-            transformers' InternVL does not have, a vocabulary without room for the mask tokens, or an output folder in
-            which the model lies itself.
+        ValueError: this is not an InternVL chat model, keys are missing or unknown, a file is truncated, transformers'
+            InternVL does not support a setting, the vocabulary is too small for the mask tokens, or `out` holds the
+            files to convert.
     """
-    checkpoint = open_chat_model(name)
-    check_apart(checkpoint.folder, out)
+    checkpoint = open_chat_checkpoint(name)
+    check_output_is_apart(checkpoint.folder, out)
     config = checkpoint.config
     check_config(config)
-    rules = chat_layout(config)
-    check_layout(checkpoint, rules)
-    mask_config, from_file = _mask_tokenizer(checkpoint)
+    rules = list_tensor_rules(config)
+    check_keys_and_shapes(checkpoint, rules)
+    mask_config, separate_mask_tokenizer = _read_mask_tokenizer(checkpoint)
     codebook_size = None if mask_config is None else mask_config.codebook_size
     tokenizer = processor = None
     if not skip_tokenizer:
-        tokenizer = fast_tokenizer(checkpoint.folder)
-        processor = native_processor(config, tokenizer)
-    ids = _known_ids(checkpoint, tokenizer)
-    _check_vocabulary(config, tokenizer, ids, codebook_size)
-    image_token_id, image_token_known = _image_token(config, ids, image_token_id)
-    native = native_config(config, image_token_id, _dtype(checkpoint, rules))
-    tokens = None if mask_config is None else mask_config.num_mask_tokens
-    generation = generation_config(config, tokenizer, ids.get(TURN_END), tokens)
-    check_tied(checkpoint, rules)
+        tokenizer = build_fast_tokenizer(checkpoint.folder)
+        processor = build_processor(config, tokenizer)
+    ids = _read_token_ids(checkpoint, tokenizer)
+    _check_vocabulary_size(config, tokenizer, ids, codebook_size)
+    image_token_id, is_image_token_known = _find_image_token(config, ids, image_token_id)
+    converted_config = build_internvl_config(config, image_token_id, _get_dtype(checkpoint, rules))
+    num_mask_tokens = None if mask_config is None else mask_config.num_mask_tokens
+    generation = build_generation_config(config, tokenizer, ids.get(TURN_END), num_mask_tokens)
+    check_tied_tensors(checkpoint, rules)
 
-    clear(out)
+    clear_output_folder(out)
     convert_weights(checkpoint, rules, out, progress)
-    if from_file is not None:
-        from_file.save_pretrained(out / SIDECAR_FOLDER)
+    if separate_mask_tokenizer is not None:
+        separate_mask_tokenizer.save_pretrained(out / SIDECAR_FOLDER)
     elif mask_config is not None:
         (out / SIDECAR_FOLDER).mkdir(exist_ok=True)
         convert_mask_tokenizer(checkpoint, out / SIDECAR_FOLDER)
@@ -113,26 +113,26 @@ def convert_chat_model(
     if processor is not None:
         processor.save_pretrained(out)
     generation.save_pretrained(out)
-    native.save_pretrained(out)
-    rows = config["llm_config"]["vocab_size"]
-    return Conversion(codebook_size, rows, image_token_id, image_token_known, TURN_END in ids)
+    converted_config.save_pretrained(out)
+    vocabulary_size = config["llm_config"]["vocab_size"]
+    return ConversionReport(codebook_size, vocabulary_size, image_token_id, is_image_token_known, TURN_END in ids)
 
 
-def convert_released(file: Path, out: Path) -> None:
-    """Write the mask tokenizer of a weights file that holds nothing else, such as himtok.pth.
+def convert_released_mask_tokenizer(file: Path, out: Path) -> None:
+    """Convert a weights file that holds only a mask tokenizer, such as himtok.pth.
 
     Raises:
-        ValueError: no mask tokenizer, or an output folder in which the file lies itself.
+        ValueError: the file does not hold a mask tokenizer, or `out` holds the file to convert.
     """
     model = MaskTokenizer.from_released(file)
-    check_apart(file, out)
-    clear(out)
+    check_output_is_apart(file, out)
+    clear_output_folder(out)
     model.save_pretrained(out)
 
 
-def _mask_tokenizer(checkpoint: ChatCheckpoint) -> tuple[MaskTokenizerConfig | None, MaskTokenizer | None]:
-    """Its configuration; and itself, if it does not stand in the checkpoint but in himtok.pth beside it."""
-    shapes = mask_tokenizer_shapes(checkpoint)
+def _read_mask_tokenizer(checkpoint: ChatCheckpoint) -> tuple[MaskTokenizerConfig | None, MaskTokenizer | None]:
+    """Return its configuration, and the model itself if its weights are in himtok.pth beside the checkpoint."""
+    shapes = get_mask_tokenizer_shapes(checkpoint)
     if shapes:
         source = f"{checkpoint.folder}, keys {CHAT_PREFIX}*"
         config = config_from_shapes(shapes, source)
@@ -145,48 +145,48 @@ def _mask_tokenizer(checkpoint: ChatCheckpoint) -> tuple[MaskTokenizerConfig | N
     return None, None
 
 
-def _known_ids(checkpoint: ChatCheckpoint, tokenizer: PreTrainedTokenizerFast | None) -> dict[str, int]:
-    """Tokens and their ids, as far as they are known: without a tokenizer those that files list beside its model."""
+def _read_token_ids(checkpoint: ChatCheckpoint, tokenizer: PreTrainedTokenizerFast | None) -> dict[str, int]:
+    """Map tokens to ids: the whole vocabulary, or the added tokens if the text tokenizer is skipped."""
     if tokenizer is not None:
         return tokenizer.get_vocab()
-    return {token.content: token_id for token_id, token in added_tokens(checkpoint.folder).items()}
+    return {token.content: token_id for token_id, token in read_added_tokens(checkpoint.folder).items()}
 
 
-def _check_vocabulary(
+def _check_vocabulary_size(
     config: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerFast | None,
     ids: Mapping[str, int],
     codebook_size: int | None,
 ) -> None:
-    rows = config["llm_config"]["vocab_size"]
+    vocabulary_size = config["llm_config"]["vocab_size"]
     if codebook_size is None:
         return
     if tokenizer is not None:
-        MaskVocabulary.of(tokenizer, codebook_size)  # all of them and in order
+        MaskVocabulary.of(tokenizer, codebook_size)  # raises unless it has all mask tokens, in order
     needed, why = codebook_size + 2, f"for {codebook_size} codes, start and end"
     stated = sorted(ids[token] for token in mask_tokens(codebook_size) if token in ids)
     if stated and stated[-1] >= needed:
         needed, why = stated[-1] + 1, f"for mask tokens with ids {stated[0]} to {stated[-1]}"
-    if rows < needed:
-        raise ValueError(f"llm_config.vocab_size: got {rows}, expected at least {needed} {why}")
+    if vocabulary_size < needed:
+        raise ValueError(f"llm_config.vocab_size: got {vocabulary_size}, expected at least {needed} {why}")
 
 
-def _image_token(config: Mapping[str, Any], ids: Mapping[str, int], given: int | None) -> tuple[int, bool]:
-    """Id of `<IMG_CONTEXT>`, and whether it is known."""
-    rows, found = config["llm_config"]["vocab_size"], ids.get(IMAGE_CONTEXT)
+def _find_image_token(config: Mapping[str, Any], ids: Mapping[str, int], given: int | None) -> tuple[int, bool]:
+    """Return the id of `<IMG_CONTEXT>`, and False if neither the caller nor a tokenizer file states it."""
+    size, found = config["llm_config"]["vocab_size"], ids.get(IMAGE_CONTEXT)
     if given is not None and found not in (None, given):
         raise ValueError(f"image_token_id: got {given}, expected {found}, the id of {IMAGE_CONTEXT} in the tokenizer")
-    if given is not None and not 0 <= given < rows:
-        raise ValueError(f"image_token_id: got {given}, expected 0 to {rows - 1}, an id of the model's vocabulary")
-    if given is None and found is None:
-        return IMAGE_TOKEN_IDS[llm_architecture(config)], False
+    if given is not None and not 0 <= given < size:
+        raise ValueError(f"image_token_id: got {given}, expected 0 to {size - 1}, an id of the model's vocabulary")
     token_id = found if given is None else given
-    if not 0 <= token_id < rows:
-        raise ValueError(f"llm_config.vocab_size: got {rows}, expected more than {token_id}, the id of {IMAGE_CONTEXT}")
+    if token_id is None:
+        return IMAGE_TOKEN_IDS[get_llm_architecture(config)], False
+    if not 0 <= token_id < size:
+        raise ValueError(f"llm_config.vocab_size: got {size}, expected more than {token_id}, the id of {IMAGE_CONTEXT}")
     return token_id, True
 
 
-def _dtype(checkpoint: ChatCheckpoint, rules: Sequence[Rule]) -> str:
-    """Of the embeddings, whatever the configuration says: it is what the weights are written in."""
+def _get_dtype(checkpoint: ChatCheckpoint, rules: Sequence[TensorRule]) -> str:
+    """Return the dtype of the token embeddings as they are stored, whatever the configuration states."""
     embeddings = next(rule.source for rule in rules if EMBEDDINGS in rule.targets)
     return str(checkpoint.tensors()[embeddings].dtype).removeprefix("torch.")

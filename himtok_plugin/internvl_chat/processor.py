@@ -1,8 +1,8 @@
-"""What goes with the weights: how images are cut, how a conversation is written, how answers are generated.
+"""Builds the processor, the chat template and the generation configuration of a converted chat model.
 
-Contract: `native_processor` makes transformers' `InternVLProcessor` cut images into the tiles that the authors cut them
-into, and write conversations as they wrote them, their system message included. `generation_config` holds the released
-model's way of decoding. Does not know weights.
+`build_processor` configures transformers' `InternVLProcessor` to cut images into the authors' tiles and to format
+conversations as the authors do, with their system message. `build_generation_config` contains the decoding settings of
+the released model.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from himtok_plugin.hierarchical_loss import LOGIT_SCALE
 
-from .chat_config import image_sequence_length, tile_size
-from .tokenizer import IMAGE_CONTEXT, begins_with_bos
+from .chat_config import compute_image_sequence_length, get_tile_size
+from .fast_tokenizer import IMAGE_CONTEXT, adds_bos_token
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, InternVLProcessor, PreTrainedTokenizerFast
 
-# The message of InternVL2.5, of which HiMTok was made, and InternVL3: "You are InternVL (Chinese name: Shusheng
+# The system message of InternVL3 and of InternVL2.5, HiMTok's base model: "You are InternVL (Chinese name: Shusheng
 # Wanxiang), a multimodal large language model developed by Shanghai AI Laboratory, Tsinghua University and partners."
 SYSTEM_MESSAGES = {
     "internvl2_5": (
@@ -43,11 +43,11 @@ _CHAT_TEMPLATE = (
 )
 
 
-def system_message(config: Mapping[str, Any]) -> str:
-    """What conversations with this model begin with.
+def get_system_message(config: Mapping[str, Any]) -> str:
+    """Return the system message of conversations with this model.
 
     Raises:
-        ValueError: a conversation template of another family.
+        ValueError: the conversation template is that of another model family.
     """
     name = config.get("template")
     if name not in SYSTEM_MESSAGES:
@@ -55,12 +55,12 @@ def system_message(config: Mapping[str, Any]) -> str:
     return SYSTEM_MESSAGES[name]
 
 
-def chat_template(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> str:
-    """Jinja template of conversations in the authors' format."""
+def build_chat_template(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> str:
+    """Build the jinja template that formats conversations as the authors do."""
     template = _CHAT_TEMPLATE
     replaced = {
-        "BOS": "{{ bos_token }}" if begins_with_bos(tokenizer) else "",
-        "SYSTEM": system_message(config),
+        "BOS": "{{ bos_token }}" if adds_bos_token(tokenizer) else "",
+        "SYSTEM": get_system_message(config),
         "IMAGE": IMAGE_CONTEXT,
         "VIDEO": tokenizer.video_token,
     }
@@ -69,11 +69,11 @@ def chat_template(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast)
     return template
 
 
-def native_processor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
-    """Processor of images and conversations.
+def build_processor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
+    """Build the processor of images and conversations.
 
     Raises:
-        ValueError: tiles without the thumbnail, which transformers always adds.
+        ValueError: the model reads tiles without a thumbnail, which transformers always adds.
     """
     from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor
 
@@ -81,10 +81,10 @@ def native_processor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFa
     largest = config.get("max_dynamic_patch", 6) if tiles else 1
     if largest > 1 and not config.get("use_thumbnail", True):
         raise ValueError("use_thumbnail: got False, expected True: transformers' tiles always come with a thumbnail")
-    side = tile_size(config)
+    side = get_tile_size(config)
     pixels = {"size": {"height": side, "width": side}, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
     image_processor = GotOcr2ImageProcessor(
-        # Whoever asks for tiles all the same, as ms-swift does, then gets one.
+        # A caller that requests tiles all the same, as ms-swift does, gets one tile then.
         crop_to_patches=tiles,
         min_patches=config.get("min_dynamic_patch", 1) if tiles else 1,
         max_patches=largest,
@@ -94,26 +94,26 @@ def native_processor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerFa
         image_processor=image_processor,
         tokenizer=tokenizer,
         video_processor=InternVLVideoProcessor(**pixels),
-        image_seq_length=image_sequence_length(config),
-        chat_template=chat_template(config, tokenizer),
+        image_seq_length=compute_image_sequence_length(config),
+        chat_template=build_chat_template(config, tokenizer),
     )
 
 
-def generation_config(
+def build_generation_config(
     config: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerFast | None,
     turn_end_id: int | None,
     num_mask_tokens: int | None,
 ) -> GenerationConfig:
-    """How answers are generated: without sampling, to the end of the turn; and how masks come of them.
+    """Build the generation configuration: no sampling, answers that end with the turn, and how masks are decoded.
 
-    The keys about masks are named like the options of `--plugin himtok`, which reads them; others pass over them.
+    The keys about masks are named like the options of `--plugin himtok`, which reads them; other libraries ignore them.
 
     Args:
         config: config.json of the chat model.
-        tokenizer: its text tokenizer, None where there is none.
-        turn_end_id: id of `TURN_END`, None if no file tells it.
-        num_mask_tokens: codes of a mask at most, None for a model without masks.
+        tokenizer: its text tokenizer, None if it was not converted.
+        turn_end_id: id of `TURN_END`, None if no tokenizer file has it.
+        num_mask_tokens: largest number of codes of a mask, None for a model without a mask tokenizer.
     """
     from transformers import GenerationConfig
 
@@ -122,7 +122,7 @@ def generation_config(
     ends = [turn_end_id, *(own if isinstance(own, list) else [own])]
     settings: dict[str, Any] = {}
     if config.get("template") in SYSTEM_MESSAGES:
-        settings["system"] = system_message(config)
+        settings["system"] = get_system_message(config)
     if num_mask_tokens is not None:
         settings |= {
             "mask_decoding": MASK_DECODING,

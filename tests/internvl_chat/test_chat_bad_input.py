@@ -1,4 +1,4 @@
-"""What cannot be converted is refused with one line that names it, and leaves no model behind."""
+"""A checkpoint that cannot be converted is rejected with one line that says why, and no model is written."""
 
 import json
 
@@ -16,8 +16,6 @@ from chat_models import (
     with_tokenizer,
 )
 from tiny_models import released_state
-
-from himtok_plugin.internvl_chat.conversation import PROMPTS, prompt
 
 
 @pytest.fixture
@@ -42,14 +40,14 @@ def files(tmp_path_factory):
     ("config", "message"),
     [
         (None, "no config.json, expected the folder of an InternVL chat model"),
-        ("{", "no JSON"),
+        ("{", "not a JSON file"),
         ("[]", "holds a list, expected a JSON object"),
         ('{"model_type": "llama"}', "model_type: got 'llama', expected 'internvl_chat'"),
-        ('{"model_type": "internvl_chat"}', "vision_config and llm_config in it"),
-        ('{"model_type": "internvl", "text_config": {}}', "needs no conversion any more"),
+        ('{"model_type": "internvl_chat"}', "expected objects vision_config and llm_config"),
+        ('{"model_type": "internvl", "text_config": {}}', "is already converted"),
     ],
 )
-def test_a_folder_that_is_no_chat_model(refused, tmp_path, config, message):
+def test_a_folder_without_a_chat_model_is_rejected(refused, tmp_path, config, message):
     folder = tmp_path / "source"
     folder.mkdir()
     if config is not None:
@@ -68,7 +66,7 @@ def test_a_folder_that_is_no_chat_model(refused, tmp_path, config, message):
         (lambda c: c["llm_config"].pop("hidden_size"), "llm_config: got {'hidden_size': None}, expected positive"),
     ],
 )
-def test_settings_that_transformers_does_not_have(refused, tmp_path, change, message):
+def test_settings_that_transformers_does_not_support_are_rejected(refused, tmp_path, change, message):
     chat = chat_model()
     change(chat.config)
     refused(chat.write(tmp_path / "source"), message)
@@ -86,7 +84,7 @@ def test_settings_that_transformers_does_not_have(refused, tmp_path, change, mes
         ({"force_image_size": 7}, "vision_config.patch_size: got 14, expected at most 7"),
         ({"max_dynamic_patch": "4"}, "max_dynamic_patch: got '4', expected a positive integer"),
         ({"template": ["internvl2_5"]}, "template: got ['internvl2_5'], expected a string"),
-        ({"select_layer": "last"}, "config.json: transformers does not take it"),
+        ({"select_layer": "last"}, "config.json: transformers rejects it"),
         ({"vision_config.patch_size": 0}, "vision_config: got {'patch_size': 0}, expected positive integers"),
         ({"vision_config.patch_size": [14, 14]}, "vision_config: got {'patch_size': [14, 14]}"),
         ({"vision_config.hidden_size": True}, "vision_config: got {'hidden_size': True}"),
@@ -103,11 +101,11 @@ def test_settings_that_transformers_does_not_have(refused, tmp_path, change, mes
         ({"llm_config.rope_scaling": {"type": "dynamic"}}, "llm_config.rope_scaling.factor: got None"),
         ({"llm_config.rope_scaling": {"type": "linear", "factor": "2"}}, "llm_config.rope_scaling.factor: got '2'"),
         ({"llm_config.rope_scaling": {"type": ["dynamic"]}}, "llm_config.rope_scaling: got ['dynamic']"),
-        ({"llm_config.rms_norm_eps": "1e-5"}, "config.json: transformers does not take it"),
+        ({"llm_config.rms_norm_eps": "1e-5"}, "config.json: transformers rejects it"),
     ],
 )
-def test_values_that_are_none(refused, tmp_path, fields, message):
-    """Of the wrong type, not positive, or at odds with each other."""
+def test_invalid_values_are_rejected(refused, tmp_path, fields, message):
+    """Values of the wrong type, values that are not positive, and sizes that contradict each other."""
     chat = chat_model()
     for field, value in fields.items():
         part, _, name = field.rpartition(".")
@@ -118,16 +116,16 @@ def test_values_that_are_none(refused, tmp_path, fields, message):
 @pytest.mark.parametrize(
     ("scaling", "message"),
     [
-        ({"type": "yarn"}, "config.json: transformers does not take it"),
+        ({"type": "yarn"}, "config.json: transformers rejects it"),
         ({"type": "spiral", "factor": 2.0}, "llm_config.rope_scaling: got 'spiral', expected one of ['default',"),
     ],
 )
-def test_scaled_positions_of_qwen2_that_are_incomplete_or_unknown(refused, tmp_path, scaling, message):
+def test_incomplete_or_unknown_rope_scaling_of_qwen2_is_rejected(refused, tmp_path, scaling, message):
     chat = chat_model(llm="Qwen2ForCausalLM", rope_scaling=scaling)
     refused(chat.write(tmp_path / "source"), message)
 
 
-def test_keys_that_are_missing_or_left_over_are_named(refused, tmp_path):
+def test_missing_and_unknown_keys_are_named(refused, tmp_path):
     chat = chat_model()
     gone = "language_model.model.layers.1.attention.wqkv.weight"
     del chat.state[gone]
@@ -142,7 +140,7 @@ def test_keys_that_are_missing_or_left_over_are_named(refused, tmp_path):
     )
 
 
-def test_keys_of_the_mask_tokenizer_are_named_too(refused, tmp_path):
+def test_missing_and_unknown_keys_of_the_mask_tokenizer_are_named(refused, tmp_path):
     chat = chat_model()
     del chat.state["mask_decoder.latent_tokens"]
     refused(chat.write(tmp_path / "source"), "no key 'latent_tokens'", "mask_decoder.*")
@@ -151,7 +149,7 @@ def test_keys_of_the_mask_tokenizer_are_named_too(refused, tmp_path):
     refused(chat.write(tmp_path / "other"), "unknown keys ['extra']")
 
 
-def test_a_head_that_is_tied_but_differs(refused, tmp_path):
+def test_a_tied_head_that_differs_is_rejected(refused, tmp_path):
     chat = chat_model(tie_word_embeddings=True)
     chat.state["language_model.output.weight"] = torch.ones(512, 32)
     refused(chat.write(tmp_path / "source"), "language_model.output.weight: differs from")
@@ -159,7 +157,7 @@ def test_a_head_that_is_tied_but_differs(refused, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 @pytest.mark.parametrize("kept", [0, 6, 5000, -1])
-def test_a_shard_that_is_cut_short(refused, tmp_path, suffix, kept):
+def test_a_truncated_shard_is_rejected(refused, tmp_path, suffix, kept):
     source = chat_model().write(tmp_path / "source", shards=2, suffix=suffix)
     shard = sorted(source.glob(f"*-00002-of-*.{suffix}"))[0]
     content = shard.read_bytes()
@@ -167,38 +165,38 @@ def test_a_shard_that_is_cut_short(refused, tmp_path, suffix, kept):
     refused(source, shard.name)
 
 
-def test_a_shard_that_is_not_there(refused, tmp_path):
+def test_a_missing_shard_is_named(refused, tmp_path):
     source = chat_model().write(tmp_path / "source", shards=2)
     (source / "model-00001-of-00002.safetensors").unlink()
-    refused(source, "names ['model-00001-of-00002.safetensors'], which are not there")
+    refused(source, "lists ['model-00001-of-00002.safetensors'], which are missing")
 
 
 @pytest.mark.parametrize("weight_map", [[], {}, None, "model.safetensors", {"mlp1.0.bias": 1}])
-def test_an_index_that_names_no_files(refused, tmp_path, weight_map):
+def test_an_index_without_file_names_is_rejected(refused, tmp_path, weight_map):
     source = chat_model().write(tmp_path / "source", shards=2)
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     refused(source, "model.safetensors.index.json: weight_map: expected an object that names a file for each key")
 
 
-def test_a_dtype_that_safetensors_files_do_not_have(refused, tmp_path):
+def test_a_dtype_that_safetensors_does_not_support_is_rejected(refused, tmp_path):
     chat = chat_model()
     chat.state["mlp1.0.bias"] = chat.state["mlp1.0.bias"].to(torch.complex64)
-    refused(chat.write(tmp_path / "source", suffix="bin"), "dtypes {'mlp1.0.bias': 'torch.complex64'}, expected some")
+    refused(chat.write(tmp_path / "source", suffix="bin"), "dtypes {'mlp1.0.bias': 'torch.complex64'}, expected one of")
 
 
-def test_a_folder_without_weights(refused, tmp_path):
+def test_a_folder_without_weights_is_rejected(refused, tmp_path):
     source = chat_model().write(tmp_path / "source")
     (source / "model.safetensors").unlink()
     refused(source, "no weights, expected *.safetensors or pytorch_model*.bin")
 
 
-def test_a_bin_file_that_would_run_code(refused, tmp_path):
+def test_a_bin_file_that_would_run_code_is_rejected(refused, tmp_path):
     source = chat_model().write(tmp_path / "source", suffix="bin")
     torch.save({"a": print}, source / "pytorch_model.bin")
     refused(source, "not a weights file of plain tensors")
 
 
-def test_a_vocabulary_that_is_smaller_than_the_mask_tokens_need(refused, tmp_path, files):
+def test_a_vocabulary_too_small_for_the_mask_tokens_is_rejected(refused, tmp_path, files):
     rows = rows_needed(files)
     source = with_tokenizer(files, vocab_size=rows - 1).write(tmp_path / "source")
     message = f"llm_config.vocab_size: got {rows - 1}, expected at least {rows} for mask tokens with ids"
@@ -208,13 +206,13 @@ def test_a_vocabulary_that_is_smaller_than_the_mask_tokens_need(refused, tmp_pat
 
 
 @pytest.mark.parametrize("stated_by", ["added_tokens.json", "tokenizer_config.json"])
-def test_so_is_one_where_files_state_the_ids_although_the_tokenizer_is_skipped(refused, tmp_path, files, stated_by):
+def test_a_vocabulary_too_small_for_the_ids_in_tokenizer_files_is_rejected(refused, tmp_path, files, stated_by):
     rows = rows_needed(files)
     chat = chat_model(texts={stated_by: files[stated_by]}, vocab_size=rows - 1)
     refused(chat.write(tmp_path / "source"), f"got {rows - 1}, expected at least {rows} for mask tokens with ids")
 
 
-def test_rows_that_are_fewer_than_the_configuration_says(refused, tmp_path, files):
+def test_fewer_token_embeddings_than_the_vocabulary_size_are_rejected(refused, tmp_path, files):
     chat = with_tokenizer(files)
     chat.config["llm_config"]["vocab_size"] += 8
     refused(chat.write(tmp_path / "source"), "language_model.model.tok_embeddings.weight", options=())
@@ -224,12 +222,12 @@ def without(files, name):
     return {key: content for key, content in files.items() if key != name}
 
 
-def test_tokenizer_files_that_do_not_do(refused, tmp_path, files):
+def test_missing_and_invalid_tokenizer_files_are_rejected(refused, tmp_path, files):
     rows = rows_needed(files)
     cases = {
         "none": (without(files, "tokenizer.model"), "no text tokenizer, expected tokenizer.model"),
-        "broken": ({**files, "tokenizer.model": b"\x08\xff nonsense"}, "no SentencePiece model"),
-        "empty": ({**files, "tokenizer.model": b""}, "no SentencePiece model (none of 0 pieces"),
+        "broken": ({**files, "tokenizer.model": b"\x08\xff nonsense"}, "not a SentencePiece model"),
+        "empty": ({**files, "tokenizer.model": b""}, "not a SentencePiece model (none of 0 pieces"),
         "no masks": (drop(files, "<|mt_3|>"), "text tokenizer lacks 1 of the 14 mask tokens"),
         "no images": (drop(files, "<IMG_CONTEXT>"), "text tokenizer lacks ['<IMG_CONTEXT>']"),
         "twice": ({**files, "added_tokens.json": {**files["added_tokens.json"], "other": rows - 1}}, "contradict"),
@@ -247,7 +245,7 @@ TOKENIZER_CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("added_tokens.json", {"<img>": "first"}, "added_tokens.json: <img>: got 'first', expected the id of a token"),
+        ("added_tokens.json", {"<img>": "first"}, "added_tokens.json: <img>: got 'first', expected a token id"),
         ("added_tokens.json", {"<img>": 1.5}, "added_tokens.json: <img>: got 1.5"),
         ("added_tokens.json", {"<img>": None}, "added_tokens.json: <img>: got None"),
         (
@@ -268,15 +266,15 @@ TOKENIZER_CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
         (SPECIAL, {"additional_special_tokens": [3]}, f"{SPECIAL}: additional_special_tokens: got 3"),
     ],
 )
-def test_entries_about_tokens_that_are_none(refused, tmp_path, files, file, change, message):
+def test_invalid_entries_about_tokens_are_rejected(refused, tmp_path, files, file, change, message):
     changed = {**files, file: {**files[file], **change}}
     refused(chat_model(texts=changed, vocab_size=rows_needed(files)).write(tmp_path / "source"), message, options=())
 
 
-def test_entries_about_added_tokens_count_without_the_tokenizer_too(refused, tmp_path, files):
+def test_invalid_entries_about_added_tokens_are_rejected_with_skip_tokenizer(refused, tmp_path, files):
     changed = {**files, "added_tokens.json": {"<img>": -1}}
     source = chat_model(texts=changed, vocab_size=rows_needed(files)).write(tmp_path / "source")
-    refused(source, "added_tokens.json: <img>: got -1, expected the id of a token")
+    refused(source, "added_tokens.json: <img>: got -1, expected a token id")
 
 
 MERGES, FAST = "merges.txt", "tokenizer.json"
@@ -289,12 +287,12 @@ MERGES, FAST = "merges.txt", "tokenizer.json"
         (MERGES, lambda text: text.replace("#version: 0.2", "a"), f"{MERGES}: line 1: got ['a'], expected two pieces"),
         (MERGES, lambda text: text + "e §\n", "got ['e', '§'], expected two pieces"),
         (MERGES, lambda text: text + "Q Z\n", "got ['Q', 'Z'], expected two pieces"),
-        (MERGES, lambda text: text.encode() + b"\xff", f"{MERGES}: no text"),
-        ("vocab.json", lambda ids: ids | {"zz": "last"}, "vocab.json: zz: got 'last', expected the id of a token"),
-        ("vocab.json", lambda ids: ids | {"zz": 2**40}, "vocab.json: no text tokenizer"),
+        (MERGES, lambda text: text.encode() + b"\xff", f"{MERGES}: not a text file"),
+        ("vocab.json", lambda ids: ids | {"zz": "last"}, "vocab.json: zz: got 'last', expected a token id"),
+        ("vocab.json", lambda ids: ids | {"zz": 2**40}, "vocab.json: not a text tokenizer"),
     ],
 )
-def test_vocabularies_and_merges_that_do_not_fit(refused, tmp_path, file, change, message):
+def test_vocabularies_and_merges_that_do_not_match_are_rejected(refused, tmp_path, file, change, message):
     files = qwen2_files()
     changed = {**files, file: change(files[file])}
     refused(with_tokenizer(changed, llm="Qwen2ForCausalLM").write(tmp_path / "source"), message, options=())
@@ -303,16 +301,16 @@ def test_vocabularies_and_merges_that_do_not_fit(refused, tmp_path, file, change
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", f"{FAST}: no JSON"),
-        ({"model": {"type": "BPE"}}, f"{FAST}: no text tokenizer"),
+        ("{", f"{FAST}: not a JSON file"),
+        ({"model": {"type": "BPE"}}, f"{FAST}: not a text tokenizer"),
         ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}}, "model.merges[0]: got"),
         ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [3]}}, "model.merges[0]: got 3"),
         ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": 1}, "added_tokens: got a int"),
         ({"model": {}, "added_tokens": [{"id": 1}]}, f"{FAST}: added_tokens: got {{'id': 1}}, expected an object"),
-        ({"model": {}, "added_tokens": [{"content": "a"}]}, f"{FAST}: a: got None, expected the id of a token"),
+        ({"model": {}, "added_tokens": [{"content": "a"}]}, f"{FAST}: a: got None, expected a token id"),
     ],
 )
-def test_a_fast_tokenizer_that_is_broken(refused, tmp_path, content, message):
+def test_an_invalid_fast_tokenizer_is_rejected(refused, tmp_path, content, message):
     refused(chat_model(texts={FAST: content}).write(tmp_path / "source"), message, options=())
 
 
@@ -324,20 +322,20 @@ def drop(files, token):
     return {**files, "added_tokens.json": ids, "tokenizer_config.json": config}
 
 
-def test_an_image_token_that_the_tokenizer_has_elsewhere(refused, tmp_path, files):
+def test_an_image_token_id_that_the_tokenizer_contradicts_is_rejected(refused, tmp_path, files):
     source = with_tokenizer(files).write(tmp_path / "source")
     refused(source, "image_token_id: got 3, expected", options=("--image_token_id", 3))
     source = chat_model().write(tmp_path / "other")
     refused(source, "image_token_id: got 512, expected 0 to 511", options=("--skip_tokenizer", "--image_token_id", 512))
 
 
-def test_a_conversation_template_of_another_family(refused, tmp_path, files):
+def test_a_conversation_template_of_another_family_is_rejected(refused, tmp_path, files):
     chat = with_tokenizer(files)
     chat.config["template"] = "phi3-chat"
     refused(chat.write(tmp_path / "source"), "template: got 'phi3-chat', expected one of", options=())
 
 
-def test_a_hub_that_cannot_be_reached(refused, monkeypatch):
+def test_an_unreachable_hub_is_reported(refused, monkeypatch):
     def unreachable(*args, **kwargs):
         raise ConnectionError("no route to the hub")
 
@@ -345,7 +343,7 @@ def test_a_hub_that_cannot_be_reached(refused, monkeypatch):
     refused("someone/InternVL2_5-HiMTok-8B", "cannot be had from the hub (no route to the hub)")
 
 
-def test_of_a_hub_only_the_wanted_files_are_fetched(himtok, tmp_path, monkeypatch):
+def test_only_the_needed_files_are_downloaded_from_a_hub(himtok, tmp_path, monkeypatch):
     source = chat_model().write(tmp_path / "source", shards=2)
     asked = []
 
@@ -376,20 +374,6 @@ def test_a_folder_that_is_not_empty_is_left_alone(himtok, tmp_path):
         (("--skip_tokenizer", "--image_token_id", 7), "--skip_tokenizer and --image_token_id"),
     ],
 )
-def test_options_of_chat_models_with_a_mask_tokenizer_alone(refused, tmp_path, options, named):
+def test_options_of_chat_models_are_rejected_with_a_mask_tokenizer_alone(refused, tmp_path, options, named):
     torch.save(released_state(mask_tokenizer()), tmp_path / "himtok.pth")
     refused(tmp_path / "himtok.pth", f"{named}: expected only with a chat model", options=options)
-
-
-def test_prompts_have_names():
-    assert set(PROMPTS) == {"segmentation", "reasoning_segmentation", "box", "mask_then_box"}
-    assert prompt("segmentation", " road ") == "Segment <ref>road</ref>."
-    phrase, sentence = (prompt("reasoning_segmentation", text) for text in ("a cold place", "Where is it cold?"))
-    assert phrase == "What is a cold place?\nWhat is the object and mask in the image?"
-    assert sentence == "Where is it cold?\nWhat is the object and mask in the image?"
-    assert prompt("mask_then_box", "a cat").startswith("First create the segmentation mask for <ref>a cat</ref>, then")
-    assert all("the {odd} one" in prompt(name, "the {odd} one") for name in PROMPTS)
-    with pytest.raises(ValueError, match="prompt: got 'count', expected one of"):
-        prompt("count", "dogs")
-    with pytest.raises(ValueError, match="expected words"):
-        prompt("box", " ")

@@ -1,4 +1,4 @@
-"""Numbers of the authors' own code, where they are at hand: image features and logits of a tiny chat model."""
+"""Image features and logits of a tiny chat model equal those of the authors' code; skipped without the numbers."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not (PARITY / "internvl_chat_tiny.npz").is_file(
 
 
 @torch.no_grad()
-def test_features_and_logits_are_those_of_the_authors_code(himtok, tmp_path):
+def test_features_and_logits_equal_those_of_the_authors_code(himtok, tmp_path):
     spec = importlib.util.spec_from_file_location("parity_weights", PARITY / "weights.py")
     weights = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(weights)

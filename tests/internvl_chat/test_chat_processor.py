@@ -1,4 +1,4 @@
-"""Images: the tiles are those of the authors' rule, in their order, with the thumbnail last."""
+"""Images are cut into the tiles of the authors' rule, in their order, with the thumbnail last."""
 
 import numpy as np
 import pytest
@@ -7,18 +7,18 @@ from chat_models import chat_config, qwen2_files, with_tokenizer
 from PIL import Image
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
-from himtok_plugin.internvl_chat.processor import native_processor
-from himtok_plugin.internvl_chat.tokenizer import fast_tokenizer
+from himtok_plugin.internvl_chat.fast_tokenizer import build_fast_tokenizer
+from himtok_plugin.internvl_chat.processor import build_processor
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return fast_tokenizer(with_tokenizer(qwen2_files()).write(tmp_path_factory.mktemp("qwen2")))
+    return build_fast_tokenizer(with_tokenizer(qwen2_files()).write(tmp_path_factory.mktemp("qwen2")))
 
 
 def grid_of(width, height, tile, least, most):
-    """InternVL's rule: the grid whose ratio is nearest; of equally near ones a larger grid, if the picture would still
-    fill half of it."""
+    """InternVL's rule: the grid with the nearest aspect ratio; of equally near ones the larger one, if the image fills
+    at least half of it."""
     grids = sorted(
         {
             (i, j)
@@ -38,7 +38,7 @@ def grid_of(width, height, tile, least, most):
 
 
 @pytest.mark.parametrize("most", [1, 4, 6, 12])
-def test_grids_are_those_of_the_authors_rule(most):
+def test_tile_grids_follow_the_authors_rule(most):
     for width in range(100, 2000, 37):
         for height in (100, 224, 448, 480, 640, 768, 1024, 1333, 2000):
             assert get_optimal_tiled_canvas((height, width), (448, 448), 1, most) == grid_of(
@@ -47,11 +47,11 @@ def test_grids_are_those_of_the_authors_rule(most):
 
 
 @pytest.mark.parametrize("size", [(56, 56), (200, 100), (60, 190), (300, 310)])
-def test_tiles_are_the_resized_picture_cut_by_rows_and_the_whole(tokenizer, size):
+def test_tiles_are_cut_row_by_row_and_the_thumbnail_is_last(tokenizer, size):
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8))
     image = small.resize(size, Image.Resampling.BICUBIC)
-    processor = native_processor(chat_config(), tokenizer)
+    processor = build_processor(chat_config(), tokenizer)
     columns, rows = grid_of(*size, 56, 1, 4)
     whole = image.resize((56 * columns, 56 * rows), Image.Resampling.BICUBIC)
     tiles = [
@@ -69,8 +69,8 @@ def test_tiles_are_the_resized_picture_cut_by_rows_and_the_whole(tokenizer, size
     assert (found.permute(0, 2, 3, 1) - torch.from_numpy(expected)).abs().max() < 3 / 255 / 0.22
 
 
-def test_text_and_tiles_come_together(tokenizer):
-    processor = native_processor(chat_config(), tokenizer)
+def test_text_holds_one_image_token_per_feature_of_the_tiles(tokenizer):
+    processor = build_processor(chat_config(), tokenizer)
     image = Image.new("RGB", (112, 56))
     inputs = processor(images=image, text="<IMG_CONTEXT>\nSegment it.", return_tensors="pt")
     ids = inputs.input_ids[0].tolist()
@@ -79,12 +79,12 @@ def test_text_and_tiles_come_together(tokenizer):
     assert ids[0] == processor.start_image_token_id and ids[3 * 4 + 1] == processor.end_image_token_id
 
 
-def test_a_model_without_tiles_gets_one_whoever_asks(tokenizer):
-    processor = native_processor({**chat_config(), "dynamic_image_size": False}, tokenizer)
+def test_a_model_without_tiles_gets_one_even_if_tiles_are_requested(tokenizer):
+    processor = build_processor({**chat_config(), "dynamic_image_size": False}, tokenizer)
     found = processor.image_processor(Image.new("RGB", (300, 100)), crop_to_patches=True, return_tensors="pt")
     assert found.pixel_values.shape == (1, 3, 56, 56)
 
 
-def test_tiles_without_a_thumbnail_are_refused(tokenizer):
+def test_tiles_without_a_thumbnail_are_rejected(tokenizer):
     with pytest.raises(ValueError, match="use_thumbnail: got False"):
-        native_processor({**chat_config(), "use_thumbnail": False}, tokenizer)
+        build_processor({**chat_config(), "use_thumbnail": False}, tokenizer)

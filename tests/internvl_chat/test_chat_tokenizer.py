@@ -1,4 +1,4 @@
-"""The fast tokenizer gives the ids of the slow one: those of the model of text, and of every added token."""
+"""The fast tokenizer returns the same ids as the slow one, for text and for every added token."""
 
 import json
 import random
@@ -20,7 +20,7 @@ from chat_models import (
 )
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, Qwen2Tokenizer
 
-from himtok_plugin.internvl_chat.tokenizer import fast_tokenizer
+from himtok_plugin.internvl_chat.fast_tokenizer import build_fast_tokenizer
 from himtok_plugin.lmm.vocabulary import MaskVocabulary
 from himtok_plugin.mask_text import codes_to_text
 
@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
 
 
 def slow_ids(model: bytes, added: dict[str, int], text: str) -> list[int]:
-    """What the slow tokenizer does: cut at added tokens, the longest first, and read what is between."""
+    """Tokenize as the slow tokenizer does: split at added tokens, the longest first, then tokenize what is between."""
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     ids, start = [], 0
     order = sorted(added, key=len, reverse=True)
@@ -86,10 +86,10 @@ STYLES = {
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_ids_are_those_of_sentencepiece(trained, tmp_path, style):
+def test_ids_equal_those_of_sentencepiece(trained, tmp_path, style):
     model = trained(**STYLES[style])
     files = internlm2_files(model)
-    fast = fast_tokenizer(with_tokenizer(files).write(tmp_path / "source"))
+    fast = build_fast_tokenizer(with_tokenizer(files).write(tmp_path / "source"))
     added = {**files["added_tokens.json"], "<unk>": 0, "<s>": 1, "</s>": 2}
     samples = [*TEXTS, *random_texts(300), *random_texts(300, seed=1, added=[*CHAT_TOKENS, "<img>", "<ref>", "<s>"])]
     samples += [f"<|im_start|>user\n<ref>it</ref>{codes_to_text([3, 11, 0])}.<|im_end|>", "", " ", "\n"]
@@ -104,7 +104,7 @@ def test_ids_are_those_of_sentencepiece(trained, tmp_path, style):
 
 
 @pytest.mark.parametrize("new_style", [True, False])
-def test_added_tokens_are_at_their_ids_and_answers_survive(himtok, trained, tmp_path, new_style):
+def test_added_tokens_keep_their_ids_and_answers_keep_mask_tokens(himtok, trained, tmp_path, new_style):
     files = internlm2_files(trained(), new_style)
     source = with_tokenizer(files).write(tmp_path / "source")
     status, _, err = himtok("convert", source, tmp_path / "out")
@@ -127,7 +127,7 @@ def test_added_tokens_are_at_their_ids_and_answers_survive(himtok, trained, tmp_
     assert processor.tokenizer(TEXTS[0]).input_ids == tokenizer(TEXTS[0]).input_ids
 
 
-def test_qwen2_keeps_its_ids_and_has_no_token_at_the_beginning(himtok, tmp_path):
+def test_qwen2_keeps_its_ids_and_adds_no_bos_token(himtok, tmp_path):
     files = qwen2_files()
     chat = chat_model(texts=files, llm="Qwen2ForCausalLM", vocab_size=rows_needed(files) + 20)
     status, _, err = himtok("convert", chat.write(tmp_path / "source"), tmp_path / "out")
@@ -143,7 +143,7 @@ def test_qwen2_keeps_its_ids_and_has_no_token_at_the_beginning(himtok, tmp_path)
     assert not tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False).startswith("<|end")
 
 
-def test_a_folder_with_a_fast_tokenizer_alone_keeps_its_ids_and_answers_survive(himtok, tmp_path):
+def test_a_fast_tokenizer_alone_keeps_its_ids_and_answers_keep_mask_tokens(himtok, tmp_path):
     files = qwen2_files()
     slow = chat_model(texts=files, llm="Qwen2ForCausalLM", vocab_size=rows_needed(files))
     assert himtok("convert", slow.write(tmp_path / "slow"), tmp_path / "one")[0] == 0
@@ -166,14 +166,14 @@ def test_a_folder_with_a_fast_tokenizer_alone_keeps_its_ids_and_answers_survive(
     assert found.decode(found(answer).input_ids, skip_special_tokens=True) == answer.removesuffix("<|im_end|>")
 
 
-def test_a_tokenizer_whose_ids_end_short_of_the_rows_is_fine_and_keeps_rows(himtok, trained, tmp_path):
+def test_spare_token_embeddings_are_kept(himtok, trained, tmp_path):
     files = internlm2_files(trained())
     chat = chat_model(texts=files, vocab_size=rows_needed(files) + 30)
     assert himtok("convert", chat.write(tmp_path / "source"), tmp_path / "out")[0] == 0
     assert AutoConfig.from_pretrained(tmp_path / "out").text_config.vocab_size == rows_needed(files) + 30
 
 
-def test_conversations_are_written_as_the_authors_wrote_them(himtok, trained, tmp_path):
+def test_conversations_are_formatted_as_by_the_authors(himtok, trained, tmp_path):
     files = internlm2_files(trained())
     assert himtok("convert", with_tokenizer(files).write(tmp_path / "source"), tmp_path / "out")[0] == 0
     processor = AutoProcessor.from_pretrained(tmp_path / "out")

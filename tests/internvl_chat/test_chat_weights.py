@@ -1,4 +1,4 @@
-"""Weights and configuration: the converted model computes what a plain reading of the authors' layout computes."""
+"""The converted model computes the same as a second implementation that reads the authors' layout."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from tiny_models import random_squares
 from transformers import AutoModelForImageTextToText
 
 from himtok_plugin import MaskTokenizer
-from himtok_plugin.internvl_chat.layout import split_grouped_qkv
+from himtok_plugin.internvl_chat.key_mapping import split_grouped_qkv
 
 CONTEXT = 500  # id of the image token
 
@@ -32,7 +32,7 @@ def load(folder):
     return model.eval()
 
 
-# A second implementation, from the formulas: loops where the model has reshapes.
+# A second implementation from the formulas, with loops where the model reshapes.
 
 
 def norm(x, state, key, config):
@@ -168,7 +168,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [40, 300], ids=["short", "longer than trained"])
 @torch.no_grad()
-def test_the_converted_model_computes_what_the_authors_layout_says(himtok, tmp_path, kind, length):
+def test_the_converted_model_computes_the_same_as_the_second_implementation(himtok, tmp_path, kind, length):
     chat = chat_model(with_masks=False, **KINDS[kind])
     model = load(convert(himtok, chat, tmp_path))
     generator = torch.Generator().manual_seed(1)
@@ -182,7 +182,7 @@ def test_the_converted_model_computes_what_the_authors_layout_says(himtok, tmp_p
 
 
 @torch.no_grad()
-def test_features_of_an_earlier_layer_are_taken_where_the_model_takes_them(himtok, tmp_path):
+def test_image_features_come_from_the_layer_that_the_configuration_selects(himtok, tmp_path):
     chat = chat_model(with_masks=False)
     chat.config["select_layer"] = -2
     model = load(convert(himtok, chat, tmp_path))
@@ -191,8 +191,8 @@ def test_features_of_an_earlier_layer_are_taken_where_the_model_takes_them(himto
     torch.testing.assert_close(model.get_image_features(tiles).pooler_output, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_grouped_projections_come_apart_by_hand():
-    # Two groups of two query heads of one number each, key and value: rows named by what they are.
+def test_grouped_projections_are_split_as_by_hand():
+    # Two groups, each of two query heads, a key and a value, all of width 1: 1x and 2x are queries, 1 and 2 keys.
     rows = torch.tensor([[11.0], [12], [1], [-1], [21], [22], [2], [-2]])
     q, k, v = split_grouped_qkv(rows, heads=4, kv_heads=2)
     assert (q.flatten().tolist(), k.flatten().tolist(), v.flatten().tolist()) == ([11, 12, 21, 22], [1, 2], [-1, -2])
@@ -202,7 +202,7 @@ def test_grouped_projections_come_apart_by_hand():
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_shards_and_bin_files_give_the_same_weights(himtok, tmp_path, shards, suffix):
+def test_shards_and_bin_files_are_converted_to_the_same_weights(himtok, tmp_path, shards, suffix):
     chat = chat_model()
     expected = load(convert(himtok, chat, tmp_path / "one")).state_dict()
     out = convert(himtok, chat, tmp_path / "other", shards=shards, suffix=suffix)
@@ -231,9 +231,27 @@ def test_the_dtype_stays_and_the_mask_tokenizer_is_float32(himtok, tmp_path):
         assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F32"}
 
 
+def test_tensors_of_a_bin_file_may_share_memory_or_be_transposed(himtok, tmp_path):
+    chat = chat_model(with_masks=False)
+    expected = load(convert(himtok, chat, tmp_path / "plain")).state_dict()
+    embeddings = chat.state["language_model.model.tok_embeddings.weight"]
+    chat.state["language_model.output.weight"] = embeddings
+    transposed = "language_model.model.layers.0.attention.wo.weight"
+    chat.state[transposed] = chat.state[transposed].T.contiguous().T
+    found = load(convert(himtok, chat, tmp_path / "views", suffix="bin")).state_dict()
+    assert torch.equal(found.pop("lm_head.weight"), embeddings)
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+
+
+def test_converted_weights_are_as_readable_as_their_configuration(himtok, tmp_path):
+    out = convert(himtok, chat_model(), tmp_path, shards=2)
+    weights = [*out.glob("*.safetensors"), out / "mask_tokenizer" / "model.safetensors"]
+    assert {path.stat().st_mode for path in weights} == {(out / "config.json").stat().st_mode}
+
+
 @pytest.mark.parametrize("where", ["in the checkpoint", "beside it"])
 @torch.no_grad()
-def test_the_mask_tokenizer_comes_along(himtok, tmp_path, where):
+def test_the_mask_tokenizer_is_converted_too(himtok, tmp_path, where):
     chat = chat_model(with_masks=where == "in the checkpoint")
     chat.state["sam.image_encoder.weight"] = torch.zeros(3)
     if where == "beside it":
@@ -252,29 +270,29 @@ def test_the_mask_tokenizer_comes_along(himtok, tmp_path, where):
     assert generation["num_mask_tokens"] == MASK_TOKENS
 
 
-def test_a_model_without_masks_is_converted_with_a_remark(himtok, tmp_path):
+def test_a_model_without_a_mask_tokenizer_is_converted_with_a_notice(himtok, tmp_path):
     source = chat_model(with_masks=False).write(tmp_path / "source")
     status, _, err = himtok("convert", source, tmp_path / "out", "--skip_tokenizer")
-    assert status == 0 and "no mask tokenizer in it" in err and "--image_token_id" in err
+    assert status == 0 and "the checkpoint has no mask tokenizer" in err and "--image_token_id" in err
     assert not (tmp_path / "out" / "mask_tokenizer").exists()
     assert "mask_decoding" not in (tmp_path / "out" / "generation_config.json").read_text()
 
 
-def test_what_is_not_known_without_a_tokenizer_is_said(himtok, tmp_path):
+def test_ids_that_are_unknown_without_a_tokenizer_are_reported(himtok, tmp_path):
     source = chat_model().write(tmp_path / "source")
     status, _, err = himtok("convert", source, tmp_path / "out", "--skip_tokenizer")
     assert status == 0 and err.count("\n") == 2, err
-    assert "config.json has 92546, as InternVL2.5 models do, but this vocabulary has only 512 rows" in err
-    assert "eos_token_id: no tokenizer file tells the id of <|im_end|>" in err
+    assert "config.json gets 92546, the id of InternVL2.5 models, but this vocabulary has only 512 rows" in err
+    assert "eos_token_id: no tokenizer file has the id of <|im_end|>" in err
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [2]
     source = chat_model(vocab_size=92547).write(tmp_path / "larger")
     _, _, err = himtok("convert", source, tmp_path / "other", "--skip_tokenizer")
-    assert "config.json has 92546, as InternVL2.5 models do (--image_token_id)" in err
+    assert "config.json gets 92546, the id of InternVL2.5 models; set it with --image_token_id" in err
 
 
 @pytest.mark.parametrize("own", [2, [2, 9]])
-def test_answers_end_with_the_turn_where_a_file_tells_its_token(himtok, tmp_path, own):
+def test_answers_end_with_the_turn_if_a_file_has_the_id_of_its_token(himtok, tmp_path, own):
     texts = {"added_tokens.json": {"<|im_end|>": 7, "<IMG_CONTEXT>": 8}}
     source = chat_model(texts=texts, eos_token_id=own).write(tmp_path / "source")
     status, _, err = himtok("convert", source, tmp_path / "out", "--skip_tokenizer")
@@ -285,7 +303,7 @@ def test_answers_end_with_the_turn_where_a_file_tells_its_token(himtok, tmp_path
 
 
 def test_the_dtype_is_that_of_the_embeddings(himtok, tmp_path):
-    """Of several dtypes it alone counts: what image features and states of the language model are cast to."""
+    """If dtypes are mixed: image features and hidden states of the language model are cast to it."""
     chat = chat_model(with_masks=False)
     key = "language_model.model.tok_embeddings.weight"
     chat.state[key] = chat.state[key].half()
@@ -293,7 +311,7 @@ def test_the_dtype_is_that_of_the_embeddings(himtok, tmp_path):
     assert json.loads((out / "config.json").read_text())["dtype"] == "float16"
 
 
-def test_the_folder_is_what_transformers_writes(himtok, tmp_path):
+def test_keys_and_configuration_are_those_that_transformers_writes(himtok, tmp_path):
     out = convert(himtok, chat_model(with_masks=False), tmp_path)
     load(out).save_pretrained(tmp_path / "again")
     with (
@@ -309,7 +327,7 @@ def test_the_folder_is_what_transformers_writes(himtok, tmp_path):
     assert ours["text_config"]["rope_parameters"] == {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}
 
 
-def test_an_output_head_that_is_tied_may_be_stored_as_well(himtok, tmp_path):
+def test_a_tied_output_head_may_be_stored(himtok, tmp_path):
     chat = chat_model(with_masks=False, tie_word_embeddings=True)
     chat.state["language_model.output.weight"] = chat.state["language_model.model.tok_embeddings.weight"].clone()
     model = load(convert(himtok, chat, tmp_path))
@@ -317,6 +335,6 @@ def test_an_output_head_that_is_tied_may_be_stored_as_well(himtok, tmp_path):
 
 
 def test_weights_are_drawn_for_the_whole_layout():
-    """The other tests rest on it."""
+    """The other tests depend on it."""
     config = chat_config()
     assert all(value.std() > 0 for value in draw_state(config).values())

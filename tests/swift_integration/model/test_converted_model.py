@@ -13,7 +13,7 @@ from transformers import AutoProcessor
 
 from himtok_plugin import Segmenter, cli
 from himtok_plugin.internvl_chat.prompts import PROMPTS, format_prompt
-from himtok_plugin.masks.sources import load_mask
+from himtok_plugin.masks import load_mask
 from himtok_plugin.swift_integration.options.unconverted_checkpoints import RELEASED_MODEL, refuse_unconverted
 
 QUESTION = format_prompt("segmentation", "road")
@@ -46,7 +46,7 @@ def test_swift_infer_segments(converted, world, tmp_path):
     assert_masks(infer(world.scenes, tmp_path / "out.jsonl", model=converted, **ONE_MASK))
 
 
-def test_ms_swift_asks_in_the_words_and_tokens_of_the_authors(converted, world):
+def test_ms_swift_writes_the_prompt_and_tokens_of_the_authors(converted, world):
     segmenter = Segmenter.from_pretrained(
         converted, device="cpu", torch_dtype="float32", question=PROMPTS["segmentation"]
     )
@@ -66,7 +66,7 @@ def test_ms_swift_asks_in_the_words_and_tokens_of_the_authors(converted, world):
     assert result.masks.shape[1:] == (48, 64)
 
 
-def test_settings_of_the_checkpoint_are_those_of_the_run_unless_others_are_given(converted):
+def test_settings_of_the_checkpoint_are_defaults_of_the_run(converted):
     found = InferArguments(model=str(converted))
     assert (found.system, found.mask_decoding, found.num_mask_tokens) == (SYSTEM, "soft", MASK_TOKENS)
     given = InferArguments(model=str(converted), system="Be brief.", mask_decoding="hard", num_mask_tokens=2)
@@ -78,7 +78,7 @@ def test_other_models_have_no_such_settings(world):
     assert (found.system, found.mask_decoding, found.num_mask_tokens) == (None, "soft", None)
 
 
-def test_masks_of_another_temperature_are_refused(converted, tmp_path):
+def test_checkpoint_with_another_mask_temperature_is_refused(converted, tmp_path):
     folder = tmp_path / "other"
     folder.mkdir()
     for path in converted.iterdir():
@@ -145,7 +145,7 @@ def test_swift_deploy_answers_with_segments(converted, tmp_path):
     assert segment["size"] == [48, 64] and segment["complete"] and 1 <= len(segment["codes"]) <= MASK_TOKENS
 
 
-def test_the_published_model_is_refused_before_anything_is_fetched():
+def test_published_model_is_refused_before_any_download():
     with pytest.raises(ValueError, match=f"himtok convert {RELEASED_MODEL} InternVL2_5-HiMTok-8B-hf"):
         InferArguments(model=RELEASED_MODEL)
 
@@ -157,7 +157,7 @@ def test_the_published_model_is_refused_with_the_command_that_converts_it(tmp_pa
     assert f"himtok convert {RELEASED_MODEL} InternVL2_5-HiMTok-8B-hf" in done.stderr
 
 
-def test_so_is_a_download_of_it_but_nothing_else(converted, tmp_path):
+def test_downloaded_published_model_is_refused_and_others_are_not(converted, tmp_path):
     in_shards = chat_model().write(tmp_path / "one", shards=2)
     beside = chat_model(with_masks=False).write(tmp_path / "two")
     (beside / "himtok.pth").touch()
