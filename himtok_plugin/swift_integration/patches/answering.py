@@ -1,16 +1,20 @@
-"""Inference: engines, their responses, and the rows that `swift infer` writes."""
+"""Inference: engines, responses, and the result file of `swift infer`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from .replacing import around
 
 
 def constrain_engines() -> None:
-    """What: vLLM, SGLang and LMDeploy are given this run's grammar of answers with every request.
-    Why: they take no logits processors from a template, and ms-swift's own option is a whole regular expression.
-    Goes when: templates can change the sampling parameters of every engine.
+    """What: vLLM, SGLang and LMDeploy constrain every answer to the grammar of mask text.
+    Why: these engines take no logits processors from a template, and ms-swift's own option is a regular expression that
+    the user would have to write.
+    Goes when: a template can change the sampling parameters of every engine.
+    Upstream: modelscope/ms-swift#3356 and #4790 (guided decoding of vLLM through ms-swift).
     """
     from swift.infer_engine import InferEngine
 
@@ -26,9 +30,10 @@ def constrain_engines() -> None:
 
 
 def attach_masks_to_responses() -> None:
-    """What: responses of ms-swift's own engine carry their masks, refined where `--refiner` says so.
-    Why: the template sees generated ids, but cannot add to the response, and a refiner wants the request's own image.
-    Goes when: templates can post-process a response object.
+    """What: responses of ms-swift's transformers engine have masks, refined if `--refiner` is set.
+    Why: a template sees the generated ids but not the response, and a refiner needs the image of the request.
+    Goes when: a template can change a response object.
+    Upstream: none known (looked 2026-11-28).
     """
     from swift.infer_engine import TransformersEngine
 
@@ -56,26 +61,27 @@ def attach_masks_to_responses() -> None:
 
 
 @contextmanager
-def _recording_responses(pipeline):
-    """What the pipeline's engine answers within; of a stream that is no response."""
-    noted = []
+def _record_responses(pipeline: Any) -> Iterator[list[Any]]:
+    """Collect the responses of the pipeline's engine inside the context; for a stream, its iterator instead."""
+    recorded: list[Any] = []
 
     def infer(*args, **kwargs):
-        found = pipeline.infer_engine.infer(*args, **kwargs)
-        noted.extend(found)
-        return found
+        responses = pipeline.infer_engine.infer(*args, **kwargs)
+        recorded.extend(responses)
+        return responses
 
     pipeline.infer = infer
     try:
-        yield noted
+        yield recorded
     finally:
         del pipeline.infer
 
 
-def go_on_with_results() -> None:
-    """What: with `--resume_result`, rows that have a result already are left out.
-    Why: ms-swift asks all rows of a dataset, whatever its result file holds.
-    Goes when: it can go on, by something that tells rows apart.
+def resume_results() -> None:
+    """What: `--resume_result` skips rows that already have a result.
+    Why: ms-swift runs all rows of a dataset, whatever the result file holds.
+    Goes when: ms-swift can resume inference and identifies rows.
+    Upstream: none known (looked 2026-11-28).
     """
     from swift.pipelines.infer.infer import SwiftInfer
 
@@ -88,9 +94,10 @@ def go_on_with_results() -> None:
 
 
 def write_masks_to_results() -> None:
-    """What: `swift infer` writes `masks` and `boxes` into its rows, pictures into `--mask_dir`, and a card of the run.
-    Why: the pipeline builds result rows from fixed fields of the response.
-    Goes when: rows can be post-processed by a plugin.
+    """What: `swift infer` adds `masks` and `boxes` to its results, and writes images to `--mask_dir` and a run card.
+    Why: the pipeline builds a result from fixed fields of the response.
+    Goes when: a plugin can change results before they are written.
+    Upstream: modelscope/ms-swift#4693 and #3936 (further fields in results).
     """
     from swift.pipelines.infer.infer import SwiftInfer
 
@@ -101,19 +108,19 @@ def write_masks_to_results() -> None:
     from himtok_plugin.swift_integration.answering.run_card import write_run_card
     from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
 
-    def pictures(pipeline) -> MaskPictures | None:
+    def get_pictures(pipeline: Any) -> MaskPictures | None:
         if pipeline.args.mask_dir is None:
             return None
         if "himtok_pictures" not in pipeline.__dict__:
             pipeline.himtok_pictures = MaskPictures(pipeline.args.mask_dir, pipeline.args.rank)
         return pipeline.himtok_pictures
 
-    def masks_of(runtime, noted, text: str, row):
-        """Masks that came with the response, else those of its text."""
+    def get_masks(runtime, response, text: str, row):
+        """Return the response's masks, or else predict them from its text."""
         masks = logprobs = None
-        if hasattr(noted, "choices"):
-            masks = getattr(noted.choices[0].message, RESPONSE_ATTRIBUTE, None)
-            logprobs = noted.choices[0].logprobs
+        if hasattr(response, "choices"):
+            masks = getattr(response.choices[0].message, RESPONSE_ATTRIBUTE, None)
+            logprobs = response.choices[0].logprobs
         return predict_masks_from_text(runtime, text, row, logprobs) if masks is None else masks
 
     @around(SwiftInfer, "_batch_infer")
@@ -122,14 +129,15 @@ def write_masks_to_results() -> None:
         if runtime is None:
             return original(self, val_dataset, request_config)
         write_run_card(self.args, runtime)
-        with _recording_responses(self) as noted:
+        pictures = get_pictures(self)
+        with _record_responses(self) as responses:
             rows = original(self, val_dataset, request_config)
-        for row, response in zip(rows, noted, strict=False):  # other ranks of a parallel engine write no rows
-            masks = masks_of(runtime, response, row["response"], row)
+        for row, response in zip(rows, responses, strict=False):  # other ranks of a parallel engine write no rows
+            masks = get_masks(runtime, response, row["response"], row)
             add_masks_to_result(row, masks)
             add_boxes_to_result(row, row["response"], self.template)
-            if pictures(self) is not None:
-                pictures(self).write(row, masks)
+            if pictures is not None:
+                pictures.write(row, masks)
         return rows
 
     @around(SwiftInfer, "infer_single")
@@ -137,24 +145,27 @@ def write_masks_to_results() -> None:
         runtime = get_mask_runtime(self.template)
         if runtime is not None:
             write_run_card(self.args, runtime)
-        with _recording_responses(self) as noted:
+        with _record_responses(self) as responses:
             text = original(self, infer_request, request_config)
         if runtime is not None and isinstance(infer_request, dict):
-            masks = masks_of(runtime, noted[0], text, infer_request)
+            masks = get_masks(runtime, responses[0], text, infer_request)
             add_masks_to_result(infer_request, masks)
             add_boxes_to_result(infer_request, text, self.template)
             if self.args.mask_dir is None and self.args.eval_human:
-                self.args.mask_dir = "masks"  # who asks interactively wants to see the answer
-            if masks and pictures(self) is not None:
-                print("masks: " + ", ".join(pictures(self).write(infer_request, masks)))
+                self.args.mask_dir = "masks"  # an interactive user wants to see the answer
+            pictures = get_pictures(self)
+            if masks and pictures is not None:
+                print("masks: " + ", ".join(pictures.write(infer_request, masks)))
         return text
 
 
 def gather_results_on_cpus() -> None:
-    """What: under torchrun without an accelerator, the rows of all processes get into the result file.
-    Why: ms-swift gathers them through accelerate, which knows of several processes on CPUs only when told so, and else
-    gives each process its own rows back: those of all but the first would be lost without a word.
+    """What: under torchrun without an accelerator, the result file has the results of all processes.
+    Why: ms-swift gathers results through accelerate. On CPUs, accelerate detects several processes only with
+    `cpu=True`; otherwise it returns each process its own results, and those of all processes but the first are silently
+    lost.
     Goes when: ms-swift gathers through torch.distributed, or `swift infer` has `--use_cpu`.
+    Upstream: huggingface/accelerate#2741 (several processes on CPUs).
     """
     from accelerate import PartialState
     from swift.pipelines.infer.infer import SwiftInfer

@@ -1,4 +1,4 @@
-"""`swift deploy`: requests, answers and streams of its server."""
+"""`swift deploy`: requests, responses and streams of the server."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from .replacing import add, around
 
 
 def serve_segments() -> None:
-    """What: chat requests to `swift deploy` may have masks, answers have segments, and a bad request fails alone, with
-    status 400 and ms-swift's form of an error.
-    Why: requests and answers are built from fixed fields; an error in one row of a batch is told to all of them; of the
-    web framework's own form of an error the `openai` package shows nothing.
-    Goes when: requests and responses can be extended, and the server isolates errors.
+    """What: chat requests can have masks, and responses have segments. A bad request fails alone, with status 400 and
+    ms-swift's error format.
+    Why: requests and responses have fixed fields. An error in one request of a batch fails all of them. The `openai`
+    package shows no text of an error in FastAPI's format.
+    Goes when: a plugin can extend requests and responses, and the server isolates errors.
+    Upstream: modelscope/ms-swift#7045 (one bad sample fails the others; there in `swift infer`).
     """
     import swift.pipelines.infer.deploy as deploy
     from fastapi.exceptions import RequestValidationError
@@ -32,13 +33,13 @@ def serve_segments() -> None:
     async def refuse(request, error):
         return SwiftDeploy.create_error_response(HTTPStatus.BAD_REQUEST, summarize_validation_errors(error.errors()))
 
-    @around(SwiftDeploy, "_register_app")  # not `__init__`, which is what imports plugins
+    @around(SwiftDeploy, "_register_app")  # not `__init__`: plugins are imported inside it
     def register_app(original, self):
         original(self)
         self.infer_engine.strict = False
         self.app.add_exception_handler(RequestValidationError, refuse)
 
-    @add(SwiftDeploy, "infer_async")  # else its engine's
+    @add(SwiftDeploy, "infer_async", hides=TransformersEngine.infer_async)  # through SwiftInfer.__getattr__
     async def infer_async(self, infer_request, request_config=None, **kwargs):
         infer, runtime = self.infer_engine.infer_async, get_mask_runtime(self.template)
         if runtime is None or not isinstance(infer_request, SegmentInferRequest):
@@ -54,14 +55,15 @@ def serve_segments() -> None:
                     setattr(chunk, PROBABILITIES_ATTRIBUTE, runtime.generation.bind_probabilities(i))
             yield chunks
 
-    # The web framework reads a request by its annotation.
+    # FastAPI parses a request as the type of this annotation.
     SwiftDeploy.create_chat_completion.__annotations__["request"] = deploy.ChatCompletionRequest = SegmentChatRequest
 
 
-def stream_text_at_mask_tokens() -> None:
-    """What: a stream hands its text on where a mask closes, and where it is to be previewed.
-    Why: ms-swift waits for a space or a line break, which masks have none of.
-    Goes when: the template can say where.
+def flush_streams_at_masks() -> None:
+    """What: a stream sends its text when a mask closes, and when a preview of it is due.
+    Why: ms-swift waits for a space or a line break, and mask text has neither.
+    Goes when: a template decides when a stream sends its text.
+    Upstream: none known (looked 2026-11-28).
     """
     from swift.infer_engine.utils import InferStreamer
 
@@ -78,11 +80,12 @@ def stream_text_at_mask_tokens() -> None:
         return text
 
 
-def end_streams_that_fail() -> None:
-    """What: an error that `MaskTemplateMixin.generate` puts into a stream is raised where the stream is read.
-    Why: ms-swift generates on a thread of its own and waits for its tokens, after an error for ever: one request, say
-    with temperature -1, would stop the server.
-    Goes when: ms-swift passes errors on.
+def raise_stream_errors() -> None:
+    """What: the reader of a stream raises the error that `MaskTemplateMixin.generate` puts into it.
+    Why: ms-swift generates in a thread and waits for its tokens, after an error forever. One request, for example with
+    temperature -1, would block the server.
+    Goes when: ms-swift passes errors from the thread to the reader.
+    Upstream: modelscope/ms-swift#10133 (open pull request that does this).
     """
     from swift.infer_engine.utils import StreamerMixin
 

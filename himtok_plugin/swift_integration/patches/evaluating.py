@@ -1,4 +1,4 @@
-"""`swift eval`."""
+"""`swift eval`: benchmarks and server types of evalscope."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import sys
 from .replacing import around
 
 
-def evaluate_without_opencompass() -> None:
-    """What: `swift eval` with evalscope's own backend, the default, asks for evalscope's own benchmarks only, and finds
-    its name for a server.
-    Why: ms-swift lists OpenCompass's as well, whichever backend is asked for, and fails where that is not installed;
-    evalscope 1.14 calls `openai_api` what was `service` before.
-    Goes when: ms-swift lists those of the backend at hand, and knows the new name.
+def list_evalscope_benchmarks() -> None:
+    """What: with the default backend Native, `swift eval` lists evalscope's own benchmarks only. `EvalType.SERVICE` is
+    `EvalType.OPENAI_API`.
+    Why: ms-swift lists the benchmarks of OpenCompass with every backend, and fails if OpenCompass is not installed.
+    evalscope has renamed `service` to `openai_api`.
+    Goes when: ms-swift lists the benchmarks of the chosen backend only, and uses the new name.
+    Upstream: modelscope/evalscope#105 (OpenCompass's list fails), modelscope/evalscope#789 and #888 (the new name).
     """
-    if "evalscope" not in sys.modules:  # then this is no `swift eval`
+    if "evalscope" not in sys.modules:  # this is not `swift eval`
         return
     from evalscope.api.registry import BENCHMARK_REGISTRY
     from evalscope.constants import EvalBackend, EvalType

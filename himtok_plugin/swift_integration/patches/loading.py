@@ -1,4 +1,4 @@
-"""Loading: templates, models, and bases that ms-swift wrote against an earlier transformers."""
+"""Loading: templates, models, and base models whose code in ms-swift expects an earlier transformers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from .replacing import around
 
 
 def compose_templates() -> None:
-    """What: the template class that ms-swift chose for a multimodal base gets `MaskTemplateMixin` in front.
-    Why: a plugin can register templates by name, but the user should not have to name another one per base.
-    Goes when: templates can be extended without naming them.
+    """What: every multimodal base model's template class gets `MaskTemplateMixin` as its first base class.
+    Why: a plugin can only register templates under new names, and the user would have to choose one per base model.
+    Goes when: a plugin can extend existing templates.
+    Upstream: none known (looked 2026-11-28).
     """
     import swift.template as package
     import swift.template.register as register
@@ -31,9 +32,10 @@ def compose_templates() -> None:
 
 
 def extend_models() -> None:
-    """What: `extend_loaded_model` runs after ms-swift added its own new special tokens.
-    Why: `--new_special_tokens` adds special ones only, which servers strip from their output.
-    Goes when: model loaders take a callback.
+    """What: `extend_loaded_model` runs after ms-swift has added the tokens of `--new_special_tokens`.
+    Why: that option adds special tokens, and servers strip those from their output.
+    Goes when: ms-swift adds non-special tokens, and its model loaders take a callback.
+    Upstream: modelscope/ms-swift#6330 (asks for tokens that are not special).
     """
     from swift.model.register import ModelLoader
 
@@ -45,11 +47,12 @@ def extend_models() -> None:
         extend_loaded_model(self, model, processor, config)
 
 
-def mark_image_tokens_of_gemma3() -> None:
-    """What: Gemma 3's image tokens, and no other, are of the type of those that see each other.
-    Why: ms-swift asks the processor for their id, which in transformers 5.19 answers with the token before them: images
-    would be read from left to right here, as they were in no training before and are by no other engine.
-    Goes when: ms-swift asks the text tokenizer.
+def mark_gemma3_image_tokens() -> None:
+    """What: `token_type_ids` of Gemma 3 mark the image tokens, which attend to each other in both directions.
+    Why: ms-swift marks `processor.image_token_id`, which in transformers 5.19 is the id of the start-of-image token.
+    Image tokens would get causal attention, unlike in Gemma's own training and in every other engine.
+    Goes when: ms-swift marks the text tokenizer's `image_token_id`.
+    Upstream: none known (looked 2026-11-28).
     """
     from swift.template.templates.gemma import Gemma3VisionTemplate
 
@@ -61,26 +64,28 @@ def mark_image_tokens_of_gemma3() -> None:
         return encoded
 
 
-def join_features_of_gemma4() -> None:
-    """What: Gemma 4's features of several images or videos come as one tensor.
-    Why: ms-swift's own forward pass of Gemma 4, written against transformers 5.6, expects that; 5.19 gives one each.
-    Goes when: ms-swift's joins them.
+def concatenate_gemma4_features() -> None:
+    """What: Gemma 4's features of several images or videos are one tensor.
+    Why: ms-swift's forward pass of Gemma 4 expects the single tensor of transformers 5.6; since then, transformers
+    returns a list with one tensor per image.
+    Goes when: ms-swift's forward pass concatenates them.
+    Upstream: huggingface/transformers#46405 (one tensor per image).
     """
     import swift.model.models.gemma as gemma
     import torch
 
-    def joined(get_features):
+    def concatenate_output(get_features):
         @wraps(get_features)
-        def get_joined_features(*args, **kwargs):
+        def get_concatenated_features(*args, **kwargs):
             output = get_features(*args, **kwargs)
             if isinstance(output.pooler_output, (tuple, list)):
                 output.pooler_output = torch.cat(tuple(output.pooler_output))
             return output
 
-        return get_joined_features
+        return get_concatenated_features
 
     @around(gemma, "_patch_gemma4_forward")
-    def patch_and_join(original, model, *args, **kwargs):
+    def patch_and_concatenate(original, model, *args, **kwargs):
         original(model, *args, **kwargs)
         for name in ("get_image_features", "get_video_features"):
-            setattr(model, name, joined(getattr(model, name)))  # of this model, not of its class
+            setattr(model, name, concatenate_output(getattr(model, name)))  # on the instance, not its class

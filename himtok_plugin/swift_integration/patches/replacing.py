@@ -1,10 +1,9 @@
-"""The one way in which ms-swift is changed: functions of its classes and modules are replaced by ours around them.
+"""Replaces functions of ms-swift's classes and modules.
 
-Contract: `around` keeps a method's kind (plain, class or static), name and signature, and hands what stood there to the
-replacement, be it ms-swift's or an earlier replacement of ours; `add` gives a class a method it has not. Each refuses
-where ms-swift is another than expected: `around` where there is nothing to replace, `add` where there is something by
-now. `REPLACED` lists what both did, which a test holds against the table in this package's docstring. Does not know
-what is changed, and why, nor whether what it replaced still means the same.
+Contract: `around` keeps a method's kind (plain, class or static), name and signature, and passes the original to the
+replacement. `add` adds a method that a class itself does not have. Both fail if ms-swift differs from what a patch
+expects. A replaced function has `__wrapped__`, its original, and `__replacement__`, the function in the patch:
+tests/swift_integration/patches/ finds all patches by them.
 """
 
 from __future__ import annotations
@@ -14,15 +13,19 @@ from functools import wraps
 from inspect import getattr_static
 from typing import Any
 
-REPLACED: list[str] = []  # "owner.name"
-_MARK = "_himtok_replaced"
+REPLACEMENT = "__replacement__"
 
 
 def around(owner: Any, name: str) -> Callable[[Callable], Callable]:
-    """Decorator of what takes the place of `owner.name`; it is given what stood there first, then all arguments.
+    """Return a decorator that makes a function the replacement of `owner.name`.
 
+    The replacement gets the original, ms-swift's or an earlier replacement, and then all arguments.
+
+    Args:
+        owner: a class or a module.
+        name: a function of it, possibly inherited.
     Raises:
-        AttributeError: there is nothing of that name: this is another ms-swift than the one written against.
+        AttributeError: `owner` has no such function: ms-swift differs from the version this was written for.
     """
 
     def put(replacement: Callable) -> Callable:
@@ -34,31 +37,36 @@ def around(owner: Any, name: str) -> Callable[[Callable], Callable]:
         def replaced(*args, **kwargs):
             return replacement(original, *args, **kwargs)
 
-        setattr(replaced, _MARK, True)
+        setattr(replaced, REPLACEMENT, replacement)
         setattr(owner, name, replaced if kind is None else kind(replaced))
-        REPLACED.append(f"{owner.__name__.rpartition('.')[2]}.{name}")
         return replacement
 
     return put
 
 
 def is_replaced(owner: type, name: str) -> bool:
-    """Whether `around` was here, or at a base class."""
-    return hasattr(getattr(owner, name), _MARK)
+    """Return whether `around` has replaced the method in this class or in a base class."""
+    return hasattr(getattr(owner, name), REPLACEMENT)
 
 
-def add(owner: type, name: str) -> Callable[[Callable], Callable]:
-    """Decorator of a method that `owner` has not of its own, but may inherit, or be given by `__getattr__`.
+def add(owner: type, name: str, hides: Callable | None = None) -> Callable[[Callable], Callable]:
+    """Return a decorator that adds a function to a class as a method.
 
+    Args:
+        owner: a class that inherits the method or finds it by `__getattr__`, but does not define it.
+        name: the method.
+        hides: the function that callers reach without this patch.
     Raises:
-        RuntimeError: it has it: this is another ms-swift than the one written against.
+        RuntimeError: `owner` defines the method: ms-swift differs from the version this was written for.
     """
 
     def put(method: Callable) -> Callable:
         if name in vars(owner):
-            raise RuntimeError(f"{owner.__name__}.{name}: ms-swift has it by now, expected none to be there")
+            raise RuntimeError(f"{owner.__name__}.{name}: got a method that ms-swift defines, expected none")
+        setattr(method, REPLACEMENT, method)
+        if hides is not None:
+            setattr(method, "__wrapped__", hides)  # noqa: B010 mypy knows no such attribute
         setattr(owner, name, method)
-        REPLACED.append(f"{owner.__name__}.{name}")
         return method
 
     return put

@@ -1,4 +1,4 @@
-"""Rows of data sets; what is made of them is dataset.py's."""
+"""Datasets: rows with masks pass ms-swift's loading and preprocessing."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ def _has_masks(columns) -> bool:
 
 
 def number_rows() -> None:
-    """What: rows with masks know their number and the dataset that they are of.
-    Why: errors and results name rows, and preprocessors are told neither.
+    """What: rows with masks have columns for their number and their dataset.
+    Why: errors and results name rows, and ms-swift passes neither to preprocessors.
     Goes when: ms-swift numbers rows itself.
+    Upstream: modelscope/ms-swift#4693 (wants to trace results to rows).
     """
     from datasets import Features, IterableDataset, Value
     from swift.dataset import RowPreprocessor
     from swift.dataset.loader import DatasetLoader
 
-    loading: list[str] = []  # the dataset that is being loaded: preprocessors are not told
+    loading: list[str] = []  # name of the dataset that is being loaded, at most one
 
     @contextmanager
-    def naming(name: str) -> Iterator[None]:
+    def set_dataset_name(name: str) -> Iterator[None]:
         loading.append(name)
         try:
             yield
@@ -48,15 +49,15 @@ def number_rows() -> None:
 
     @around(DatasetLoader, "_load_dataset_path")
     def load_dataset_path(original, self, dataset_path, *args, **kwargs):
-        with naming(str(dataset_path)):
+        with set_dataset_name(str(dataset_path)):
             return original(self, dataset_path, *args, **kwargs)
 
     @around(DatasetLoader, "_load_repo_dataset")
     def load_repo_dataset(original, self, dataset_id, subset, *args, **kwargs):
-        with naming(f"{dataset_id}:{subset.subset}"):  # whose splits, `prepare_dataset` can tell apart
+        with set_dataset_name(f"{dataset_id}:{subset.subset}"):  # `prepare_dataset` adds the split
             return original(self, dataset_id, subset, *args, **kwargs)
 
-    def dataset_name(dataset) -> str | None:
+    def get_dataset_name(dataset) -> str | None:
         name, split = loading[-1] if loading else None, getattr(dataset, "split", None)
         return name if name is None or split is None or str(split) == "train" else f"{name}:{split}"
 
@@ -66,9 +67,9 @@ def number_rows() -> None:
         features = self.get_features_dataset(dataset).features
         if not _has_masks(features) or ROW_NUMBER in features:
             return dataset
-        name = dataset_name(dataset)
+        name = get_dataset_name(dataset)
         if isinstance(dataset, IterableDataset):
-            # Streaming renames the known columns afterwards, so these have to look like the dataset's own.
+            # In streaming, ms-swift renames the columns of `features` later, so these have to be among them.
             numbered = Features({**features, ROW_NUMBER: Value("int64"), ROW_DATASET: Value("string")})
 
             def number(row, index):
@@ -78,21 +79,23 @@ def number_rows() -> None:
         dataset = dataset.add_column(ROW_NUMBER, list(range(1, len(dataset) + 1)))
         if name is not None:
             dataset = dataset.add_column(ROW_DATASET, [name] * len(dataset))
-        # A column of mixed kinds is one of JSON, as which `datasets` would read our string of the same name. The prefix
-        # is ms-swift's own, for the same purpose.
+        # `datasets` types a column of mixed values as JSON, and would parse our string under the same name as JSON too.
+        # ms-swift uses this prefix for the same purpose.
         return dataset.rename_column("masks", "__@masks") if "masks" in features else dataset
 
 
 def keep_mask_columns() -> None:
-    """What: rows pass `pack_mask_column` before ms-swift's preprocessing, and `masks` survives it.
-    Why: `standard_keys` decides which columns survive, but nothing lets a plugin see a raw row of any dataset.
-    Goes when: preprocessors can be registered to run before the automatic one.
+    """What: before ms-swift's preprocessing, `pack_mask_column` checks and packs the masks of every row; they are kept.
+    Why: `standard_keys` decides which columns ms-swift keeps, but no hook passes the raw rows of any dataset to a
+    plugin.
+    Goes when: a plugin can register a preprocessor that runs before ms-swift's own.
+    Upstream: modelscope/ms-swift#4923 and #9200 (columns that ms-swift removes).
     """
     from swift.dataset import AutoPreprocessor, MessagesPreprocessor, RowPreprocessor
 
     if "masks" not in RowPreprocessor.standard_keys:
         RowPreprocessor.standard_keys.append("masks")
-    # ms-swift's caches are named after the input alone: rows cached without masks must not be taken for ours.
+    # ms-swift names its caches after the input only: without this it would load rows that were cached without masks.
     RowPreprocessor.cache_format_version += "_himtok3"
 
     @around(RowPreprocessor, "batched_preprocess")
@@ -115,19 +118,19 @@ def keep_mask_columns() -> None:
 
     @around(AutoPreprocessor, "_get_preprocessor")
     def get_preprocessor(original, self, dataset):
-        # Rows that hold masks only have no column that would tell.
+        # Rows that have only masks lack the columns by which ms-swift chooses.
         features = dataset.features
         if _has_masks(features) and not any(name in features for name in (*MESSAGE_COLUMNS, *QUESTION_COLUMNS)):
             return MessagesPreprocessor(**self.kwargs)
         return original(self, dataset)
 
 
-def pair_answers_with_their_masks() -> None:
-    """What: in KTO, the answer of another row, which a row's is compared with, comes with its masks, and may have the
-    same words.
-    Why: ms-swift takes the answer's text alone, refuses one like the row's own, as answers with `<mask>` often are, and
-    its preprocessor for that passes over our columns.
-    Goes when: it pairs whole rows, in a preprocessor like the others.
+def pair_masks_for_kto() -> None:
+    """What: in KTO, the other row's answer that a row is compared with has its masks, and can be the same text.
+    Why: ms-swift takes only the text of the other answer, refuses it if it equals the row's own, as answers with
+    `<mask>` often do, and removes the mask columns.
+    Goes when: ms-swift pairs whole rows.
+    Upstream: modelscope/ms-swift#4535 (the pairing refuses equal answers).
     """
     from swift.pipelines.train.kto import KTOPreprocessor
 
@@ -135,7 +138,7 @@ def pair_answers_with_their_masks() -> None:
     def batched_preprocess(original, self, batched_row, **kwargs):
         batched_row = dict(batched_row)
         self._remove_prefix_keys(batched_row, "__@")
-        for name in (ROW_NUMBER, ROW_DATASET):  # of the shuffled rows: theirs are packed with their masks
+        for name in (ROW_NUMBER, ROW_DATASET):  # those of the pairs; each row's own are in its packed masks
             batched_row.pop(name, None)
         paired = original(self, batched_row, **kwargs)
         if "masks" in paired:
@@ -144,7 +147,13 @@ def pair_answers_with_their_masks() -> None:
                 [*messages[:-1], {"role": "assistant", "content": answer}]
                 for messages, answer in zip(paired["messages"], answers, strict=True)
             ]
-            for name in ("images", "videos", "audios", "tools", "objects"):  # which whole messages do not inherit
+            for name in (
+                "images",
+                "videos",
+                "audios",
+                "tools",
+                "objects",
+            ):  # ms-swift copies these for a `rejected_response` only
                 if name in paired:
                     paired[f"rejected_{name}"] = paired[name]
             columns = [MaskColumn.parse([] if masks is None else masks) for masks in paired["masks"]]

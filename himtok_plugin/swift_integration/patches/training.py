@@ -1,4 +1,4 @@
-"""Training: what is trained, by which trainer, on how many devices, and on which samples of its own."""
+"""Training: trained parameters, the trainer, sharding on CPUs, and the samples of reinforcement learning."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from .replacing import around, is_replaced
 logger = get_logger()
 
 
-def train_mask_tokens_beside_adapters() -> None:
-    """What: adapters train and save the mask tokens' rows of the embeddings as well.
-    Why: ms-swift builds PEFT's configuration from its own flags, without `trainable_token_indices`.
-    Goes when: that is one of them.
+def train_mask_tokens_with_adapters() -> None:
+    """What: adapters also train and save the embeddings of the mask tokens.
+    Why: ms-swift has no flag for PEFT's `trainable_token_indices`.
+    Goes when: ms-swift has one.
+    Upstream: huggingface/peft#2376 (the option in PEFT), modelscope/ms-swift#5960 (embeddings with LoRA).
     """
     from swift.pipelines.train.tuner import TunerMixin
 
@@ -35,16 +36,17 @@ def train_mask_tokens_beside_adapters() -> None:
             adapters.exclude_embeddings_on_save(model)
         if runtime is not None and runtime.embeddings_are_new and adapters.has_frozen_embeddings(owner):
             logger.warning(
-                "The mask tokens' embedding rows are new, and frozen: this run learns no mask. Train the language "
-                "model's embeddings (--freeze_llm false), or begin with a checkpoint that knows mask tokens."
+                "The embeddings of the mask tokens are new but frozen, so this run cannot learn masks. Train the "
+                "language model's embeddings (--freeze_llm false), or start from a checkpoint that has mask tokens."
             )
         return model
 
 
 def choose_trainers() -> None:
-    """What: causal-LM training of a base with masks runs `MaskTrainer`, that of a mask tokenizer `StageOneTrainer`.
-    Why: the factory maps task types, and both are of the same.
-    Goes when: the factory asks the model type.
+    """What: `StageOneTrainer` trains a mask tokenizer, and `MaskTrainer` every other multimodal model.
+    Why: ms-swift chooses the trainer by task type, which is `causal_lm` for both.
+    Goes when: a plugin can register trainers.
+    Upstream: modelscope/ms-swift#6355 (asks how to use an own trainer).
     """
     from swift.trainers import TrainerFactory
 
@@ -65,8 +67,9 @@ def choose_trainers() -> None:
 
 def shard_on_cpus() -> None:
     """What: FSDP shards on CPUs as well.
-    Why: accelerate knows it on accelerators only; on CPUs it goes on with DDP and says nothing.
-    Goes when: accelerate does it, or refuses.
+    Why: accelerate supports it on accelerators only; on CPUs it silently uses DDP instead.
+    Goes when: accelerate supports it or raises an error.
+    Upstream: none known (looked 2026-11-28).
     """
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
@@ -83,10 +86,11 @@ def shard_on_cpus() -> None:
         self.fsdp_plugin = plugin
 
 
-def sample_with_masks_of_questions() -> None:
-    """What: in reinforcement learning, rows whose questions hold `<mask>` are sampled and trained with their masks.
-    Why: ms-swift hands the template its own columns only; the others go to the reward functions.
-    Goes when: a plugin can say which further columns belong to a row.
+def pass_question_masks_to_samples() -> None:
+    """What: in reinforcement learning, the template gets the masks of questions with `<mask>`.
+    Why: ms-swift passes only its own columns to the template, and the others to reward functions.
+    Goes when: a plugin can name further columns of a template's inputs.
+    Upstream: none known (looked 2026-11-28).
     """
     import swift.infer_engine.protocol as protocol
     from swift.rl_core.data import OnPolicySample
@@ -99,28 +103,28 @@ def sample_with_masks_of_questions() -> None:
         masks: Any = field(default_factory=list)
 
     @around(OnPolicySample, "to_template_dict")
-    def with_masks(original, self):
+    def to_template_dict(original, self):
         masks = self.extra.get("masks")
         return {**original(self), **({} if masks is None else {"masks": masks})}
 
     @around(OnPolicySample, "to_infer_request")
-    def request_with_masks(original, self, include_extra=False):
+    def to_infer_request(original, self, include_extra=False):
         request, masks = original(self, include_extra), self.extra.get("masks")
         return request if masks is None else RolloutInferRequest(**vars(request), masks=masks)
 
-    log = "_apply_chat_template_to_messages_list"
+    name = "_apply_chat_template_to_messages_list"
 
-    def question_without_masks(original, self, messages_list):
-        # The log's questions are encoded anew, without the rest of their rows.
-        named = [
+    def remove_placeholders(original, self, messages_list):
+        # The trainer encodes questions again for its log, without the masks of the row.
+        without_masks = [
             [{**m, "content": m["content"].replace(MASK_PLACEHOLDER, "[mask]")} for m in messages]
             for messages in messages_list
         ]
-        return original(self, named)
+        return original(self, without_masks)
 
     @around(TrainerFactory, "get_trainer_cls")
     def get_logging_trainer_cls(original, cls, args):
         trainer_class = original(cls, args)
-        if hasattr(trainer_class, log) and not is_replaced(trainer_class, log):
-            around(trainer_class, log)(question_without_masks)
+        if hasattr(trainer_class, name) and not is_replaced(trainer_class, name):
+            around(trainer_class, name)(remove_placeholders)
         return trainer_class
