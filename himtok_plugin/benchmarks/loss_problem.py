@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from himtok_plugin.hierarchical_loss import NUM_LEVELS, draw_levels
+from himtok_plugin.hierarchical_loss import NUM_LEVELS, draw_prefix_lengths
 from himtok_plugin.mask_tokenizer import SIZES, MaskTokenizer, build_mask_tokenizer
 
 from .measuring import BENCHMARK_DTYPES, random_squares, resolve_device
@@ -179,7 +179,7 @@ def build_problem(settings: LossBenchmark) -> LossProblem:
         rows=rows.to(device),
         code_ids=slice(settings.vocabulary - CODEBOOK_SIZE, settings.vocabulary),
         targets=random_squares(b, mask_tokenizer.config.image_size).to(device),
-        levels=draw_levels(NUM_LEVELS, k),
+        levels=draw_prefix_lengths(NUM_LEVELS, k),
         lmm=StandInLMM(logits),
         predicts=predicts.to(device),
     )

@@ -28,7 +28,7 @@ from himtok_plugin.hierarchical_loss import (
     coarse_sigma,
     code_probabilities,
 )
-from himtok_plugin.lmm.logit_tap import LogitTap, mask_logits
+from himtok_plugin.lmm.logit_tap import LogitTap, gather_mask_logits
 
 from .loss_problem import LossBenchmark, LossProblem, SupervisedMasks, build_problem
 from .measuring import (
@@ -46,7 +46,7 @@ IMPLEMENTATIONS = ("himtok", "plain")
 
 def himtok_loss(masks: SupervisedMasks, tap: LogitTap, logits: Tensor) -> Tensor:
     """The mask loss () of stage 2 as in the trainer, with both weights 1."""
-    gathered = mask_logits(tap.logits_behind(logits), masks.code_ids, masks.rows)
+    gathered = gather_mask_logits(tap.find_tapped_logits(logits), masks.code_ids, masks.rows)
     count = len(masks.targets)
     losses = HierarchicalMaskLoss(NUM_LEVELS, DICE_WEIGHT)(
         masks.mask_tokenizer,

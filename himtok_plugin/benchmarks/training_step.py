@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
-from himtok_plugin.hierarchical_loss import NUM_LEVELS, draw_levels
+from himtok_plugin.hierarchical_loss import NUM_LEVELS, draw_prefix_lengths
 from himtok_plugin.lmm.logit_tap import LogitTap
 from himtok_plugin.mask_tokenizer import SIZES
 
@@ -135,7 +135,7 @@ class TrainingStep:
         self.lmm.config.image_token_id = self.first_code - 3
         self.squares = random_squares(b, self.mask_tokenizer.config.image_size).to(self.device)
         self.images = torch.randn(b, 3, side, side, device=self.device, dtype=dtype)
-        self.levels = draw_levels(NUM_LEVELS, settings.tokens)
+        self.levels = draw_prefix_lengths(NUM_LEVELS, settings.tokens)
         self.samples = [self._sample(int(n)) for n in torch.linspace(settings.length, settings.shortest, b)]
 
     def _sample(self, length: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""`python -m himtok_plugin.cli`, and so `torchrun -m himtok_plugin.cli tokenize ...`."""
+"""Makes `python -m himtok_plugin.cli` work, and with it `torchrun -m himtok_plugin.cli tokenize ...`."""
 
 from . import main
 

@@ -1,4 +1,4 @@
-"""`himtok bench loss|step|infer`: time and memory, measured here and now."""
+"""`himtok bench loss|step|infer`: time and memory on this machine."""
 
 from __future__ import annotations
 
@@ -10,28 +10,31 @@ import typer
 
 from .common import SIZE_NAMES, JsonOption, app, progress, stdout_to_stderr, write_json_output
 
-bench_app = typer.Typer(help="Measure this package against plain implementations of the same.", rich_markup_mode=None)
+bench_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")
 
 
 @bench_app.callback()
 def bench() -> None:
-    """Measure this package against plain implementations of the same."""
+    """Measure time and memory on this machine."""
 
 
 @bench_app.command("loss")
 def bench_loss(
-    batch: Annotated[int, typer.Option("--batch", help="Samples, each with one mask.")] = 8,
-    length: Annotated[int, typer.Option("--length", help="Tokens of a sample.")] = 1024,
-    vocabulary: Annotated[int, typer.Option("--vocabulary", help="Columns of the LMM's logits.")] = 151_936,
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens of a mask.")] = 32,
-    size: Annotated[str, typer.Option("--size", help=f"Mask tokenizer: {SIZE_NAMES}.")] = "tiny",
+    batch: Annotated[int, typer.Option("--batch", help="Number of samples, each with one mask.")] = 8,
+    length: Annotated[int, typer.Option("--length", help="Tokens per sample.")] = 1024,
+    vocabulary: Annotated[int, typer.Option("--vocabulary", help="Vocabulary size of the LMM.")] = 151_936,
+    tokens: Annotated[int, typer.Option("--tokens", help="Mask tokens per mask.")] = 32,
+    size: Annotated[str, typer.Option("--size", help=f"Size of the mask tokenizer: {SIZE_NAMES}.")] = "tiny",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="Of the logits: bfloat16 or float32.")] = "bfloat16",
-    repeats: Annotated[int, typer.Option("--repeats", help="Timed runs of each; the median counts.")] = 5,
+    dtype: Annotated[str, typer.Option("--dtype", help="Type of the logits: bfloat16 or float32.")] = "bfloat16",
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed runs; the median is reported.")] = 5,
     json_file: JsonOption = None,
 ) -> None:
-    """Time and peak memory of stage 2's mask loss, forward and backward, beside a plain implementation of it."""
+    """Measure the mask loss of stage 2.
+
+    Prints time and peak memory of forward and backward, compared with a plain implementation of the same formula.
+    """
     _silence_profiler()
     from himtok_plugin.benchmarks.mask_loss import LossBenchmark, measure_mask_loss
 
@@ -46,22 +49,29 @@ def bench_loss(
 @bench_app.command("step")
 def bench_step(
     lmm: Annotated[str, typer.Option("--lmm", help="LMM with random weights: tiny, 1b or 2b.")] = "2b",
-    size: Annotated[str, typer.Option("--size", help=f"Mask tokenizer: {SIZE_NAMES}.")] = "large",
-    batch: Annotated[int, typer.Option("--batch", help="Samples, each with an image and a mask.")] = 8,
+    size: Annotated[str, typer.Option("--size", help=f"Size of the mask tokenizer: {SIZE_NAMES}.")] = "large",
+    batch: Annotated[int, typer.Option("--batch", help="Number of samples, each with an image and a mask.")] = 8,
     length: Annotated[int, typer.Option("--length", help="Tokens of the longest sample.")] = 1024,
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens of a mask.")] = 32,
+    tokens: Annotated[int, typer.Option("--tokens", help="Mask tokens per mask.")] = 32,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="Of the LMM's weights: bfloat16 or float32.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option("--dtype", help="Type of the LMM's weights: bfloat16 or float32.")] = "bfloat16",
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient_checkpointing/--no_gradient_checkpointing", help="As in the shipped configs.")
+        bool,
+        typer.Option(
+            "--gradient_checkpointing/--no_gradient_checkpointing", help="Recompute activations to save memory."
+        ),
     ] = True,
     peak_tflops: Annotated[
-        float | None, typer.Option("--peak_tflops", help="Of the device. By default its data sheet's, if known.")
+        float | None,
+        typer.Option("--peak_tflops", help="Peak of the device. Default: by its data sheet."),
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", help="Timed steps of each kind; the median counts.")] = 5,
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed steps of each kind; the median is reported.")] = 5,
     json_file: JsonOption = None,
 ) -> None:
-    """Tokens per second, peak memory, share of the mask loss and FLOPs utilisation of a whole training step."""
+    """Measure a whole training step of stage 2.
+
+    Prints tokens per second, peak memory, the mask loss's share of the time and the FLOPs utilisation.
+    """
     _silence_profiler()
     from himtok_plugin.benchmarks.training_step import StepBenchmark, measure_training_step
 
@@ -78,22 +88,26 @@ def bench_step(
 def bench_infer(
     sizes: Annotated[
         list[str] | None,
-        typer.Option("--size", help=f"Mask tokenizer: {SIZE_NAMES}; may be repeated. By default tiny."),
+        typer.Option("--size", help=f"Size of the mask tokenizer: {SIZE_NAMES}; may be repeated. Default: tiny."),
     ] = None,
     batches: Annotated[
-        list[int] | None, typer.Option("--batch", help="Masks at once; may be repeated. By default 1, 8 and 32.")
+        list[int] | None, typer.Option("--batch", help="Masks at once; may be repeated. Default: 1, 8 and 32.")
     ] = None,
     devices: Annotated[
         list[str] | None,
-        typer.Option("--device", help="May be repeated. By default the CPU, and the GPU if there is one."),
+        typer.Option("--device", help="May be repeated. Default: the CPU, and the GPU if there is one."),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", metavar="DIR", help="Segmenting LMM to measure end to end as well.")
+        Path | None,
+        typer.Option("--checkpoint", metavar="DIR", help="Segmenting LMM, to measure questions and answers as well."),
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", help="Timed runs of each; the median counts.")] = 5,
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed runs; the median is reported.")] = 5,
     json_file: JsonOption = None,
 ) -> None:
-    """Masks per second and latency of the mask tokenizer and, with a checkpoint, of questions and answers."""
+    """Measure encoding, decoding and inference.
+
+    Prints masks per second and latency of the mask tokenizer and, with --checkpoint, of questions and answers.
+    """
     if checkpoint is not None and not checkpoint.is_dir():
         raise ValueError(f"{checkpoint}: expected the folder of a checkpoint, found none")
     from himtok_plugin.benchmarks.inference import (
@@ -129,7 +143,7 @@ def bench_infer(
 
 
 def _silence_profiler() -> None:
-    """It reads the memory on a CPU; to be called before torch is imported."""
+    """Silence the profiler's log, which measures memory on a CPU; must be called before torch is imported."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 

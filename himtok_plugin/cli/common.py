@@ -1,13 +1,10 @@
-"""What the verbs of `himtok` share: the command itself, options that mean the same everywhere, what is printed where.
-
-Contract: imports nothing heavy. Does not know any verb.
-"""
+"""What the verbs of `himtok` share: the command, common options, output and progress bars. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from himtok_plugin.jobs.processes import environment_int
-from himtok_plugin.jobs.worker_pool import usable_cores
+from himtok_plugin.jobs.worker_pool import count_usable_cores
 from himtok_plugin.mask_tokenizer.sizes import SIZES
 
 if TYPE_CHECKING:
@@ -23,21 +20,23 @@ if TYPE_CHECKING:
 
 NOTHING_TO_DO = FAILED = SOME_REJECTED = 1  # exit statuses
 BAD_INPUT, INTERRUPTED = 2, 130
-SIZE_NAMES = " or ".join(", ".join(SIZES).rsplit(", ", 1))  # of mask tokenizers
+SIZE_NAMES = " or ".join(", ".join(SIZES).rsplit(", ", 1))  # sizes of mask tokenizers, for help texts
 
 app = typer.Typer(
     name="himtok",
-    help="Segmentation masks as words: mask tokenizers, mask codes and scores. Training and inference are `swift "
-    "sft|infer|... --plugin himtok`.",
+    help="Prepare data, convert masks to mask tokens and back, and evaluate segmentation results. Training and "
+    "inference are `swift sft|infer|... --plugin himtok`.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
 
-def within(least: float, most: float | None = None) -> Callable[[float | None], float | None]:
-    """Callback of an option that is a number in [least, most]. typer's own `min` and `max` name no value, and let NaN
-    pass."""
+def check_range(least: float, most: float | None = None) -> Callable[[float | None], float | None]:
+    """Callback of an option that must be a number in [least, most].
+
+    typer's own `min` and `max` accept NaN and leave the value out of the error message.
+    """
     expected = f"at least {least}" if most is None else f"a number in [{least}, {most}]"
 
     def checked(value: float | None) -> float | None:
@@ -48,21 +47,24 @@ def within(least: float, most: float | None = None) -> Callable[[float | None], 
     return checked
 
 
-check_seed = within(0, 2**32 - 1)  # that every generator of numpy and torch takes
+check_seed = check_range(0, 2**32 - 1)  # the seeds that numpy and torch accept
 
 MaskTokenizerOption = Annotated[
-    str, typer.Option("--mask_tokenizer", help="Folder, himtok.pth or hub id; `default` is the one shipped.")
+    str, typer.Option("--mask_tokenizer", help="Folder, himtok.pth or hub id; `default` ships with the package.")
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Write into OUT even if it is not empty.")]
+OutFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Write to OUT even if it is not empty.")]
 JsonOption = Annotated[
-    str | None, typer.Option("--json", metavar="FILE|-", help="Write the numbers as JSON; - prints only them.")
+    str | None,
+    typer.Option("--json", metavar="FILE|-", help="Write the result as JSON; - prints it to stdout."),
 ]
 RootOption = Annotated[
-    Path | None, typer.Option("--root", metavar="DIR", help="Where relative paths of true masks start from.")
+    Path | None, typer.Option("--root", metavar="DIR", help="Folder of relative paths of true masks.")
 ]
 
 
-def print_table(scores: dict[str, float | int | None]) -> None:
+def print_table(scores: Mapping[str, float | int | None]) -> None:
+    """Print names and values as a table; None as `-`."""
     from rich.console import Console
     from rich.table import Table
 
@@ -74,7 +76,10 @@ def print_table(scores: dict[str, float | int | None]) -> None:
 
 
 def write_json_output(result: Any, target: str | None) -> bool:
-    """Write a result where `--json` says; True for stdout, where nothing else is to be printed."""
+    """Write a result to the file of `--json`, or print it for `-`; return True if it was printed.
+
+    Then stdout holds JSON alone and the caller must not print anything else.
+    """
     if target == "-":
         print(json.dumps(result))
     elif target is not None:
@@ -83,13 +88,15 @@ def write_json_output(result: Any, target: str | None) -> bool:
 
 
 def check_writable(out: Path, force: bool) -> None:
+    """Raise a ValueError if `out` is a file, or a folder that is not empty unless `force`."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file, expected a folder to write")
     if not force and out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out}: is not empty; give --force to write into it")
+        raise ValueError(f"{out}: is not empty; pass --force to write to it anyway")
 
 
 def mask_tokenizer_from_option(name: str, device: str | None = None) -> MaskTokenizer:
+    """Load the mask tokenizer of `--mask_tokenizer` in evaluation mode, on the device of `--device`."""
     from himtok_plugin.mask_tokenizer import MaskTokenizer
 
     device = choose_device(device)
@@ -100,13 +107,13 @@ def mask_tokenizer_from_option(name: str, device: str | None = None) -> MaskToke
 
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """DeepSpeed, which transformers imports on loading and saving, logs to stdout, where our results go."""
+    """Send stdout to stderr: DeepSpeed, imported by transformers on loading and saving, logs to stdout."""
     with redirect_stdout(sys.stderr):
         yield
 
 
 def hide_progress_bars_in_pipes() -> None:
-    """No bars of transformers in logs and pipes, where stderr is for errors; at a terminal they stay."""
+    """Disable the progress bars of transformers unless stderr is a terminal."""
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
@@ -114,30 +121,34 @@ def hide_progress_bars_in_pipes() -> None:
 
 
 def choose_device(name: str | None) -> str:
-    """The device asked for, or a GPU if there is one; of several GPUs, under torchrun, this process's own."""
+    """The device of `--device`; by default the GPU if there is one, under torchrun that of this process.
+
+    Raises:
+        ValueError: no such device.
+    """
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
         device = torch.device(name or ("cuda" if gpus else "cpu"))
     except RuntimeError as error:
-        raise ValueError(f"device is {name!r}: expected cpu, cuda or cuda:NUMBER") from error
+        raise ValueError(f"device: got {name!r}, expected cpu, cuda or cuda:NUMBER") from error
     if device.type != "cuda":
         return str(device)
     index = environment_int("LOCAL_RANK", 0) % max(gpus, 1) if device.index is None else device.index
     if index >= gpus:
-        raise ValueError(f"device is {name!r}: expected one of the {gpus} GPUs that there are, or cpu")
+        raise ValueError(f"device: got {name!r}, expected cpu or one of the {gpus} GPUs of this machine")
     return f"cuda:{index}"
 
 
 def count_free_cores() -> int:
-    """Cores that are left for reading: all but one for each of torchrun's processes on this machine."""
-    return max(usable_cores() // environment_int("LOCAL_WORLD_SIZE", 1) - 1, 0)
+    """Cores for reading: this process's share of the cores under torchrun, less one for the process itself."""
+    return max(count_usable_cores() // environment_int("LOCAL_WORLD_SIZE", 1) - 1, 0)
 
 
 @contextmanager
 def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; yields what is to be called with (done, total)."""
+    """A progress bar on stderr; yields the function to call with (done, total)."""
     from tqdm import tqdm
 
     with tqdm(unit=unit, disable=None, leave=False) as bar:
@@ -151,8 +162,7 @@ def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def file_progress(*paths: Path) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr of files that are being read, one after the other; yields what is to be called with the bytes
-    read so far."""
+    """A progress bar on stderr for reading files in turn; yields the function to call with the bytes read so far."""
     from tqdm import tqdm
 
     total = sum(path.stat().st_size for path in paths)

@@ -1,36 +1,45 @@
-"""`himtok demo`: masks out of an LMM at once, or everything from nothing."""
+"""`himtok demo`: segment generated scenes with the shipped checkpoint, or train one from scratch first."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .common import FAILED, ForceOption, app, check_writable, print_table
+from .common import FAILED, ForceOption, OutFolder, app, check_writable, print_table
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("himtok_demo"),
+    out: OutFolder = Path("himtok_demo"),
     train: Annotated[
-        bool, typer.Option("--train", help="Train all three stages from nothing first (2 CPU cores, half an hour).")
+        bool,
+        typer.Option("--train", help="First train all three stages from scratch (half an hour on 2 CPU cores)."),
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Train for a look in three minutes; too short to learn much.")
+        bool,
+        typer.Option("--quick", help="Like --train in three minutes; the model does not learn much in this time."),
     ] = False,
     force: ForceOption = False,
 ) -> None:
-    """Segment held-out generated scenes with the checkpoint that ships, and draw the result."""
+    """Segment generated scenes with the shipped checkpoint.
+
+    Writes scores and a picture of images, true masks and predicted masks to OUT.
+    """
     check_writable(out, force)
-    from himtok_plugin.demo.run import FULL, QUICK, CommandFailed, Demo, TrainingDemo
+    from himtok_plugin.demo.run import CommandFailed, Demo
+    from himtok_plugin.demo.training import FULL, QUICK, TrainingDemo
 
     with _demo_progress() as report:
-        demo = TrainingDemo(out, QUICK if quick else FULL, report) if train or quick else Demo(out, report)
         try:
-            scores = demo.run()
+            if train or quick:
+                scores = TrainingDemo(out, QUICK if quick else FULL, report).run()
+            else:
+                scores = Demo(out, report).run()
         except CommandFailed as failure:
             print("error:", failure, file=sys.stderr)
             raise typer.Exit(FAILED) from failure
@@ -41,8 +50,8 @@ def demo(
 
 
 @contextmanager
-def _demo_progress():
-    """A progress bar per part of the demo, on stderr."""
+def _demo_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr for each step of the demo; yields the function to call with (name, done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -53,7 +62,7 @@ def _demo_progress():
         def report(name: str, done: int, total: int) -> None:
             if name not in bars:
                 bars[name] = progress.add_task(name, total=total)
-            if done == total == 1:  # the end of a command: whatever it counted, all of it is done
+            if done == total == 1:  # the command has ended, whatever it counted before
                 total = progress.tasks[bars[name]].total or 1
                 done = total
             progress.update(bars[name], completed=done, total=total)

@@ -1,9 +1,11 @@
-"""`himtok prepare NAME|mix|check`: datasets to rows, rows mixed, rows checked.
+"""`himtok prepare NAME|tasks|mix|check`: convert datasets to samples, mix samples, check them.
 
-One command per dataset, made from the catalog; so annotations are evaluated here and now, unlike in other modules.
+There is one command per dataset of the catalog. Its options depend on the dataset, so this module has no `from
+__future__ import annotations`: typer needs the evaluated annotations.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -16,83 +18,90 @@ from .common import (
     SOME_REJECTED,
     JsonOption,
     app,
+    check_range,
     check_seed,
     print_table,
     progress,
-    within,
     write_json_output,
 )
 
-prepare_app = typer.Typer(
-    help="Public datasets and your own to rows for training: `himtok prepare refcoco --root DIR OUT.jsonl`; rows to "
-    "one mixture; rows checked.",
-    rich_markup_mode=None,
-)
+prepare_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(prepare_app, name="prepare")
 
 
 @prepare_app.callback()
 def prepare() -> None:
-    """Public datasets and your own to rows for training."""
+    """Convert, mix and check training data.
+
+    `himtok prepare NAME --root DIR OUT.jsonl` converts a public dataset, or one of your own, to a JSONL file of
+    samples. `mix` combines several such files, `check` reports faults.
+    """
 
 
-def _dataset_command(format: Format):
+def _make_dataset_command(format: Format) -> tuple[Callable[..., None], str]:
+    """The command of a dataset, and its line in the list of commands."""
+
     def command(
-        out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Rows to write.")],
+        out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="File of samples to write.")],
         root: Annotated[Path, typer.Option("--root", metavar="DIR", help="The dataset's folder.")],
         split: Annotated[str, typer.Option("--split", help=", ".join(format.splits) + ".")] = format.splits[0],
         annotations: Annotated[
-            Path | None, typer.Option("--annotations", metavar="PATH", help="Where they lie, if not where expected.")
+            Path | None,
+            typer.Option("--annotations", metavar="PATH", help="Annotations, if not at their usual place."),
         ] = None,
         images: Annotated[
-            Path | None, typer.Option("--images", metavar="DIR", help="Where images lie, if not where expected.")
+            Path | None,
+            typer.Option("--images", metavar="DIR", help="Images, if not at their usual place."),
         ] = None,
         task: Annotated[
             list[str] | None,
             typer.Option(
                 "--task",
                 metavar="NAME[=SHARE]",
-                help=f"What is asked; may be repeated; SHARE of its rows, default 1. Default: "
-                f"{', '.join(format.tasks)}. See `himtok prepare tasks`.",
+                help="Task of the samples, see `himtok prepare tasks`; may be repeated. Only this SHARE of its samples "
+                f"is written, by default all. Default: {', '.join(format.tasks)}.",
             ),
         ] = None,
         sentences: Annotated[
             str | None,
             typer.Option(
                 "--sentences",
-                help="Row for each expression of a referent, for one drawn, for the first, or all joined as the "
-                "paper's code does. Default: each; first for ReasonSeg's val and test.",
+                help="Expressions of a referent to ask about: each, one (at random), first, or joined (all in one "
+                "question, as in the paper's code). Default: each; first for ReasonSeg's val and test.",
             ),
         ] = None,
         merge_targets: Annotated[
-            bool, typer.Option("--merge_targets", help="Several targets of an expression as one mask.")
+            bool, typer.Option("--merge_targets", help="Merge several targets of an expression into one mask.")
         ] = False,
-        max_masks: Annotated[int, typer.Option("--max_masks", help="Rows with more masks are not made.")] = 16,
+        max_masks: Annotated[int, typer.Option("--max_masks", help="Skip samples with more masks.")] = 16,
         category: Annotated[
-            str | None, typer.Option("--category", help="Class of everything, where a format knows none.")
+            str | None, typer.Option("--category", help="Class name of all masks, for formats without class names.")
         ] = None,
         prompts: Annotated[
-            Path | None, typer.Option("--prompts", metavar="FILE.yaml", help="Phrasings in place of the shipped ones.")
+            Path | None,
+            typer.Option("--prompts", metavar="FILE.yaml", help="Question templates instead of the shipped ones."),
         ] = None,
-        limit: Annotated[int | None, typer.Option("--limit", help="Rows at most, of images drawn by the seed.")] = None,
-        seed: Annotated[int, typer.Option("--seed", help="Of all that is drawn.", callback=check_seed)] = 0,
+        limit: Annotated[
+            int | None, typer.Option("--limit", help="Write at most this many samples, drawn by --seed.")
+        ] = None,
+        seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.", callback=check_seed)] = 0,
         num_workers: Annotated[
-            int | None, typer.Option("--num_workers", help="Processes that read; by default one per core.")
+            int | None, typer.Option("--num_workers", help="Processes that read. Default: one per core.")
         ] = None,
         check_images: Annotated[
             bool,
-            typer.Option("--check_images/--no_check_images", help="Whether images have to be there, as annotated."),
+            typer.Option("--check_images/--no_check_images", help="Require images to exist in their annotated size."),
         ] = True,
         relative_paths: Annotated[
-            bool, typer.Option("--relative_paths", help="Images relative to --root, for use with ROOT_IMAGE_DIR.")
+            bool, typer.Option("--relative_paths", help="Write image paths relative to --root, for ROOT_IMAGE_DIR.")
         ] = False,
-        strict: Annotated[bool, typer.Option("--strict", help="Stop at the first thing to skip.")] = False,
+        strict: Annotated[bool, typer.Option("--strict", help="Stop at the first annotation to skip.")] = False,
         json_file: JsonOption = None,
     ) -> None:
         from himtok_plugin.data.formats.reader import Source
         from himtok_plugin.data.prepare import PrepareJob, prepare_samples
         from himtok_plugin.data.tasks import TaskOptions, parse_task_share
-        from himtok_plugin.jobs.worker_pool import default_workers
+        from himtok_plugin.jobs.worker_pool import default_num_workers
 
         source = Source(format.name, root, split, annotations, images, check_images, relative_paths, category)
         job = PrepareJob(
@@ -102,7 +111,7 @@ def _dataset_command(format: Format):
             prompts,
             limit,
             seed,
-            default_workers() if num_workers is None else num_workers,
+            default_num_workers() if num_workers is None else num_workers,
             strict,
         )
         with progress("image") as report:
@@ -110,18 +119,20 @@ def _dataset_command(format: Format):
         _print_summary(asdict(summary), out, json_file)
 
     first = format.about.split()[0]
-    # A name that begins small, as gRefCOCO, stays as it is.
-    command.__doc__ = (format.about[0].upper() + format.about[1:] if first.islower() else format.about) + "."
-    return command
+    # A name such as gRefCOCO keeps its first letter.
+    about = (format.about[0].upper() + format.about[1:] if first.islower() else format.about) + "."
+    command.__doc__ = f"{about}\n\nConverts the dataset to a JSONL file of samples."
+    return command, about
 
 
 for _format in FORMATS.values():
-    prepare_app.command(_format.name)(_dataset_command(_format))
+    _command, _about = _make_dataset_command(_format)
+    prepare_app.command(_format.name, short_help=_about)(_command)
 
 
 @prepare_app.command("tasks")
 def list_tasks() -> None:
-    """The tasks that rows can be made for."""
+    """List the tasks of samples."""
     from himtok_plugin.data.tasks import TASKS
 
     for name, task in TASKS.items():
@@ -135,25 +146,28 @@ def _print_summary(summary: dict, out: Path, json_file: str | None) -> None:
         for reason, count in sorted(skipped.items(), key=lambda entry: -entry[1]):
             print(f"skipped {count}: {reason}", file=sys.stderr)
     if skipped:
-        print(f"what was skipped: {out}.skipped.jsonl", file=sys.stderr)
+        print(f"see {out}.skipped.jsonl for what was skipped", file=sys.stderr)
 
 
 @prepare_app.command("mix")
 def mix_rows(
-    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.yaml", help="Parts and their ratios.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Rows to write.")],
-    seed: Annotated[int | None, typer.Option("--seed", help="In place of the YAML's.", callback=check_seed)] = None,
+    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.yaml", help="Datasets and their ratios.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="File of samples to write.")],
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed instead of the YAML's.", callback=check_seed)] = None,
     num_workers: Annotated[
-        int | None, typer.Option("--num_workers", help="Processes that read; by default one per core.")
+        int | None, typer.Option("--num_workers", help="Processes that read. Default: one per core.")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first thing to skip.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first sample to skip.")] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Rows of several datasets in one file, in the proportions that a YAML says."""
-    from himtok_plugin.data.mixture import Mixture, mix
-    from himtok_plugin.jobs.worker_pool import default_workers
+    """Mix several datasets in one file.
 
-    workers = default_workers() if num_workers is None else num_workers
+    A YAML file lists the datasets and their ratios.
+    """
+    from himtok_plugin.data.mixture import Mixture, mix
+    from himtok_plugin.jobs.worker_pool import default_num_workers
+
+    workers = default_num_workers() if num_workers is None else num_workers
     loaded = Mixture.load(mixture, seed, workers, strict)
     with progress("row") as report:
         summary = asdict(mix(loaded, out, report))
@@ -163,42 +177,50 @@ def mix_rows(
     skipped = summary.pop("skipped")
     print_table({**summary, **{part["part"]: part["rows"] for part in parts}, "skipped": sum(skipped.values())})
     if skipped:
-        print(f"what was skipped: {out}.skipped.jsonl", file=sys.stderr)
+        print(f"see {out}.skipped.jsonl for what was skipped", file=sys.stderr)
 
 
 @prepare_app.command("check")
 def check_rows(
-    rows: Annotated[Path, typer.Argument(metavar="ROWS.jsonl", help="Rows to check.")],
+    rows: Annotated[Path, typer.Argument(metavar="ROWS.jsonl", help="Samples to check.")],
     against: Annotated[
         list[Path] | None,
-        typer.Option("--against", metavar="EVAL.jsonl", help="Rows whose images are not to be in it; may be repeated."),
+        typer.Option(
+            "--against", metavar="EVAL.jsonl", help="Evaluation samples; report shared images. May be repeated."
+        ),
     ] = None,
     without_leaks: Annotated[
         Path | None,
-        typer.Option("--without_leaks", metavar="FILE", help="Gets the rows that share no image with them."),
+        typer.Option("--without_leaks", metavar="FILE", help="Write the samples that share no image with EVAL.jsonl."),
     ] = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="PAGE.html", help="Sample rows to look at.")] = None,
-    samples: Annotated[int, typer.Option("--samples", help="Rows on the page.", callback=within(1))] = 24,
-    seed: Annotated[int, typer.Option("--seed", help="Of which rows are on the page.", callback=check_seed)] = 0,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="PAGE.html", help="Write a page with random samples.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Samples on the page.", callback=check_range(1))] = 24,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the samples on the page.", callback=check_seed)] = 0,
     root: Annotated[
-        Path | None, typer.Option("--root", metavar="DIR", help="Where relative images and masks start from.")
+        Path | None, typer.Option("--root", metavar="DIR", help="Folder of relative image and mask paths.")
     ] = None,
     num_workers: Annotated[
-        int | None, typer.Option("--num_workers", help="Processes that check; by default one per core.")
+        int | None, typer.Option("--num_workers", help="Processes that check. Default: one per core.")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad row.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first sample with a fault.")] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Check rows: masks, placeholders, images, boxes, images shared with evaluation. Exit status 1 for findings."""
-    from himtok_plugin.data.check.checker import check
-    from himtok_plugin.jobs.worker_pool import default_workers
+    """Check samples before training.
+
+    Checks masks, boxes, placeholders and images, repeated samples, and images shared with evaluation data. Exit status
+    1 if there is a fault.
+    """
+    from himtok_plugin.data.check.checker import check_file
+    from himtok_plugin.jobs.worker_pool import default_num_workers
 
     with progress("B") as on_progress:
-        report = check(
+        report = check_file(
             rows,
             against or (),
             root=root,
-            num_workers=default_workers() if num_workers is None else num_workers,
+            num_workers=default_num_workers() if num_workers is None else num_workers,
             strict=strict,
             html=html,
             samples=samples,
@@ -215,5 +237,5 @@ def check_rows(
             print(f"row {number}: {kind}: {what}", file=sys.stderr)
         if html is not None:
             print(html)
-    if not report.clean:
+    if not report.is_clean:
         raise typer.Exit(SOME_REJECTED)

@@ -1,10 +1,10 @@
-"""`himtok eval|calibrate`: what the masks of a result file are worth."""
+"""`himtok eval|protocols|calibrate`: metrics, comparison and calibration of result files."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,11 +12,11 @@ from .common import (
     JsonOption,
     RootOption,
     app,
+    check_range,
     check_seed,
     file_progress,
     mask_tokenizer_from_option,
     print_table,
-    within,
     write_json_output,
 )
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from himtok_plugin.evaluation.comparison import RunComparison
     from himtok_plugin.evaluation.redecoding import Redecoder
     from himtok_plugin.evaluation.report import ScoreReport
+    from himtok_plugin.masks import Resize
 
 
 @app.command("eval")
@@ -32,38 +33,44 @@ def evaluate(
         list[Path], typer.Argument(metavar="OUT.jsonl", help="Result file of `swift infer --plugin himtok`.")
     ],
     protocol: Annotated[
-        str, typer.Option("--protocol", help="Rules of the numbers, by name; `himtok protocols` lists them.")
+        str, typer.Option("--protocol", help="Evaluation protocol; `himtok protocols` lists them.")
     ] = "plain",
     compare: Annotated[
-        bool, typer.Option("--compare", help="Compare two result files of the same rows, a and b.")
+        bool, typer.Option("--compare", help="Compare two result files, a and b, of the same samples.")
     ] = False,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="With --compare: page of the rows that differ most.")
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="With --compare: write a page of the results that differ most."),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="NAME", help="Write NAME.json and NAME.md: scores, rules and run."),
+        typer.Option("--report", metavar="NAME", help="Write NAME.json and NAME.md with scores, protocol and run."),
     ] = None,
     rows: Annotated[
         Path | None,
-        typer.Option("--rows", metavar="ROWS.jsonl", help="The dataset: rows without a result count as failures."),
+        typer.Option("--rows", metavar="ROWS.jsonl", help="The dataset; samples without a result count as failures."),
     ] = None,
     resize: Annotated[
         str | None,
-        typer.Option("--resize", help="bilinear or nearest: decode codes anew, with --mask_tokenizer, and resize so."),
+        typer.Option(
+            "--resize", help="Decode the codes again with --mask_tokenizer, and resize by this: bilinear or nearest."
+        ),
     ] = None,
     mask_tokenizer: Annotated[
-        str | None, typer.Option("--mask_tokenizer", help="With --resize: the one that belongs to the checkpoint.")
+        str | None,
+        typer.Option("--mask_tokenizer", help="With --resize: the mask tokenizer of the checkpoint."),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            "--threshold", callback=within(0, 1), help="With --resize: where foreground begins. Default: 0.5."
+            "--threshold",
+            callback=check_range(0, 1),
+            help="With --resize: probability from which a pixel is foreground. Default: 0.5.",
         ),
     ] = None,
     boundary: Annotated[
         bool | None,
-        typer.Option("--boundary/--no_boundary", help="Boundary F and IoU, the slowest. Default: --boundary."),
+        typer.Option("--boundary/--no_boundary", help="Boundary F and IoU, the slowest metrics. Default: --boundary."),
     ] = None,
     json_file: JsonOption = None,
     root: RootOption = None,
@@ -71,42 +78,46 @@ def evaluate(
         float,
         typer.Option(
             "--min_score",
-            callback=within(0, 1),
-            help="Masks with a lower score do not count: to choose inference's own.",
+            callback=check_range(0, 1),
+            help="Leave out predicted masks with a lower score, as `swift infer --min_score` does.",
         ),
     ] = 0.0,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="With --compare: of the intervals' draws. Default: 0.", callback=check_seed),
+        typer.Option("--seed", help="With --compare: seed of the bootstrap. Default: 0.", callback=check_seed),
     ] = None,
 ) -> None:
-    """Score predicted masks against true ones; several processes (torchrun) share the work."""
+    """Score the masks of a result file.
+
+    Compares predicted with true masks and boxes. Under torchrun, the processes share the work.
+    """
     from himtok_plugin.evaluation.protocols import find_protocol
 
     rules = find_protocol(protocol)
     expected = 2 if compare else 1
     if len(results) != expected:
         raise ValueError(f"OUT.jsonl: got {len(results)} files, expected {expected}{' with --compare' * compare}")
-    for name, value, needed, wanted in (
+    for name, value, needed, is_given in (
         ("--html", html, "--compare", compare),
         ("--seed", seed, "--compare", compare),
         ("--threshold", threshold, "--resize", resize is not None),
         ("--mask_tokenizer", mask_tokenizer, "--resize", resize is not None),
     ):
-        if value is not None and not wanted:
+        if value is not None and not is_given:
             raise ValueError(f"{name}: got it without {needed}, expected both")
     for name, value in (("--report", report), ("--rows", rows), ("--resize", resize), ("--[no_]boundary", boundary)):
         if value is not None and compare:
-            raise ValueError(f"{name}: got it with --compare, which takes no notice of it, expected one of them")
+            raise ValueError(f"{name}: got it with --compare, which ignores it, expected only one of them")
     if compare:
         from himtok_plugin.evaluation.comparison import compare_results
 
-        with file_progress(*results) as on_progress:
-            compared = compare_results(*results, rules, root, min_score, seed or 0, on_progress=on_progress)
+        a, b = results
+        with file_progress(a, b) as on_progress:
+            compared = compare_results(a, b, rules, root, min_score, seed or 0, on_progress=on_progress)
         if html is not None:
             from himtok_plugin.evaluation.comparison_page import write_comparison_page
 
-            write_comparison_page(html, *results, compared, root, min_score)
+            write_comparison_page(html, a, b, compared, root, min_score)
         if not write_json_output(compared.to_dict(), json_file):
             _print_comparison(compared)
         return
@@ -115,7 +126,7 @@ def evaluate(
     from himtok_plugin.jobs.processes import Processes
 
     redecoder = None if resize is None else _redecoder(resize, mask_tokenizer, threshold)
-    with Processes.started() as processes:
+    with Processes.from_environment() as processes:
         first = processes.rank == 0
         with file_progress(results[0]) if first else nullcontext() as on_progress:
             scored = evaluate_results(
@@ -130,14 +141,16 @@ def evaluate(
 
 
 def _redecoder(resize: str, mask_tokenizer: str | None, threshold: float | None) -> Redecoder:
-    from himtok_plugin.evaluation.redecoding import Redecoder
     from himtok_plugin.evaluation.protocols import RESIZES
+    from himtok_plugin.evaluation.redecoding import Redecoder
 
     if resize not in RESIZES:
         raise ValueError(f"--resize: got {resize!r}, expected one of {', '.join(RESIZES)}")
     if mask_tokenizer is None:
-        raise ValueError("--mask_tokenizer: got none with --resize, expected the one that wrote the codes")
-    return Redecoder(mask_tokenizer_from_option(mask_tokenizer), resize, 0.5 if threshold is None else threshold)
+        raise ValueError("--mask_tokenizer: got none with --resize, expected that of the checkpoint")
+    return Redecoder(
+        mask_tokenizer_from_option(mask_tokenizer), cast("Resize", resize), 0.5 if threshold is None else threshold
+    )
 
 
 @app.command()
@@ -157,15 +170,19 @@ def protocols() -> None:
 @app.command()
 def calibrate(
     result: Annotated[
-        Path, typer.Argument(metavar="OUT.jsonl", help="Result of `swift infer --plugin himtok` on held-out rows.")
+        Path,
+        typer.Argument(metavar="OUT.jsonl", help="Result file of `swift infer --plugin himtok` on held-out samples."),
     ],
     checkpoint: Annotated[
-        str, typer.Option("--checkpoint", metavar="DIR", help="Checkpoint that made it, or its mask_tokenizer/.")
+        str, typer.Option("--checkpoint", metavar="DIR", help="Checkpoint of this run, or its folder mask_tokenizer/.")
     ],
     json_file: JsonOption = None,
     root: RootOption = None,
 ) -> None:
-    """Make scores of masks mean their expected IoU: writes calibration.json beside the mask tokenizer."""
+    """Calibrate the scores of masks.
+
+    Fits a map from scores to expected IoU and writes it to calibration.json in the mask tokenizer's folder.
+    """
     from himtok_plugin.evaluation.calibration_fit import fit_calibration, read_scored_masks
     from himtok_plugin.mask_tokenizer.released_weights import find_mask_tokenizer
 
@@ -197,13 +214,15 @@ def _print_comparison(compared: RunComparison) -> None:
 
     table = Table("metric", *(f"{name}" for name in ("a", "b", "b - a")), f"{compared.confidence:.0%} interval")
     for each in compared.differences:
-        known = each.a is not None and each.b is not None
-        values = [each.a, each.b, each.b - each.a if known else None]
-        interval = "-" if each.low is None else f"{each.low:+.4f} to {each.high:+.4f}{' *' * each.significant}"
+        values = (each.a, each.b, each.difference)
+        interval = "-"
+        if each.interval is not None:
+            interval = "{:+.4f} to {:+.4f}".format(*each.interval) + " *" * each.significant
         table.add_row(each.name, *("-" if value is None else f"{value:.4f}" for value in values), interval)
     Console().print(table)
     print(f"protocol: {compared.protocol.name}: {compared.protocol.summary}")
-    print(f"{len(compared.rows)} rows about {compared.images} images, {compared.resamples} draws; *: 0 is left out")
+    draws = f"{compared.resamples} draws; *: the interval leaves out 0"
+    print(f"{len(compared.rows)} rows about {compared.images} images, {draws}")
     for row in compared.rows[:5]:
         if row.b < row.a:
             print(f"row {row.key}: IoU {row.a:.3f} -> {row.b:.3f}")

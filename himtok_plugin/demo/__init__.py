@@ -1,1 +1,4 @@
-"""`himtok demo`: scenes that were not trained on, segmented and drawn; with `--train`, the model is trained first."""
+"""`himtok demo`: segment generated scenes with the shipped checkpoint, or with one trained from scratch.
+
+Training and inference are `swift` commands as a user would type them; nothing here imports ms-swift.
+"""

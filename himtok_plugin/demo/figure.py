@@ -1,4 +1,8 @@
-"""The picture of `himtok demo`: per scene image, truth, prediction, and the mask growing with its tokens."""
+"""The picture of `himtok demo`: for each scene the image, the true mask, the predicted mask and its decoded prefixes.
+
+Contract: `draw_demo_figure` takes arrays and PIL images and returns a PIL image in mode RGB. A mask and an image of
+different sizes raise a ValueError.
+"""
 
 from __future__ import annotations
 
@@ -17,28 +21,31 @@ from himtok_plugin.masks.drawing import (
     PREDICTION_COLOR,
     TRUTH_COLOR,
     Color,
-    beside,
+    add_title,
+    join_horizontally,
+    join_vertically,
     label_font,
+    make_panel,
     overlay,
-    panel_of,
-    stacked,
-    titled,
     to_grey,
     to_rgb,
 )
 
+EMPTY_PANEL = (244, 245, 247)  # color of a panel without a mask
+
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One scene of `demo_figure`.
+    """One scene of `draw_demo_figure`.
 
     Attributes:
-        title: the question, written above the row.
+        title: the question, written above the panels.
         image: PIL image, or uint8 (h, w, 3).
         truth: bool (h, w).
-        prediction: bool (h, w), or None where the answer has no mask.
-        growth: mask after so many tokens, in the order to show: {1: (h, w), 2: …}, bool or probabilities.
-        note: what is known of the result, written after the title ("IoU 0.93").
+        prediction: bool (h, w); None if the answer has no mask.
+        growth: number of tokens -> mask decoded from them, bool or float in [0, 1] of any size (h, w), in the order to
+            show.
+        note: written after the title ("IoU 0.93").
     """
 
     title: str
@@ -49,45 +56,47 @@ class DemoRow:
     note: str = ""
 
 
-def demo_figure(rows: Sequence[DemoRow], height: int = 144) -> Image.Image:
-    """One page: for each scene its title, then image, truth, prediction, and the mask growing token by token.
+def draw_demo_figure(rows: Sequence[DemoRow], height: int = 144) -> Image.Image:
+    """Draw all scenes below each other: the title, then panels with image, truth, prediction and growth.
 
     Args:
         rows: the scenes, at least one.
         height: height of a panel in pixels.
+    Raises:
+        ValueError: no scene, or a mask that does not fit its image.
     """
     if not rows:
         raise ValueError("rows is empty: expected at least one scene")
     blocks = []
     for row in rows:
         image = to_rgb(row.image)
-        panels = [titled(panel_of(image, height), "image")]
-        panels.append(titled(_overlay_panel(image, row.truth, TRUTH_COLOR, height), "truth"))
+        panels = [add_title(make_panel(image, height), "image")]
+        panels.append(add_title(_overlay_panel(image, row.truth, TRUTH_COLOR, height), "truth"))
         if row.prediction is None:
-            shown = _message(panel_of(image, height).size, "no mask")
+            shown = _message(make_panel(image, height).size, "no mask")
         else:
             shown = _overlay_panel(image, row.prediction, PREDICTION_COLOR, height)
-        panels.append(titled(shown, "prediction"))
+        panels.append(add_title(shown, "prediction"))
         for count, mask in row.growth.items():
             text = f"{count} token" if count == 1 else f"{count} tokens"
-            panels.append(titled(panel_of(to_grey(mask, f"growth[{count}]"), height), text))
-        strip = beside(panels)
-        blocks.append(stacked([_heading(row.title, row.note, strip.width), strip], margin=0))
-    return stacked(blocks, margin=2 * GAP, gap=2 * GAP)
+            panels.append(add_title(make_panel(to_grey(mask, f"growth[{count}]"), height), text))
+        strip = join_horizontally(panels)
+        blocks.append(join_vertically([_heading(row.title, row.note, strip.width), strip], margin=0))
+    return join_vertically(blocks, margin=2 * GAP, gap=2 * GAP)
 
 
 def _overlay_panel(image: Image.Image, mask: np.ndarray, color: Color, height: int) -> Image.Image:
-    """A mask over its image as a panel; drawn after scaling, so that its outline is fine at every image size."""
+    """A mask over its image as a panel; the outline is drawn after scaling and so looks alike on all images."""
     mask = np.asarray(mask)
     if mask.dtype != bool or mask.shape != (image.height, image.width):
         raise ValueError(f"mask is {mask.dtype} {mask.shape}: expected bool {image.size[::-1]}, as the image")
-    panel = panel_of(image, height)
+    panel = make_panel(image, height)
     scaled = np.asarray(Image.fromarray(mask).resize(panel.size, Image.Resampling.NEAREST))
     return overlay(panel, [scaled], colors=[color])
 
 
 def _message(size: tuple[int, int], text: str) -> Image.Image:
-    panel = Image.new("RGB", size, (244, 245, 247))
+    panel = Image.new("RGB", size, EMPTY_PANEL)
     draw = ImageDraw.Draw(panel)
     draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=FRAME)
     draw.text((size[0] // 2, size[1] // 2), text, fill=FAINT, font=label_font(14), anchor="mm")
@@ -95,7 +104,7 @@ def _message(size: tuple[int, int], text: str) -> Image.Image:
 
 
 def _heading(title: str, note: str, width: int) -> Image.Image:
-    """Title at the left, note behind it; broken into lines at words where it is wider than the row."""
+    """The title, broken into lines if it is wider than the row, with the note after it."""
     font = label_font(16)
     room = max(1, width - int(font.getlength(f"   {note}")))
     lines = [""]

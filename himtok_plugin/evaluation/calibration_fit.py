@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from himtok_plugin.mask_text import text_to_codes
-from himtok_plugin.metrics.calibration_error import calibration_summary
+from himtok_plugin.metrics.calibration_error import summarize_calibration
 from himtok_plugin.prediction.calibration import MIN_MASKS, Calibration
 
 from .protocols import PLAIN, Protocol
@@ -102,8 +102,8 @@ def fit_calibration(masks: ScoredMasks) -> tuple[Calibration, dict[str, float | 
         if (~held_out).sum() >= MIN_MASKS:
             fitted = Calibration.fit(masks.scores[~held_out], masks.ious[~held_out])
             crossed[held_out] = fitted(masks.scores[held_out])
-    raw = calibration_summary(masks.scores, masks.ious)
-    calibrated = {} if np.isnan(crossed).any() else calibration_summary(crossed, masks.ious)
+    raw = summarize_calibration(masks.scores, masks.ious)
+    calibrated = {} if np.isnan(crossed).any() else summarize_calibration(crossed, masks.ious)
     return calibration, {
         "masks": len(masks.scores),
         "mean_IoU": float(masks.ious.mean()),

@@ -16,8 +16,8 @@ import numpy as np
 
 from himtok_plugin.data.joined_expressions import _JOINED_BEGINS, _JOINED_ENDS, JOINED, joined_question
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER
+from himtok_plugin.masks import Resize, from_square
 from himtok_plugin.masks.run_lengths import Runs
-from himtok_plugin.masks.sources import Resize, from_square
 from himtok_plugin.metrics.segmentation import Overlap
 
 Ignore = Literal["excluded", "foreground"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from himtok_plugin.masks import Resize, to_rle
 from himtok_plugin.masks.rle import check_size
-from himtok_plugin.masks.sources import Resize, to_rle
 
 from .protocols import resize_square
 from .provenance import RunCard
@@ -62,7 +62,7 @@ class Redecoder:
         """Return the run card with the settings of this decoding."""
         return replace(
             card,
-            mask_decoding="hard, anew from the codes",
+            mask_decoding="hard, decoded again from the codes",
             resize=self.resize,
             threshold=self.threshold,
             refiner="none",

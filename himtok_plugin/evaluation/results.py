@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from himtok_plugin.data.samples import parse_row
+from himtok_plugin.masks import Masks, MaskSource, load_mask
 from himtok_plugin.masks.rle import check_size
 from himtok_plugin.masks.run_lengths import Runs
-from himtok_plugin.masks.sources import Masks, MaskSource, load_mask
 from himtok_plugin.metrics.matching import matched_ious
 from himtok_plugin.metrics.segmentation import Overlap
 from himtok_plugin.validation import abridged

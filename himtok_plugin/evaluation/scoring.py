@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from himtok_plugin.masks import Masks
 from himtok_plugin.masks.run_lengths import Runs
-from himtok_plugin.masks.sources import Masks
 from himtok_plugin.metrics.boxes import BoxMetrics
 from himtok_plugin.metrics.segmentation import CalibrationMetrics, ClassMetrics, Overlap, SegmentationMetrics
 

@@ -48,7 +48,7 @@ class Calibration:
         raw: raw scores, strictly increasing.
         iou: the IoU expected at these scores, non-decreasing, in [0, 1].
     Raises:
-        ValueError: the knots are not such a map.
+        ValueError: the knots are not an increasing map to [0, 1].
     """
 
     raw: tuple[float, ...]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from himtok_plugin.mask_text import MaskSpan, codes_to_text, text_to_codes
 from himtok_plugin.mask_tokenizer.modeling import MaskTokenizer
-from himtok_plugin.masks.sources import load_mask, to_square
+from himtok_plugin.masks import load_mask, to_square
 
 from .predictor import Answer, MaskPredictor
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from himtok_plugin.lmm.vocabulary import MaskVocabulary
 from himtok_plugin.mask_text import MASK_END, MASK_START, MaskSpan, mask_token, text_to_codes
 from himtok_plugin.mask_tokenizer.modeling import MaskTokenizer
-from himtok_plugin.masks.sources import Resize, from_square, to_rle
+from himtok_plugin.masks import Resize, from_square, to_rle
 
 from .calibration import Calibration, mask_certainty
 

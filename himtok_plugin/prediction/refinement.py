@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from himtok_plugin.masks.sources import mask_bbox
+from himtok_plugin.masks import mask_bbox
 from himtok_plugin.metrics.segmentation import mask_iou
 
 

@@ -16,7 +16,7 @@ import torch
 
 from himtok_plugin.mask_text import MASK_TOKEN_PREFIX, MaskSpan, text_to_codes
 from himtok_plugin.mask_tokenizer import MaskTokenizer
-from himtok_plugin.masks.sources import from_square
+from himtok_plugin.masks import from_square
 from himtok_plugin.metrics.matching import matched_ious
 
 from .predictor import MAX_BATCH

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from himtok_plugin.masks import load_mask, mask_bbox, to_rle
 from himtok_plugin.masks.rle import check_size
-from himtok_plugin.masks.sources import load_mask, mask_bbox, to_rle
 from himtok_plugin.metrics.boxes import NORMALIZED_SIDE, boxes_in_text
 
 if TYPE_CHECKING:

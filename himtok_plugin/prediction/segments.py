@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from himtok_plugin.masks import mask_bbox, to_rle
 from himtok_plugin.masks.polygons import mask_polygons
-from himtok_plugin.masks.sources import mask_bbox, to_rle
 
 from .predictor import PredictedMask
 

@@ -1,4 +1,4 @@
-"""`himtok bench infer`: every part in every batch, with numbers that fit each other."""
+"""`himtok bench infer`: every part is measured in every batch, with consistent numbers."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_end_to_end_counts_the_masks_of_the_answers():
     assert images[0].size == (64, 64) and questions[0].startswith("Segment ")
 
 
-def test_masks_per_second_are_those_of_the_median():
+def test_masks_per_second_follow_from_the_median():
     assert Timing("encode", "tiny", "cpu", 8, 8, 0.5, 0.7).to_dict()["masks_per_second"] == 16
 
 

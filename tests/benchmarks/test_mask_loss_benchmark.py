@@ -1,4 +1,4 @@
-"""`himtok bench`: both implementations of a loss agree, and what is counted is what the loss brought about."""
+"""`himtok bench loss`: both implementations agree, and only memory of the mask loss is counted."""
 
 import json
 
@@ -9,7 +9,7 @@ from himtok_plugin.benchmarks import mask_loss as benchmark
 from himtok_plugin.benchmarks.loss_problem import LossBenchmark, StandInLMM, build_problem
 from himtok_plugin.benchmarks.mask_loss import LossSteps, measure_mask_loss
 from himtok_plugin.benchmarks.measuring import measure_peak_memory, random_squares
-from himtok_plugin.lmm.logit_tap import LogitTap, mask_logits
+from himtok_plugin.lmm.logit_tap import LogitTap, gather_mask_logits
 
 SMALL = {"batch": 2, "length": 24, "vocabulary": 1500, "tokens": 8, "device": "cpu", "repeats": 1}
 
@@ -26,7 +26,7 @@ def gradients(steps, name):
     return loss, steps.problem.lmm.gradient.clone(), torch.cat([p.grad.flatten() for p in parameters])
 
 
-def test_both_implementations_give_the_same_loss_and_gradients(steps):
+def test_both_implementations_have_the_same_loss_and_gradients(steps):
     ours, plain = (gradients(steps, name) for name in benchmark.IMPLEMENTATIONS)
     assert ours[0] > 0
     for one, other in zip(ours, plain, strict=True):
@@ -37,7 +37,7 @@ def test_both_implementations_give_the_same_loss_and_gradients(steps):
     assert not gradient[outside].any() and gradient[~outside].any()
 
 
-def test_the_levels_of_a_plain_blur_are_those_of_the_separable_one(steps):
+def test_the_plain_blur_equals_the_separable_one(steps):
     from himtok_plugin.hierarchical_loss import coarse_target
 
     square = random_squares(1, 48)[0]
@@ -45,7 +45,7 @@ def test_the_levels_of_a_plain_blur_are_those_of_the_separable_one(steps):
         torch.testing.assert_close(benchmark._plain_blur(square, sigma), coarse_target(square, sigma=sigma))
 
 
-def test_a_gradient_is_added_to_the_buffer_that_is_there(steps):
+def test_the_gradient_is_added_to_the_existing_buffer(steps):
     steps.reset()
     address = steps.problem.lmm.gradient.data_ptr()  # a tensor held here would not be autograd's alone
     steps.run("himtok")
@@ -64,7 +64,7 @@ def test_the_mask_loss_makes_no_gradient_as_large_as_the_logits():
             with tap:
                 logits = lmm()
                 next_token = lmm.next_token_loss(logits)
-                gathered = mask_logits(tap.logits_behind(logits) if tapped else logits.view_as(logits), code_ids, rows)
+                gathered = gather_mask_logits(tap.find_tapped_logits(logits) if tapped else logits.view_as(logits), code_ids, rows)
             (next_token + gathered.sum()).backward()
 
         return measure_peak_memory(step, torch.device("cpu"))
@@ -73,7 +73,7 @@ def test_the_mask_loss_makes_no_gradient_as_large_as_the_logits():
     assert peak(True) < 0.01 * size and peak(False) > 0.99 * size
 
 
-def test_the_result_holds_settings_both_implementations_and_both_ratios():
+def test_the_result_has_settings_both_implementations_and_both_ratios():
     progress = []
     result = measure_mask_loss(LossBenchmark(**{**SMALL, "repeats": 2}), lambda *counts: progress.append(counts))
     assert set(result) == {"settings", "himtok", "plain", "ratio_seconds", "ratio_peak_extra_memory"}
@@ -102,6 +102,6 @@ def test_settings_that_cannot_be_are_rejected(fields, message):
         measure_mask_loss(LossBenchmark(**{**SMALL, **fields}))
 
 
-def test_what_does_not_fit_into_memory_is_rejected_before_it_is_tried():
+def test_settings_that_need_too_much_memory_are_rejected():
     with pytest.raises(ValueError, match="needs about .* GiB on cpu"):
         measure_mask_loss(LossBenchmark(batch=10_000, length=100_000, device="cpu"))

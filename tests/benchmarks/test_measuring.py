@@ -6,7 +6,7 @@ import torch
 from himtok_plugin.benchmarks.measuring import check_memory, measure_peak_memory, random_squares, resolve_device
 
 
-def test_peak_memory_counts_what_is_held_at_once():
+def test_peak_memory_is_the_most_allocated_at_once():
     def step():
         a = torch.ones(1000)
         b = a + 1

@@ -28,7 +28,7 @@ def test_padded_and_packed_samples_have_the_same_losses_and_gradients(step):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_codes_stand_between_start_and_end_and_are_what_is_learned(step):
+def test_codes_are_between_start_and_end_and_have_labels(step):
     codes, first = step.encode(), step.first_code
     for layout in LAYOUTS:
         batch = step.batch(layout)
@@ -64,7 +64,7 @@ def test_flops_are_those_of_the_matrix_products(step):
     assert step.flops() > 6 * sum(len(sample) for sample in step.samples) * weights
 
 
-def test_the_result_says_what_was_measured():
+def test_the_result_has_all_measurements():
     progress = []
     settings = StepBenchmark(**SMALL, repeats=1, peak_tflops=1e-3)
     result = measure_training_step(settings, lambda *counts: progress.append(counts))
@@ -80,7 +80,7 @@ def test_the_result_says_what_was_measured():
     json.dumps(result)
 
 
-def test_sizes_are_what_they_are_called():
+def test_named_sizes_have_about_that_many_parameters():
     assert 0.8e9 < count_parameters(lmm_config("1b")) < 1.2e9
     assert 1.8e9 < count_parameters(lmm_config("2b")) < 2.4e9
 
@@ -101,6 +101,6 @@ def test_settings_that_cannot_be_are_rejected(fields, message):
         StepBenchmark(**{**SMALL, **fields})
 
 
-def test_what_does_not_fit_into_memory_is_rejected_before_it_is_tried():
+def test_settings_that_need_too_much_memory_are_rejected():
     with pytest.raises(ValueError, match="lmm='2b': a step needs about .* GiB on cpu"):
         TrainingStep(StepBenchmark(batch=10_000, device="cpu"))

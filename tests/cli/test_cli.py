@@ -5,6 +5,9 @@ import sys
 import time
 
 import pytest
+import typer.main
+
+from himtok_plugin.cli.common import app
 
 
 def assert_rejected(result, message):
@@ -27,10 +30,25 @@ def test_help_lists_the_verbs_and_is_fast_because_it_imports_nothing_heavy():
     assert time.monotonic() - begin < 10
 
 
-@pytest.mark.parametrize("verb", ["init", "convert", "encode", "decode", "eval"])
-def test_every_verb_has_help(himtok, verb):
-    status, out, _ = himtok(verb, "--help")
+def list_commands(group, path=()):
+    """All commands below a group, as tuples of names; groups among them."""
+    for name, command in group.commands.items():
+        yield (*path, name)
+        yield from list_commands(command, (*path, name)) if hasattr(command, "commands") else ()
+
+
+COMMANDS = [(), *list_commands(typer.main.get_command(app))]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_in_which_nothing_is_cut(himtok, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = himtok(*command, "--help")
     assert status == 0 and "Usage: " in out
+    description, _, commands = out.partition("Commands:")
+    assert description.split("\n\n")[1].strip().endswith(".")  # a sentence about the command
+    cut = [line for line in commands.splitlines() if line.endswith("...")]
+    assert not cut
 
 
 @pytest.mark.parametrize(

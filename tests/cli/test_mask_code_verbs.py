@@ -13,7 +13,7 @@ from tiny_models import random_squares, released_state, tiny_model
 from himtok_plugin import resources
 from himtok_plugin.mask_text import codes_to_text, text_to_codes
 from himtok_plugin.mask_tokenizer import MaskTokenizer
-from himtok_plugin.masks.sources import load_mask, to_square
+from himtok_plugin.masks import load_mask, to_square
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def test_init_draws_the_same_weights_for_the_same_seed(himtok, tmp_path):
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
-def test_init_overwrites_only_when_forced(himtok, tokenizer):
+def test_init_overwrites_only_with_force(himtok, tokenizer):
     before = (tokenizer / "config.json").read_text()
-    assert_rejected(himtok("init", tokenizer), "is not empty; give --force")
+    assert_rejected(himtok("init", tokenizer), "is not empty; pass --force")
     assert (tokenizer / "config.json").read_text() == before
     assert himtok("init", tokenizer, "--force")[0] == 0
     assert MaskTokenizer.from_pretrained(tokenizer).config.image_size == 32
@@ -110,7 +110,7 @@ def test_encode_prints_the_text_of_each_mask_in_order(himtok, tokenizer, tmp_pat
     assert [row["codes"] for row in rows] == expected and [row["mask"] for row in rows] == list(map(str, paths))
 
 
-def test_encode_tries_as_many_candidates_as_it_is_told(himtok, tokenizer, tmp_path):
+def test_encode_tries_the_given_number_of_candidates(himtok, tokenizer, tmp_path):
     paths = save_masks(tmp_path, 2)
     model = MaskTokenizer.from_pretrained(tokenizer)
     squares = torch.from_numpy(np.stack([to_square(path, model.config.image_size) for path in paths]))
@@ -179,7 +179,7 @@ def test_decode_reports_incomplete_masks_and_draws_them_from_their_prefix(decode
 
 
 @pytest.mark.parametrize("text", ["I see no road.", "<|mt_start|><|mt_end|>", ""])
-def test_text_without_a_mask_gives_a_message_status_1_and_no_picture(decode, tmp_path, text):
+def test_text_without_a_mask_is_a_message_and_status_1(decode, tmp_path, text):
     status, out, err = decode(text)
     assert status == 1 and not out and "no mask in the text" in err and not (tmp_path / "out").exists()
 
@@ -188,7 +188,7 @@ def test_decode_takes_text_longer_than_any_file_name(decode):
     assert decode("word " * 5000 + codes_to_text([1, 2]))[0] == 0
 
 
-def test_decode_rejects_a_size_that_is_none(himtok, tokenizer, tmp_path):
+def test_decode_rejects_an_invalid_size(himtok, tokenizer, tmp_path):
     text = codes_to_text([1])
     result = himtok("decode", text, "--size", 0, 5, "--output", tmp_path / "o", "--mask_tokenizer", tokenizer)
     assert_rejected(result, "expected two positive integers (h, w)")

@@ -8,7 +8,7 @@ from tiny_models import tiny_model
 from tiny_results import RESULTS, predicted_mask, write_results, write_scored_results, write_two_runs
 
 from himtok_plugin.evaluation.provenance import RunCard
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 from himtok_plugin.prediction.calibration import Calibration
 
 
@@ -49,7 +49,7 @@ def test_eval_names_a_malformed_row(himtok, tmp_path):
     assert_rejected(himtok("eval", tmp_path), "directory")
 
 
-def test_a_least_score_of_masks_without_one_is_rejected(tmp_path, himtok):
+def test_eval_rejects_min_score_if_no_mask_has_a_score(tmp_path, himtok):
     path = write_results(
         tmp_path / "out.jsonl", {**RESULTS[0], "masks": [{**predicted_mask(0), "score": None}]}, RESULTS[1]
     )
@@ -61,7 +61,7 @@ def test_a_least_score_of_masks_without_one_is_rejected(tmp_path, himtok):
     )
 
 
-def test_rows_that_are_not_scored_stand_in_table_and_json(tmp_path, himtok):
+def test_eval_counts_results_that_are_not_scored(tmp_path, himtok):
     path = write_results(tmp_path / "out.jsonl", *RESULTS, {"masks": [], "response": "Yes"})
     status, out, _ = himtok("eval", path, "--no_boundary")
     assert status == 0 and "not_scored" in out and "ECE" in out
@@ -69,7 +69,7 @@ def test_rows_that_are_not_scored_stand_in_table_and_json(tmp_path, himtok):
     assert json.loads(out)["not_scored"] == 1
 
 
-def test_the_report_has_protocol_run_and_failures(tmp_path, himtok):
+def test_eval_writes_a_report_with_protocol_run_and_failures(tmp_path, himtok):
     path = write_results(tmp_path / "out.jsonl", *RESULTS)
     card = RunCard(["some/checkpoint"], "ab" * 16, 8, "soft", 0.5, refiner="none", seed=42, versions={"torch": "2"})
     card.save(path)
@@ -92,7 +92,7 @@ def test_the_report_has_protocol_run_and_failures(tmp_path, himtok):
         (["--seed", "1"], "--seed: got it without --compare, expected both"),
         (["--threshold", "0.5"], "--threshold: got it without --resize, expected both"),
         (["--mask_tokenizer", "default"], "--mask_tokenizer: got it without --resize, expected both"),
-        (["--compare", "out.jsonl", "--report", "r"], "--report: got it with --compare, which takes no notice of it"),
+        (["--compare", "out.jsonl", "--report", "r"], "--report: got it with --compare, which ignores it"),
         (["--compare", "out.jsonl", "--rows", "r"], "--rows: got it with --compare"),
         (["--compare", "out.jsonl", "--resize", "nearest"], "--resize: got it with --compare"),
         (["--compare", "out.jsonl", "--no_boundary"], "--[no_]boundary: got it with --compare"),
@@ -101,7 +101,7 @@ def test_the_report_has_protocol_run_and_failures(tmp_path, himtok):
         (["--protocol", "all-sentences"], "row 1: question: got"),
     ],
 )
-def test_bad_requests_are_one_line_and_status_2(tmp_path, himtok, arguments, message):
+def test_eval_rejects_options_that_do_not_fit_in_one_line(tmp_path, himtok, arguments, message):
     status, _, err = himtok("eval", write_results(tmp_path / "out.jsonl", *RESULTS), *arguments)
     assert status == 2 and message in err and err.count("\n") == 1
 

@@ -1,14 +1,15 @@
-"""`himtok demo` with the checkpoint that ships, and from nothing to a picture, as small as it goes."""
+"""The demo with the shipped checkpoint, and as short a training as possible."""
 
 import json
 
 import pytest
 from PIL import Image
 
-from himtok_plugin.demo.run import CommandFailed, Demo, DemoPlan, TrainingDemo
+from himtok_plugin.demo.run import CommandFailed, Demo
+from himtok_plugin.demo.training import DemoPlan, TrainingDemo
 
 
-def test_shipped_checkpoint_segments_scenes_that_it_has_not_seen(tmp_path):
+def test_the_shipped_checkpoint_segments_held_out_scenes(tmp_path):
     scores = Demo(tmp_path, lambda *progress: None).run(count=40)
     scores = scores["40 held-out scenes"]
     assert scores["cIoU"] > 0.8 and scores["N-acc"] > 0.9 and scores["T-acc"] > 0.95  # 0.847, 0.991, 0.999 of 1,000
@@ -16,7 +17,7 @@ def test_shipped_checkpoint_segments_scenes_that_it_has_not_seen(tmp_path):
 
 
 @pytest.mark.slow
-def test_demo_leaves_checkpoints_scores_and_a_picture(tmp_path):
+def test_the_training_demo_writes_checkpoints_scores_and_a_picture(tmp_path):
     plan = DemoPlan(
         train_scenes=60,
         held_out_scenes=8,
@@ -35,7 +36,7 @@ def test_demo_leaves_checkpoints_scores_and_a_picture(tmp_path):
     assert ("stage 1", 1, 1) in reported
 
 
-def test_failed_command_names_its_log(tmp_path):
+def test_a_failed_command_names_its_log_file(tmp_path):
     demo = Demo(tmp_path, lambda *progress: None)
     with pytest.raises(CommandFailed, match=r"swift sft failed with status \d+, see .*broken.log"):
-        demo._swift("broken", None, "sft", "--plugin", "himtok", "--model", str(tmp_path / "absent"))
+        demo.run_swift("broken", None, "sft", "--plugin", "himtok", "--model", str(tmp_path / "absent"))

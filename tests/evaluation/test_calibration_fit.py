@@ -9,7 +9,7 @@ from tiny_results import column_mask, write_scored_results
 from himtok_plugin.evaluation.calibration_fit import fit_calibration, read_scored_masks
 from himtok_plugin.evaluation.protocols import find_protocol
 from himtok_plugin.mask_text import codes_to_text
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 
 
 def test_scores_and_ious_of_a_result_file(tmp_path):
@@ -18,12 +18,12 @@ def test_scores_and_ious_of_a_result_file(tmp_path):
     np.testing.assert_allclose(masks.ious, 2 * masks.scores - 1)
 
 
-def test_raw_scores_are_taken_where_a_calibration_was_used_already(tmp_path):
+def test_raw_scores_are_used_if_the_results_are_calibrated(tmp_path):
     masks = read_scored_masks(write_scored_results(tmp_path, raw_score=0.25))
     assert set(masks.scores) == {0.25}
 
 
-def test_report_is_of_masks_that_were_not_fitted_on(tmp_path):
+def test_the_report_is_of_masks_not_used_for_the_fit(tmp_path):
     calibration, report = fit_calibration(read_scored_masks(write_scored_results(tmp_path)))
     assert report["masks"] == 60 and report["spearman"] == pytest.approx(1)
     assert report["ECE_raw"] > 0.15 > 0.08 > report["ECE_calibrated"]
@@ -40,7 +40,7 @@ def test_results_made_with_min_score_are_rejected(tmp_path):
         read_scored_masks(path)
 
 
-def test_ignored_pixels_count_nowhere_and_rows_that_ask_for_no_mask_are_left_out(tmp_path):
+def test_ignored_pixels_and_results_without_true_masks_do_not_count(tmp_path):
     entry = {**to_rle(column_mask(0, 1, 2, 3, width=20)), "codes": [1], "complete": True, "score": 0.5}
     row = {
         "response": codes_to_text([1]),

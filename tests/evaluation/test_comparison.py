@@ -14,7 +14,7 @@ def results(tmp_path):
     return write_two_runs(tmp_path)
 
 
-def test_differences_are_those_of_the_means_and_their_interval_that_of_a_bootstrap_of_images(results):
+def test_differences_are_of_the_means_with_intervals_of_a_bootstrap_over_images(results):
     a, b, base, better = results
     compared = compare_results(a, b, resamples=4000)
     found = {each.name: each for each in compared.differences}
@@ -30,14 +30,14 @@ def test_differences_are_those_of_the_means_and_their_interval_that_of_a_bootstr
     assert found["cIoU"].a == pytest.approx(base.mean())  # all unions are 100 pixels
 
 
-def test_rows_are_ordered_by_what_they_lost(results):
+def test_results_are_ordered_by_their_loss_of_iou(results):
     a, b, base, better = results
     rows = compare_results(a, b, resamples=10).rows
     assert rows[0].key == 4 and (rows[0].a, rows[0].b) == (pytest.approx(base[3]), 0.0)
     assert np.all(np.diff([row.b - row.a for row in rows]) >= 0)
 
 
-def test_equal_runs_differ_by_nothing_and_the_seed_decides_the_draws(results):
+def test_equal_runs_do_not_differ_and_the_seed_decides_the_draws(results):
     a, b, *_ = results
     same = compare_results(a, a, resamples=50)
     assert all(each.low in (0, None) and not each.significant for each in same.differences)
@@ -45,7 +45,7 @@ def test_equal_runs_differ_by_nothing_and_the_seed_decides_the_draws(results):
     assert one == other and one != compare_results(a, b, resamples=200, seed=2).differences
 
 
-def test_order_of_rows_does_not_matter(results, tmp_path):
+def test_the_order_of_results_does_not_matter(results, tmp_path):
     a, b, *_ = results
     lines = b.read_text().splitlines()
     turned = tmp_path / "turned.jsonl"
@@ -53,7 +53,7 @@ def test_order_of_rows_does_not_matter(results, tmp_path):
     assert compare_results(a, turned, resamples=20).rows == compare_results(a, b, resamples=20).rows
 
 
-def test_rows_that_ask_for_no_mask_are_passed_over(results):
+def test_results_without_true_masks_are_left_out(results):
     a, b, *_ = results
     before = compare_results(a, b, resamples=20)
     for path in (a, b):
@@ -61,7 +61,7 @@ def test_rows_that_ask_for_no_mask_are_passed_over(results):
     assert compare_results(a, b, resamples=20) == before
 
 
-def test_other_rows_are_rejected(results, tmp_path):
+def test_results_of_different_samples_are_rejected(results, tmp_path):
     a, b, base, _ = results
     lines = b.read_text().splitlines()
     fewer = tmp_path / "fewer.jsonl"

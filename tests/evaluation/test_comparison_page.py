@@ -11,7 +11,7 @@ from himtok_plugin.evaluation.comparison_page import write_comparison_page
 from himtok_plugin.evaluation.protocols import find_protocol
 
 
-def test_the_page_shows_what_fell_and_rose_as_pictures_and_escapes_text(tmp_path):
+def test_the_page_shows_worse_and_better_results_as_pictures_and_escapes_text(tmp_path):
     a, b, *_ = write_two_runs(tmp_path)
     Image.new("RGB", (10, 10), "red").save(tmp_path / "1.png")
     lines = [json.loads(line) for line in a.read_text().splitlines()]

@@ -11,14 +11,14 @@ from himtok_plugin.evaluation.evaluate import evaluate_results
 from himtok_plugin.evaluation.protocols import find_protocol
 from himtok_plugin.evaluation.results import read_results
 from himtok_plugin.evaluation.scoring import ResultScores
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 
 
 def asked(text):
     return [{"role": "user", "content": f"<image>{text}"}, {"role": "assistant", "content": "It is <mask>."}]
 
 
-def test_a_protocol_changes_the_numbers_and_stands_in_the_report(tmp_path):
+def test_the_protocol_changes_the_scores_and_is_in_the_report(tmp_path):
     path = write_results(tmp_path / "out.jsonl", *RESULTS)
     lisa = evaluate_results(path, find_protocol("lisa"), boundary=False)
     assert lisa.scores["cIoU"] == pytest.approx(4 / (8 + 4 + 4))
@@ -29,7 +29,7 @@ def test_a_protocol_changes_the_numbers_and_stands_in_the_report(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", ["plain", "himtok", "grefcoco-50px"])
-def test_counts_and_pixels_give_the_same_numbers(tmp_path, protocol):
+def test_run_lengths_and_pixels_give_the_same_scores(tmp_path, protocol):
     path = write_results(tmp_path / "out.jsonl", *RESULTS)
     counted = evaluate_results(path, find_protocol(protocol), boundary=False).scores
     seen = evaluate_results(path, find_protocol(protocol), boundary=True).scores
@@ -37,7 +37,7 @@ def test_counts_and_pixels_give_the_same_numbers(tmp_path, protocol):
     assert set(seen) - set(counted) == {"boundary_F", "boundary_IoU"}
 
 
-def test_rows_without_a_result_are_missing_answers_and_listed(tmp_path):
+def test_samples_without_a_result_are_missing_answers_and_listed(tmp_path):
     dataset = write_results(
         tmp_path / "rows.jsonl",
         *({"messages": asked("Segment it."), "masks": [to_rle(column_mask(i))]} for i in range(3)),
@@ -54,7 +54,7 @@ def test_rows_without_a_result_are_missing_answers_and_listed(tmp_path):
         evaluate_results(write_results(tmp_path / "out.jsonl", {**results[0], "row": None}), rows=dataset)
 
 
-def test_failures_are_missing_boxes_too_and_rows_that_ask_for_neither_are_none(tmp_path):
+def test_missing_boxes_are_failures_and_samples_without_a_truth_are_not(tmp_path):
     box = {"objects": {"ref": [], "bbox": [[0, 0, 2, 4]]}, "messages": asked("Where?"), "asks_for_masks": False}
     box["messages"][1]["content"] = "<bbox>"
     yes = {"messages": [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes"}], "masks": []}
@@ -76,7 +76,7 @@ def test_failures_are_missing_boxes_too_and_rows_that_ask_for_neither_are_none(t
     assert (scores["N-acc"], scores["samples"], scores["not_scored"], scores["failures"]) == (1.0, 1, 1, 2)
 
 
-def test_masks_of_questions_are_not_looked_for_in_a_missing_answer(tmp_path):
+def test_masks_of_questions_are_not_expected_in_a_missing_answer(tmp_path):
     row = {"messages": asked("What is beside <mask>?"), "masks": [to_rle(column_mask(0)), to_rle(column_mask(1))]}
     other = {"row": 2, "masks": [], "target_masks": []}
     path = write_results(tmp_path / "out.jsonl", other)
@@ -84,7 +84,7 @@ def test_masks_of_questions_are_not_looked_for_in_a_missing_answer(tmp_path):
     assert report.scores["T-acc"] == 0.0 and report.scores["cIoU"] == 0.0
 
 
-def test_shares_of_processes_merge_to_what_one_gives(tmp_path):
+def test_shares_of_processes_merge_to_the_scores_of_one(tmp_path):
     path = write_results(tmp_path / "out.jsonl", *RESULTS * 5)
     whole = evaluate_results(path, boundary=False).scores
     parts = []

@@ -1,4 +1,4 @@
-"""row_truths.py: which rows ask for masks and boxes, and which of theirs are the answer's."""
+"""Which samples ask for masks and boxes, and which of these belong to the last answer."""
 
 import pytest
 
@@ -48,6 +48,6 @@ def test_boxes_of_the_answer(objects, texts, expected):
     assert select_answer_boxes(objects, turns(*texts), (48, 64)) == expected
 
 
-def test_contents_that_are_no_text_hold_no_placeholders():
+def test_message_contents_that_are_not_text_have_no_placeholders():
     messages = [{"role": "user", "content": [{"type": "text", "text": "<mask>"}]}, {"role": "assistant"}]
     assert select_answer_masks(["a"], messages) == ["a"]

@@ -1,4 +1,4 @@
-"""protocols.py: what each rule does to a sample, in pixels and in counts, and that both agree."""
+"""Protocols applied to pixels and to run lengths, which must agree."""
 
 import numpy as np
 import pytest
@@ -64,13 +64,13 @@ def test_protocols_ask_their_own_questions():
         (joined_question(["red dog"]), ["red dog", "left"]),
     ],
 )
-def test_joined_questions_are_the_paper_s_word_by_word(question, expressions):
+def test_joined_questions_must_match_the_papers_code_exactly(question, expressions):
     with pytest.raises(ValueError, match="expected 'Segment <ref>Meet all .*</ref>.' under the protocol 'all-sent"):
         find_protocol("all-sentences").check_question(question, expressions)
 
 
 @pytest.mark.parametrize("protocol", ["lisa", "himtok"])
-def test_reason_seg_asks_the_first_text_as_far_as_rows_tell(protocol):
+def test_reason_seg_protocols_require_the_first_text_if_it_is_known(protocol):
     texts = ["What can one sit on?", "the place to rest"]
     find_protocol(protocol).check_question("<image>What can one sit on? Answer with a mask.", texts)
     find_protocol(protocol).check_question("<image>Segment the place to rest.")  # of a row that does not tell
@@ -80,7 +80,7 @@ def test_reason_seg_asks_the_first_text_as_far_as_rows_tell(protocol):
         find_protocol(protocol).check_question(joined_question(texts), texts)
 
 
-def test_names_lead_to_protocols_and_another_is_rejected():
+def test_protocols_are_found_by_name_and_unknown_names_rejected():
     assert all(find_protocol(name).name == name and protocol.summary for name, protocol in PROTOCOLS.items())
     with pytest.raises(ValueError, match="protocol: got 'lisaa', expected one of plain, per-sentence"):
         find_protocol("lisaa")

@@ -13,7 +13,7 @@ from himtok_plugin.evaluation.results import (
     load_result_runs,
     read_results,
 )
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 
 
 def test_lines_are_numbered_from_1_and_blank_ones_left_out(tmp_path):

@@ -9,7 +9,7 @@ from scipy import ndimage
 from tiny_results import RESULTS, SIZE, column_mask, predicted_mask, write_results
 
 from himtok_plugin.evaluation.scoring import ResultScores, score_results
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 
 
 def test_scores_by_hand(tmp_path):
@@ -33,7 +33,7 @@ def test_scores_by_hand(tmp_path):
     assert 0 < scores["boundary_F"] < 1
 
 
-def test_masks_below_the_least_score_do_not_count(tmp_path):
+def test_masks_below_min_score_do_not_count(tmp_path):
     unsure = {**predicted_mask(0), "score": 0.2}
     unscored = {**predicted_mask(0), "score": None}
     path = write_results(
@@ -75,14 +75,14 @@ def test_an_empty_predicted_mask_is_an_answer(tmp_path):
     assert scores["missing"] == 0 and scores["T-acc"] == 0.0
 
 
-def test_boundary_f_can_be_left_out_and_progress_ends_at_the_files_size(tmp_path):
+def test_boundary_metrics_are_optional_and_progress_ends_at_the_file_size(tmp_path):
     row = {"masks": [predicted_mask(0)], "target_masks": [to_rle(column_mask(0))]}
     path, seen = write_results(tmp_path / "out.jsonl", row, row), []
     assert "boundary_F" not in score_results(path, boundary=False, on_progress=seen.append)
     assert seen == sorted(seen) and seen[-1] == path.stat().st_size
 
 
-def test_blank_lines_are_no_rows_but_are_counted_in_the_numbering(tmp_path):
+def test_blank_lines_are_left_out_but_count_in_row_numbers(tmp_path):
     path = write_results(tmp_path / "out.jsonl", {"masks": [], "target_masks": []}, "", "[]")
     with pytest.raises(ValueError, match=r"row 3: is \[\]: expected a JSON object"):
         score_results(path)
@@ -134,7 +134,7 @@ def test_a_score_that_is_not_a_number_is_named_if_min_score_is_set(tmp_path):
         score_results(path, min_score=0.5)
 
 
-def test_rows_that_ask_for_no_mask_are_counted_and_not_scored(tmp_path):
+def test_results_without_true_masks_are_counted_and_not_scored(tmp_path):
     """One wholly wrong mask beside nine questions of yes and no is wholly wrong."""
     wrong = {"masks": [predicted_mask(0)], "target_masks": [to_rle(column_mask(3))]}
     answered = [{"response": "Yes", "masks": []}] * 8 + [{"response": "No", "masks": [predicted_mask(1)]}]
@@ -162,7 +162,7 @@ def test_a_box_is_scored_beside_masks_and_alone(tmp_path):
 
 
 @pytest.mark.parametrize("boundary", [True, False])
-def test_scores_of_masks_are_held_against_the_masks_that_they_stand_for(tmp_path, boundary):
+def test_scores_of_masks_are_compared_with_the_iou_of_matched_masks(tmp_path, boundary):
     def scored(score, *columns):
         return {**predicted_mask(*columns), "score": score}
 
@@ -193,7 +193,7 @@ def test_scores_of_masks_are_held_against_the_masks_that_they_stand_for(tmp_path
     )
 
 
-def test_bytes_that_are_no_text_name_their_row(tmp_path):
+def test_bytes_that_are_not_text_are_named_by_their_row(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_bytes(b'{"masks": "\xff\xfe"}\n')
     with pytest.raises(ValueError, match="row 1: is not JSON"):
@@ -206,7 +206,7 @@ def test_a_file_without_rows_is_rejected(tmp_path):
 
 
 @pytest.mark.parametrize("min_score", [-0.1, 1.5, float("nan")])
-def test_a_least_score_is_a_number_in_0_to_1(min_score):
+def test_min_score_must_be_a_number_from_0_to_1(min_score):
     with pytest.raises(ValueError, match=r"min_score: got .*, expected a number in \[0, 1\]"):
         ResultScores(min_score=min_score)
 
@@ -222,7 +222,7 @@ def test_a_single_ignored_mask_and_masks_of_the_wrong_size(tmp_path):
                 score_results(write_results(tmp_path / "wrong.jsonl", wrong), boundary=boundary)
 
 
-def test_rows_are_scored_at_more_than_500_a_second(tmp_path):
+def test_more_than_500_results_are_scored_per_second(tmp_path):
     """2,000 on a machine that has nothing else to do; measured with 480 x 640 and json included."""
     rng = np.random.default_rng(0)
     noise = ndimage.gaussian_filter(rng.random((480, 640)), 40)

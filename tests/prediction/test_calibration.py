@@ -14,13 +14,13 @@ def drawn(count=400, seed=0):
     return scores, np.clip(scores**2 + rng.normal(0, 0.1, count), 0, 1)
 
 
-def test_certainty_by_hand():
+def test_mask_certainty_of_squares_worked_out_by_hand():
     square = np.array([[0.9, 0.5], [0.4, 0.0]], np.float32)
     assert mask_certainty(square) == pytest.approx((0.9 + 0.5) / (1 + 1 + 0.4))
     assert mask_certainty(square, threshold=0.3) == pytest.approx(1.8 / 3)
 
 
-def test_certain_masks_have_certainty_one_and_empty_ones_zero():
+def test_mask_certainty_is_1_for_certain_masks_and_0_for_empty_ones():
     assert mask_certainty(np.eye(4, dtype=np.float32)) == 1
     assert mask_certainty(np.full((4, 4), 0.4, np.float32)) == mask_certainty(np.zeros((4, 4), np.float32)) == 0
 
@@ -40,19 +40,19 @@ def test_calibration_of_calibrated_scores_changes_little():
     assert abs(calibration(0.5) - 0.5) < 0.05 and isinstance(calibration(0.5), float)
 
 
-def test_calibration_does_not_go_on_beyond_what_it_has_seen():
+def test_calibration_is_constant_outside_its_knots():
     calibration = Calibration((0.4, 0.8), (0.1, 0.6))
     assert calibration(0.0) == 0.1 and calibration(1.0) == 0.6 and calibration(0.6) == pytest.approx(0.35)
 
 
-def test_calibration_without_any_relation_is_the_mean():
+def test_calibration_of_unrelated_scores_is_the_mean_iou():
     scores = np.linspace(1, 0, 100)
     calibration = Calibration.fit(scores, np.linspace(0, 1, 100))  # against the score: one level
     assert calibration(0.2) == pytest.approx(0.5) == calibration(0.9)
     assert Calibration.fit([0.7] * 40, [0.0, 1.0] * 20)(0.1) == pytest.approx(0.5)
 
 
-def test_calibration_survives_its_file(tmp_path):
+def test_a_saved_calibration_loads_equal(tmp_path):
     calibration = Calibration.fit(*drawn())
     path = calibration.save(tmp_path)
     assert path.name == "calibration.json" and Calibration.load(tmp_path) == calibration
@@ -63,7 +63,7 @@ def test_calibration_survives_its_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"version": 9, "raw": [0], "iou": [0]}', '{"version": 1, "raw": [1]}'])
-def test_files_that_are_no_calibration_are_rejected(tmp_path, content):
+def test_damaged_calibration_files_are_rejected(tmp_path, content):
     (tmp_path / "calibration.json").write_text(content)
     with pytest.raises(ValueError, match="calibration.json: is not a calibration"):
         Calibration.load(tmp_path)
@@ -75,6 +75,6 @@ def test_too_few_masks_are_rejected():
 
 
 @pytest.mark.parametrize("knots", [((0.5, 0.5), (0, 1)), ((0, 1), (1, 0)), ((0, 1), (0, 2)), ((), ())])
-def test_knots_that_are_no_such_map_are_rejected(knots):
+def test_knots_that_are_not_an_increasing_map_to_0_1_are_rejected(knots):
     with pytest.raises(ValueError):
         Calibration(*knots)

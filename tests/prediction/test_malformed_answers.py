@@ -1,4 +1,4 @@
-"""Answers that no model should give: each kind has one outcome, from text to mask, and no text whatever crashes."""
+"""Malformed answers: each kind has a defined outcome, and no text crashes a prediction."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from test_mask_text import SCRIPTS, texts
 from tiny_models import tiny_model
 
 from himtok_plugin.mask_text import MASK_END, MASK_START, codes_to_text, mask_token, text_to_codes
-from himtok_plugin.masks.sources import from_square, load_mask
+from himtok_plugin.masks import from_square, load_mask
 from himtok_plugin.prediction.predictor import Answer, MaskPredictor
 
 SIZE = (12, 18)
@@ -47,7 +47,7 @@ def predicted(text: str, **options):
         ),
     ],
 )
-def test_outcome_of_a_malformed_answer_is_the_mask_of_its_codes_marked_incomplete(text, expected):
+def test_a_malformed_mask_is_decoded_from_its_codes_and_marked_incomplete(text, expected):
     masks = predicted(text)
     assert [(mask.codes, mask.complete) for mask in masks] == expected
     for mask in masks:
@@ -57,7 +57,7 @@ def test_outcome_of_a_malformed_answer_is_the_mask_of_its_codes_marked_incomplet
 
 @settings(max_examples=60, deadline=None)
 @given(texts, st.booleans())
-def test_no_text_whatever_crashes_a_prediction(text, soft):
+def test_no_text_crashes_a_prediction(text, soft):
     codes = [code for span in text_to_codes(text, V, K) for code in span.codes]
     probabilities = torch.full((len(codes), V), 1 / V) if soft else None
     (masks,) = MaskPredictor(TOKENIZER)([Answer(text, SIZE, probabilities)])

@@ -1,4 +1,4 @@
-"""Answers to masks: text alone or with recorded probabilities, one by one or in a batch."""
+"""Answers decoded to masks: with and without recorded probabilities, one by one and in a batch."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from tiny_models import tiny_model
 from himtok_plugin.lmm.tiny_internvl import train_tokenizer
 from himtok_plugin.lmm.vocabulary import MaskVocabulary, extend_tokenizer
 from himtok_plugin.mask_text import codes_to_text
-from himtok_plugin.masks.sources import from_square, load_mask
+from himtok_plugin.masks import from_square, load_mask
 from himtok_plugin.prediction.calibration import Calibration, mask_certainty
 from himtok_plugin.prediction.predictor import Answer, MaskPredictor
 
@@ -40,7 +40,7 @@ def test_mask_without_a_code_gives_an_empty_list(tokenizer):
     assert MaskPredictor(tokenizer)([Answer("<|mt_start|><|mt_end|>", SIZE)]) == [[]]
 
 
-def test_hard_decoding_is_the_tokenizer_s_own_at_the_size_of_the_image(tokenizer):
+def test_hard_decoding_is_the_mask_tokenizers_decode_resized_to_the_image(tokenizer):
     (mask,) = MaskPredictor(tokenizer, "hard")([Answer(codes_to_text(CODES), SIZE)])[0]
     square = tokenizer.decode(torch.tensor([CODES]))[0].detach().numpy()
     assert np.array_equal(mask.mask, from_square(square, SIZE))
@@ -74,7 +74,7 @@ def test_soft_decoding_without_probabilities_is_hard_decoding(tokenizer):
     assert np.array_equal(soft.mask, hard.mask)
 
 
-def test_cut_mask_is_that_of_its_prefix_and_marked(tokenizer):
+def test_a_cut_mask_is_decoded_from_its_prefix_and_marked_incomplete(tokenizer):
     text = codes_to_text(CODES).removesuffix("<|mt_2|><|mt_end|>")
     (mask,) = MaskPredictor(tokenizer, "hard")([Answer(text, SIZE)])[0]
     assert not mask.complete and mask.codes == CODES[:3]
@@ -88,7 +88,7 @@ def test_threshold_decides_which_pixels_belong(tokenizer):
     assert areas == sorted(areas, reverse=True) and areas[0] > areas[-1]
 
 
-def test_soft_masks_can_be_resized_as_in_the_paper_s_code(tokenizer):
+def test_soft_masks_can_be_resized_as_in_the_papers_code(tokenizer):
     probabilities = probabilities_of(4)
     answer = Answer(codes_to_text(CODES), SIZE, probabilities)
     (mask,) = MaskPredictor(tokenizer, resize="nearest")([answer])[0]
@@ -127,24 +127,24 @@ def test_probabilities_of_another_text_are_rejected(tokenizer):
 
 
 @pytest.fixture(scope="module")
-def words():
+def text_tokenizer():
     """A text tokenizer with the mask tokens of `tokenizer`."""
-    words = train_tokenizer(["The mask appears at the large red circle."], 300)
-    extend_tokenizer(words, 12)
-    return words
+    text_tokenizer = train_tokenizer(["The mask appears at the large red circle."], 300)
+    extend_tokenizer(text_tokenizer, 12)
+    return text_tokenizer
 
 
-def test_token_ids_are_an_answer_as_their_text_is(tokenizer, words):
-    vocabulary = MaskVocabulary.of(words, 12)
+def test_token_ids_make_the_same_answer_as_their_text(tokenizer, text_tokenizer):
+    vocabulary = MaskVocabulary.of(text_tokenizer, 12)
     text = f"The mask {codes_to_text(CODES)} and {codes_to_text([5])}."
-    ids = words(text + words.eos_token, add_special_tokens=False).input_ids
+    ids = text_tokenizer(text + text_tokenizer.eos_token, add_special_tokens=False).input_ids
     probabilities = probabilities_of(5)
-    answer = Answer.from_ids(ids, vocabulary, SIZE, probabilities, words)
+    answer = Answer.from_ids(ids, vocabulary, SIZE, probabilities, text_tokenizer)
     assert answer.text == text and answer.size == SIZE
-    without_words = Answer.from_ids(torch.tensor(ids), vocabulary, SIZE, probabilities)
-    assert without_words.text == f"\ufffd{codes_to_text(CODES)}\ufffd{codes_to_text([5])}\ufffd"
+    without_text = Answer.from_ids(torch.tensor(ids), vocabulary, SIZE, probabilities)
+    assert without_text.text == f"\ufffd{codes_to_text(CODES)}\ufffd{codes_to_text([5])}\ufffd"
     predictor = MaskPredictor(tokenizer)
-    expected, *found = predictor([Answer(text, SIZE, probabilities), answer, without_words])
+    expected, *found = predictor([Answer(text, SIZE, probabilities), answer, without_text])
     for masks in found:
         for one, other in zip(masks, expected, strict=True):
             assert np.array_equal(one.mask, other.mask)
@@ -152,24 +152,24 @@ def test_token_ids_are_an_answer_as_their_text_is(tokenizer, words):
             assert one.score == pytest.approx(other.score, abs=1e-5)
 
 
-def test_words_within_a_mask_are_not_taken_for_nothing(tokenizer, words):
-    vocabulary = MaskVocabulary.of(words, 12)
-    ids = words("<|mt_start|><|mt_3|>red<|mt_1|><|mt_end|>", add_special_tokens=False).input_ids
-    for given in (None, words):
+def test_text_within_a_mask_makes_it_malformed(tokenizer, text_tokenizer):
+    vocabulary = MaskVocabulary.of(text_tokenizer, 12)
+    ids = text_tokenizer("<|mt_start|><|mt_3|>red<|mt_1|><|mt_end|>", add_special_tokens=False).input_ids
+    for given in (None, text_tokenizer):
         (mask,) = MaskPredictor(tokenizer)([Answer.from_ids(ids, vocabulary, SIZE, tokenizer=given)])[0]
         assert mask.codes == [3, 1] and not mask.complete
 
 
 @pytest.mark.parametrize("ids", [[1.5], [[1, 2]], [True], torch.tensor(3), ["<|mt_1|>"]])
-def test_ids_that_are_no_row_of_integers_are_rejected(words, ids):
+def test_ids_that_are_not_a_flat_list_of_integers_are_rejected(text_tokenizer, ids):
     with pytest.raises(ValueError, match=r"ids is .*: expected integers \(n,\)"):
-        Answer.from_ids(ids, MaskVocabulary.of(words, 12), SIZE)
+        Answer.from_ids(ids, MaskVocabulary.of(text_tokenizer, 12), SIZE)
 
 
-def test_a_text_tokenizer_of_another_vocabulary_is_rejected(words):
+def test_a_text_tokenizer_of_another_vocabulary_is_rejected(text_tokenizer):
     moved = MaskVocabulary(start_id=1, end_id=2, first_code_id=3, codebook_size=12)
     with pytest.raises(ValueError, match=r"tokenizer: it decodes the ids to the codes \[\], expected \[4\]"):
-        Answer.from_ids([1, 7, 2], moved, SIZE, tokenizer=words)
+        Answer.from_ids([1, 7, 2], moved, SIZE, tokenizer=text_tokenizer)
 
 
 def test_json_form_holds_the_keys_of_the_contract(tokenizer):
@@ -180,7 +180,7 @@ def test_json_form_holds_the_keys_of_the_contract(tokenizer):
     assert np.array_equal(load_mask({"size": row["size"], "counts": row["counts"]}), mask.mask)
 
 
-def test_calibrated_scores_are_the_expected_iou_and_keep_what_they_came_from(tokenizer):
+def test_calibrated_scores_are_the_expected_iou_beside_the_raw_score(tokenizer):
     answer = Answer(codes_to_text(CODES), SIZE, probabilities_of(4))
     (plain,) = MaskPredictor(tokenizer)([answer])[0]
     (mask,) = MaskPredictor(tokenizer, calibration=Calibration((0, 1), (0.1, 0.2)))([answer])[0]
@@ -189,7 +189,7 @@ def test_calibrated_scores_are_the_expected_iou_and_keep_what_they_came_from(tok
     assert list(mask.to_dict()) == ["size", "counts", "codes", "score", "complete", "raw_score"]
 
 
-def test_masks_below_the_least_score_are_left_out_and_those_without_one_stay(tokenizer):
+def test_masks_below_min_score_are_dropped_and_masks_without_a_score_kept(tokenizer):
     text = codes_to_text([5]) + codes_to_text(CODES)
     answers = [Answer(text, SIZE, probabilities_of(5)), Answer(text, SIZE)]
     both = MaskPredictor(tokenizer)(answers)[0]
@@ -201,7 +201,7 @@ def test_masks_below_the_least_score_are_left_out_and_those_without_one_stay(tok
     assert len(everything) == 2
 
 
-def test_mask_probabilities_are_kept_where_they_are_asked_for(tokenizer):
+def test_mask_probabilities_are_kept_with_keep_squares(tokenizer):
     answer = Answer(codes_to_text(CODES), SIZE)
     (mask,) = MaskPredictor(tokenizer, keep_squares=True)([answer])[0]
     assert mask.square.shape == (16, 16) and np.array_equal(from_square(mask.square, SIZE), mask.mask)

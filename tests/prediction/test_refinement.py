@@ -203,7 +203,7 @@ def test_empty_masks_stay_empty_and_need_no_model(image):
     assert refiner(image, []) == [] and refiner(image, [empty])[0] is empty
 
 
-def test_mask_that_the_model_sees_nothing_in_stays(refiner, image, monkeypatch):
+def test_a_mask_that_sam_would_empty_stays_unchanged(refiner, image, monkeypatch):
     monkeypatch.setattr(
         type(refiner.processor),
         "post_process_masks",
@@ -247,16 +247,16 @@ def test_logits_are_bounded():
     )
 
 
-def test_window_is_the_box_with_room_around_it_within_the_image():
+def test_zoom_window_is_the_box_with_a_margin_within_the_image():
     assert choose_zoom_window(rectangle(10, 20, 20, 40)) == (10, 5, 50, 25)
     assert choose_zoom_window(rectangle(0, 10, 50, 60)) == (45, 0, 60, 15)
 
 
-def test_masks_that_fill_the_image_and_empty_ones_have_no_window():
+def test_masks_that_fill_the_image_and_empty_masks_have_no_zoom_window():
     assert choose_zoom_window(rectangle(0, 35, 0, 55)) is None and choose_zoom_window(rectangle(0, 0, 0, 0)) is None
 
 
-def test_second_look_goes_back_to_where_it_came_from():
+def test_a_zoomed_mask_is_placed_at_its_window():
     mask, window = rectangle(10, 20, 20, 40), (10, 5, 50, 25)
     finer, other = np.zeros((20, 40), bool), np.zeros((20, 40), bool)
     finer[5:14, 10:29] = True
@@ -265,7 +265,7 @@ def test_second_look_goes_back_to_where_it_came_from():
     assert index == 1 and np.array_equal(refined, rectangle(10, 19, 20, 39))
 
 
-def test_second_look_at_something_else_does_not_count():
+def test_a_zoomed_mask_of_another_object_is_rejected():
     mask, window = rectangle(10, 20, 20, 40), (10, 5, 50, 25)
     other = np.zeros((20, 40), bool)
     other[0:4, 0:4] = True

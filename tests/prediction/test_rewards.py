@@ -1,4 +1,4 @@
-"""rewards.py on hand-written masks and a tiny mask tokenizer: what is worth what, and that nothing but codes counts."""
+"""Rewards of hand-written answers, with a tiny mask tokenizer."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from tiny_models import tiny_model
 
 from himtok_plugin.mask_text import codes_to_text
-from himtok_plugin.masks.sources import from_square
+from himtok_plugin.masks import from_square
 from himtok_plugin.metrics.segmentation import mask_iou
 from himtok_plugin.prediction.rewards import MaskIoUReward, mask_count_reward, mask_format_reward, no_target_reward
 
@@ -48,7 +48,7 @@ def decoded(tokenizer):
         (f"{SECOND}<|mt_star", 0.0),
     ],
 )
-def test_format_asks_for_masks_that_are_legal_to_their_end(text, reward):
+def test_format_reward_is_1_only_if_all_masks_are_legal_and_complete(text, reward):
     assert mask_format_reward(text, codebook_size=12, num_mask_tokens=4) == reward
 
 
@@ -56,11 +56,11 @@ def test_format_asks_for_masks_that_are_legal_to_their_end(text, reward):
     ("text", "true", "reward"),
     [("none", 0, 1.0), ("none", 2, 0.0), (FIRST, 0, 0.0), (FIRST, 2, 0.5), (FIRST * 3, 2, 2 / 3), (FIRST * 2, 2, 1.0)],
 )
-def test_count_is_the_ratio_of_the_numbers_of_masks(text, true, reward):
+def test_count_reward_is_the_ratio_of_the_numbers_of_masks(text, true, reward):
     assert mask_count_reward(text, true) == pytest.approx(reward)
 
 
-def test_no_target_asks_for_a_mask_exactly_where_there_is_a_target():
+def test_no_target_reward_is_1_if_the_answer_has_a_mask_exactly_when_there_is_a_target():
     assert [no_target_reward(text, target) for text in ("none", FIRST) for target in (False, True)] == [
         1.0,
         0.0,
@@ -69,7 +69,7 @@ def test_no_target_asks_for_a_mask_exactly_where_there_is_a_target():
     ]
 
 
-def test_iou_is_the_true_one_of_what_the_codes_decode_to(tokenizer, decoded):
+def test_iou_reward_is_the_iou_of_the_decoded_codes(tokenizer, decoded):
     target = decoded(5, 6, 7, 8)
     prediction = decoded(1, 2, 3, 4)
     assert target.any() and not target.all() and not np.array_equal(prediction, target)
@@ -78,7 +78,7 @@ def test_iou_is_the_true_one_of_what_the_codes_decode_to(tokenizer, decoded):
     assert reward(texts, [[target]] * 3) == pytest.approx([1.0, mask_iou(prediction, target), 0.0])
 
 
-def test_prefixes_earn_their_share(tokenizer, decoded):
+def test_prefixes_have_their_share_of_the_reward(tokenizer, decoded):
     target = decoded(5, 6, 7, 8)
     ious = [mask_iou(decoded(*(5, 6, 7, 8)[:n]), target) for n in (1, 2)]
     (found,) = MaskIoUReward(tokenizer, prefix_weight=0.4)([SECOND], [[target]])
@@ -87,7 +87,7 @@ def test_prefixes_earn_their_share(tokenizer, decoded):
     assert single == pytest.approx(ious[0])  # one token has no prefix
 
 
-def test_a_right_beginning_earns_more_than_a_wrong_one_even_if_the_end_is_the_same(tokenizer, decoded):
+def test_a_cut_mask_is_rewarded_for_the_tokens_it_has(tokenizer, decoded):
     target = decoded(5, 6, 7, 8)
     whole, prefixes = MaskIoUReward(tokenizer, 0.0), MaskIoUReward(tokenizer, 1.0)
     cut = "<|mt_start|><|mt_5|><|mt_6|>"  # an answer that was cut is worth what is there
@@ -95,7 +95,7 @@ def test_a_right_beginning_earns_more_than_a_wrong_one_even_if_the_end_is_the_sa
     assert prefixes([cut], [[target]]) == pytest.approx([mask_iou(decoded(5), target)])
 
 
-def test_several_masks_are_matched_and_each_too_many_or_too_few_counts_as_nothing(tokenizer, decoded):
+def test_several_masks_are_matched_and_surplus_or_missing_ones_count_as_0(tokenizer, decoded):
     first, second = decoded(1, 2, 3, 4), decoded(5, 6, 7, 8)
     reward = MaskIoUReward(tokenizer, prefix_weight=0)
     swapped, alone = reward([SECOND + FIRST, FIRST], [[first, second]] * 2)
@@ -104,7 +104,7 @@ def test_several_masks_are_matched_and_each_too_many_or_too_few_counts_as_nothin
     assert reward([FIRST * 2], [[first]]) == pytest.approx([0.5])
 
 
-def test_without_a_target_only_an_answer_without_a_mask_earns(tokenizer):
+def test_without_a_target_only_an_answer_without_a_mask_is_rewarded(tokenizer):
     empty = np.zeros(SIZE, bool)
     reward = MaskIoUReward(tokenizer)
     assert reward(["There is none.", FIRST], [[], []]) == [1.0, 0.0]

@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from himtok_plugin import SegmentationResult
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 from himtok_plugin.prediction.predictor import PredictedMask
 
 H, W = 6, 8
@@ -59,7 +59,7 @@ def test_overlay_tints_the_masks_and_leaves_the_rest():
     assert (shown[~inside] == (10, 20, 30)).all() and (shown[inside] != (10, 20, 30)).any(axis=1).all()
 
 
-def test_overlay_without_an_image_says_so():
+def test_overlay_without_an_image_is_rejected():
     with pytest.raises(ValueError, match="image is None"):
         result().overlay()
 
@@ -73,7 +73,7 @@ def test_boxes_written_as_numbers_are_pixels_of_the_image():
         _ = SegmentationResult.from_masks(text, [], (H, W), box_side=None).text_boxes
 
 
-def test_row_of_a_result_file_gives_the_same_as_the_masks_that_it_was_written_from():
+def test_a_result_read_from_a_file_equals_the_one_written():
     masks = [{**to_rle(rectangle(1, 3, 2, 7)), "codes": [4, 2], "score": 0.75, "complete": True}]
     masks.append({**to_rle(rectangle(4, 6, 0, 1)), "codes": [1], "score": None, "complete": False})
     read = SegmentationResult.from_row({"response": "two of them", "masks": masks, "messages": [{"role": "user"}]})
@@ -91,6 +91,6 @@ def test_row_without_masks_needs_a_size():
         SegmentationResult.from_row(row)
 
 
-def test_row_of_a_dataset_is_rejected():
+def test_a_dataset_row_is_rejected():
     with pytest.raises(ValueError, match="masks is .*expected a list of RLE"):
         SegmentationResult.from_row({"masks": ["masks/0.png"]})

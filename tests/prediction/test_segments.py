@@ -1,12 +1,12 @@
-"""What clients are told of a segment."""
+"""Segments as JSON objects for clients."""
 
 import json
 
 import numpy as np
 import pytest
 
+from himtok_plugin.masks import load_mask
 from himtok_plugin.masks.polygons import polygons_to_mask
-from himtok_plugin.masks.sources import load_mask
 from himtok_plugin.prediction.predictor import PredictedMask
 from himtok_plugin.prediction.segments import find_label, make_segments, segment_to_dict
 
@@ -19,7 +19,7 @@ def predicted(start: int = 0, end: int = 0, **changes) -> PredictedMask:
     return PredictedMask(**{**values, **changes})
 
 
-def test_segment_says_the_same_in_every_form():
+def test_all_forms_of_a_segment_are_the_same_mask():
     segment = segment_to_dict(predicted(), "road")
     assert json.loads(json.dumps(segment)) == segment
     assert list(segment) == ["size", "counts", "polygon", "bbox", "score", "codes", "label", "complete"]
@@ -51,11 +51,11 @@ def test_empty_mask_is_a_segment_too():
         ("label: is it? ", None),
     ],
 )
-def test_label_is_what_the_text_before_says(text, label):
+def test_the_label_is_found_in_the_text_before_the_mask(text, label):
     assert find_label(text) == label
 
 
-def test_long_texts_take_no_time():
+def test_labels_of_long_texts_are_found_fast():
     assert len(find_label(" x" * 1_000_000 + ": ")) <= 200
 
 

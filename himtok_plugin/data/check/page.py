@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from himtok_plugin.data.prepare import replacing
+from himtok_plugin.data.prepare import atomic_write
 from himtok_plugin.data.samples import row_masks
 from himtok_plugin.mask_text import MASK_PLACEHOLDER
+from himtok_plugin.masks import load_mask
 from himtok_plugin.masks.drawing import COLORS, Color, overlay
-from himtok_plugin.masks.sources import load_mask
 from himtok_plugin.pages.environment import render_page
 
-from .findings import as_images, located, messages_of
+from .findings import join_root, parse_messages, row_images
 
 SIDE = 480  # longest side of a picture, in pixels
 NO_IMAGE_COLOR = (40, 44, 50)
@@ -76,7 +76,7 @@ def write_sample_page(lines: Sequence[tuple[int, bytes]], out: Path, title: str,
     """
     samples = [_load_shown_sample(number, line, root) for number, line in lines]
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as file:
+    with atomic_write(out) as file:
         file.write(render_page("sample_check.html.j2", title=title, samples=samples))
 
 
@@ -84,7 +84,7 @@ def _load_shown_sample(number: int, line: bytes, root: Path | None) -> ShownSamp
     try:
         row = json.loads(line)
         turns: list[Turn] = []
-        for role, text in messages_of(row):
+        for role, text in parse_messages(row):
             turns.append(_split_at_masks(role, text, sum(len(turn.masks) for turn in turns)))
         source = row.get("source")
         names = [str(value) for value in source.values() if value] if isinstance(source, dict) else []
@@ -101,10 +101,10 @@ def _split_at_masks(role: str, text: str, first: int) -> Turn:
 
 
 def _draw_sample(row: dict[str, Any], root: Path | None) -> Image.Image:
-    masks = [load_mask(located(mask, root)) for mask in row_masks(row) or []]
-    images = as_images(row)
+    masks = [load_mask(join_root(mask, root)) for mask in row_masks(row) or []]
+    images = row_images(row)
     if images and images[0]:
-        with Image.open(located(images[0], root)) as opened:
+        with Image.open(join_root(images[0], root)) as opened:
             image = opened.convert("RGB")
     else:
         h, w = masks[0].shape if masks else (SIDE // 2, SIDE)

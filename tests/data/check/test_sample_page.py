@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from himtok_plugin.data.check.page import write_sample_page
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 
 SIZE = (48, 64)
 MASK = np.zeros(SIZE, bool)
