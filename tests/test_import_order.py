@@ -13,6 +13,7 @@ from paths import PACKAGE, ROOT
 ORDER = (
     "active_plugins",
     "startup",
+    "launch",
     "resources",
     "validation",
     "mask_text",
@@ -154,7 +155,7 @@ def test_light_modules_stay_light(module, barred):
 
 def test_public_names_resolve_and_unknown_ones_do_not():
     import himtok_plugin
-    from himtok_plugin.masks.sources import Masks
+    from himtok_plugin.masks import Masks
 
     assert himtok_plugin.Masks is Masks and "SegmentationMetrics" in dir(himtok_plugin)
     with pytest.raises(AttributeError, match="no attribute 'NoSuchName'"):
