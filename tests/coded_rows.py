@@ -1,4 +1,4 @@
-"""Rows with masks for `himtok tokenize`, the codes that they should get, and runs that stop on their way."""
+"""Rows with masks for `himtok tokenize`, the codes that are expected for them, and interrupted runs."""
 
 import json
 
@@ -10,14 +10,14 @@ from tiny_models import random_squares, tiny_model
 
 from himtok_plugin.data.offline_codes import write_codes
 from himtok_plugin.data.samples import load_squares
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 
 SIDE = 16  # of the tiny tokenizer's squares
 SIZE = (24, 20)
 
 
 def trained(**fields):
-    """A tiny tokenizer that is said to be trained: 4 tokens of 12 codes."""
+    """A tiny mask tokenizer that is marked as trained: 4 mask tokens, 12 codes."""
     return tiny_model(codebook_ready=True, **fields)
 
 
@@ -71,13 +71,13 @@ def save_image(path, size=SIZE):
 
 
 def codes_in_training(model, *sources, **options):
-    """What a training step computes: the batch of 8-bit squares, made float on the device; options are `encode`'s."""
+    """The codes that a training step computes, from 8-bit squares; options are those of `encode`."""
     squares = torch.from_numpy(load_squares(dict(enumerate(sources)), SIDE, None, "row"))
     return model.encode(squares.float() / 255, **options).tolist()
 
 
 def many_rows(count=100, seed=0):
-    """Rows of no, one or two masks, some masks in several rows."""
+    """Rows with no, one or two masks; some masks are in several rows."""
     masks = [to_rle(mask) for mask in random_masks(count, seed)]
     rng = np.random.default_rng(seed)
     rows = []

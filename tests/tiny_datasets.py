@@ -1,7 +1,7 @@
-"""Every dataset of the catalog as it lies on disk: two images each, no larger than that takes, nothing wrong with it.
+"""Writes a tiny, valid version of every dataset of the catalog: two images each.
 
-`write(name, root)` writes one and says where its pictures and annotation files are. The word THING stands in every text
-and name that people wrote, so that tests can damage it.
+`write(name, root)` returns the paths of its images and annotation files. Every text and name in them contains THING, so
+that tests can damage it.
 """
 
 import io
@@ -31,8 +31,8 @@ class Tiny:
 
     Attributes:
         root: its folder.
-        images: its two pictures.
-        annotations: all other files of it.
+        images: its two images.
+        annotations: all other files.
     """
 
     root: Path
@@ -43,7 +43,7 @@ class Tiny:
         return [path for path in sorted(self.root.rglob("*")) if path.is_file() and path not in self.images]
 
     def image(self, name: str) -> str:
-        """Write a picture and return its base name."""
+        """Write an image and return its base name."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(len(self.images)).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
@@ -70,7 +70,7 @@ class Tiny:
 
 
 def write(name: str, root: Path) -> Tiny:
-    """The dataset of a name, written below `root`."""
+    """Write the dataset of this name below `root`."""
     tiny = Tiny(root)
     WRITERS[name](tiny)
     return tiny
@@ -82,7 +82,7 @@ def rle(i: int) -> dict:
 
 
 def labels(*values: int) -> np.ndarray:
-    """A map of vertical stripes."""
+    """A label map of vertical stripes."""
     made = np.zeros(SIZE, np.uint8)
     for i, value in enumerate(values):
         made[:, i * W // len(values) : (i + 1) * W // len(values)] = value

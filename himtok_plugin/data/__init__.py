@@ -1,5 +1,5 @@
-"""Training and evaluation data: generated scenes and converters from public annotation formats.
+"""Training and evaluation data: annotations to samples, generated scenes, checks, and codes made offline.
 
-Contract: every producer here writes rows in the dataset format of the design (``messages``, ``images``, ``masks``),
-or mask-only rows for stage 1. Nothing here knows of ms-swift or torch.
+Contract: samples are in the dataset format of the package (`messages`, `images`, `masks`), or have `masks` alone, for
+stage 1. This folder knows neither language models nor ms-swift; of its modules, only `offline_codes.py` needs torch.
 """

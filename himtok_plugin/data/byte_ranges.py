@@ -1,10 +1,9 @@
-"""Large JSON files read element by element, and found again by where they stand in the file.
+"""Reads large JSON files element by element, and reads single elements again by their byte range.
 
-Purpose: annotation files of any size in the memory of one element, plus 24 bytes for each that is to be found again.
-Contract: `walk` goes once through a JSON document whose top level is an object or a list and yields the elements of
-every list there; `Ranges` remembers (group, begin, length) of some of them; `read_json` reads one again. Positions are
-bytes. Broken JSON is a ValueError that names file and byte.
-Does not know what the elements mean.
+An annotation file of any size takes the memory of one element, plus 24 bytes for each element that is indexed.
+Contract: `iter_elements` parses a JSON document whose top level is an object or a list and yields the elements of every
+list there; a `RangeIndex` stores (group, begin, length) of some of them; `read_json_at` reads one again. Positions are
+in bytes. Broken JSON is a ValueError with the file and the byte.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .records import NOT_JSON, NOT_UTF8, BadEntry
+from .records import NOT_JSON, NOT_UTF8, AnnotationError
 
 CHUNK = 1 << 20  # bytes read at a time; elements may be longer
 MAX_ELEMENT = 1 << 30
@@ -30,14 +29,14 @@ _DECODER = json.JSONDecoder()
 Range = tuple[int, int]  # begin, length
 
 
-def walk(path: Path) -> Iterator[tuple[str | None, int, int, Any]]:
-    """(key, begin, length, value) of each element of the lists at the top level, and of every other value there.
+def iter_elements(path: Path) -> Iterator[tuple[str | None, int, int, Any]]:
+    """Yield (key, begin, length, value) of each element of the lists at the top level, and of every other value there.
 
-    The key of a top-level list's elements is None; an empty list is told by a length of 0. Text is read as latin-1, so
-    that characters are bytes: ASCII and numbers are right, other text has to be read again (`read_json`).
+    The key is None for the elements of a top-level list; an empty list yields one item of length 0. Text is decoded as
+    latin-1, so that characters are bytes: for anything but ASCII, read the element again with `read_json_at`.
 
     Raises:
-        ValueError: not JSON, or cut off; names the byte.
+        ValueError: not JSON, or truncated; names the byte.
     """
     with open(path, "rb") as file:
         yield from _Walker(file, path).document()
@@ -46,7 +45,7 @@ def walk(path: Path) -> Iterator[tuple[str | None, int, int, Any]]:
 class _Walker:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path = file, path
-        self._text, self._at, self._before = "", 0, 0  # before: bytes that were dropped in front of the text
+        self._text, self._at, self._before = "", 0, 0  # before: bytes that were discarded in front of the text
         self._ended = False
         if (mark := file.read(3)) != b"\xef\xbb\xbf":
             file.seek(0)
@@ -98,7 +97,7 @@ class _Walker:
                 if not self._more():
                     self._fail("a value")
                 continue
-            # A number may go on: "12" is followed by ".5e-3".
+            # A number may continue: "12" is followed by ".5e-3".
             rest = self._text[end : end + 3]
             if len(rest) < 3 and not rest.strip(".eE+-") and self._more():
                 continue
@@ -113,7 +112,7 @@ class _Walker:
         return found
 
     def _peek(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """The next character that is not white space; empty at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _SPACE:
                 self._at += 1
@@ -123,7 +122,7 @@ class _Walker:
                 return ""
 
     def _more(self) -> bool:
-        """Read on; twice as much each time while one element does not end, lest it be parsed too often."""
+        """Read more; twice as much each time within one element, so that it is not parsed too often."""
         kept = len(self._text) - self._at
         if self._ended or kept > MAX_ELEMENT:
             return False
@@ -140,20 +139,20 @@ class _Walker:
         raise ValueError(f"{self._path}: is not JSON at byte {at}{end}: expected {expected}{cut}")
 
 
-class Ranges:
-    """Where elements stand, by group: images' annotations, say. 24 bytes each, whatever their size."""
+class RangeIndex:
+    """Byte ranges of elements by group, such as the annotations of each image. Takes 24 bytes per element."""
 
     def __init__(self) -> None:
         self._groups, self._begins, self._lengths = array("q"), array("q"), array("q")
         self._sorted: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def add(self, group: Any, begin: int, length: int) -> None:
-        self._groups.append(group_number(group))
+        self._groups.append(id_to_int(group))
         self._begins.append(begin)
         self._lengths.append(length)
 
     def drop(self, indices: np.ndarray) -> None:
-        """Forget elements, by their place in the order of adding."""
+        """Remove the elements at some positions (in the order they were added)."""
         if not len(indices):
             return
         for name in ("_groups", "_begins", "_lengths"):
@@ -165,15 +164,15 @@ class Ranges:
         return len(self._groups)
 
     def groups(self) -> np.ndarray:
-        """int64: the `group_number` of each element, in the order of adding."""
+        """int64 (n,): the group of each element (see `id_to_int`), in the order they were added."""
         return np.frombuffer(self._groups, dtype=np.int64) if self._groups else np.zeros(0, np.int64)
 
     def range(self, index: int) -> Range:
-        """The index-th element that was added."""
+        """The range of the index-th element."""
         return self._begins[index], self._lengths[index]
 
-    def of(self, group: int) -> list[Range]:
-        """The elements of a group, given by its number, in the order of adding."""
+    def in_group(self, group: int) -> list[Range]:
+        """The ranges of a group's elements, in the order they were added."""
         if self._sorted is None:
             groups = self.groups()
             order = np.argsort(groups, kind="stable")
@@ -184,44 +183,48 @@ class Ranges:
         return list(zip(begins[first:last].tolist(), lengths[first:last].tolist(), strict=True))
 
 
-def group_number(group: Any) -> int:
-    """A number for an id; that of an integer is itself, others get one by their content."""
-    if isinstance(group, int) and -(1 << 60) < group < 1 << 60:
-        return group
-    digest = blake2b(repr(group).encode("utf-8", "surrogatepass"), digest_size=7).digest()
+def id_to_int(id: Any) -> int:
+    """An integer for an id: integers stay as they are, other values are hashed."""
+    if isinstance(id, int) and -(1 << 60) < id < 1 << 60:
+        return id
+    digest = blake2b(repr(id).encode("utf-8", "surrogatepass"), digest_size=7).digest()
     return (1 << 61) + int.from_bytes(digest)
 
 
-def repeated(ids: array) -> np.ndarray:
-    """Sorted places of ids that stand somewhere before already."""
+def find_repeated(ids: array) -> np.ndarray:
+    """Sorted positions of the ids that occurred before."""
     values = np.frombuffer(ids, dtype=np.int64) if ids else np.zeros(0, np.int64)
     order = np.argsort(values, kind="stable")
     again = order[1:][values[order][1:] == values[order][:-1]]
     return np.sort(again)
 
 
-def read_json(path: Path, where: Range) -> Any:
-    """The element at a place.
+def read_json_at(path: Path, where: Range) -> Any:
+    """Read the element at a byte range.
 
     Raises:
-        BadEntry: not UTF-8, or not JSON.
+        AnnotationError: not UTF-8, or not JSON.
     """
     status = os.stat(path)
-    file = _opened(path, status.st_ino, status.st_size, status.st_mtime_ns)
+    file = _open_cached(path, status.st_ino, status.st_size, status.st_mtime_ns)
     file.seek(where[0])
     return parse_json(file.read(where[1]), f"{path} at byte {where[0]}")
 
 
 def parse_json(data: bytes, name: str) -> Any:
-    """JSON of an entry; `BadEntry` where it is none."""
+    """Parse JSON.
+
+    Raises:
+        AnnotationError: not UTF-8, or not JSON; `name` says where.
+    """
     try:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise BadEntry(NOT_UTF8, f"{name}: {error}") from error
+        raise AnnotationError(NOT_UTF8, f"{name}: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise BadEntry(NOT_JSON, f"{name}: {error}") from error
+        raise AnnotationError(NOT_JSON, f"{name}: {error}") from error
 
 
 @lru_cache(maxsize=8)
-def _opened(path: Path, *version: int) -> BinaryIO:
-    return open(path, "rb")  # noqa: SIM115 kept open for the thousands of elements to come
+def _open_cached(path: Path, *version: int) -> BinaryIO:
+    return open(path, "rb")  # noqa: SIM115 stays open for the next elements

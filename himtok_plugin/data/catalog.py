@@ -1,7 +1,6 @@
-"""Which datasets there are, by name: the reader of each, its splits, and the tasks that are made of it by default.
+"""The supported datasets: for each its reader, splits and default tasks.
 
 Contract: plain data, so that `himtok --help` and ms-swift's registry can list it without importing a reader.
-Does not know how anything is read.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ class Format:
     """One dataset.
 
     Attributes:
-        name: on the command line.
-        reader: `module:class` below `formats`.
-        about: one line for `--help`.
-        splits: those that it has, the default first; "all" stands for a dataset without any.
-        tasks: made by default.
+        name: its name on the command line.
+        reader: `module:class` in `formats`.
+        about: its line in `--help`.
+        splits: the default first; "all" stands for the whole of a dataset.
+        tasks: the default tasks.
     """
 
     name: str
@@ -63,7 +62,7 @@ _ALL = (
         "RefCOCO and others as JSON or Parquet (image_info, anns, instruction)",
         ("train", "val", "testA", "testB", "test"),
     ),
-    Format("sa1b", "sa1b:Sa1bReader", "SA-1B, its tar files as they are", ("all",), ("masks",)),
+    Format("sa1b", "sa1b:Sa1bReader", "SA-1B, its tar files without unpacking", ("all",), ("masks",)),
     Format("grandf", "grandf:GrandfReader", "GranD-f / GLaMM grounded conversations", tasks=("converse",)),
     Format(
         "rec",
@@ -90,11 +89,11 @@ _ALL = (
 FORMATS = {format.name: format for format in _ALL}
 
 
-def format_named(name: str) -> Format:
-    """The dataset of a name.
+def find_format(name: str) -> Format:
+    """The dataset of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: unknown name.
     """
     if name not in FORMATS:
         raise ValueError(f"dataset: got {name!r}, expected one of {', '.join(FORMATS)}")
@@ -102,12 +101,12 @@ def format_named(name: str) -> Format:
 
 
 def open_reader(source: Source) -> Reader:
-    """The reader of a dataset; finds its files.
+    """Create the reader of a dataset, which finds its files.
 
     Raises:
-        ValueError: unknown name or split, or files that are not there.
+        ValueError: unknown name or split, or missing files.
     """
-    format = format_named(source.name)
+    format = find_format(source.name)
     if source.split not in format.splits:
         raise ValueError(f"--split: got {source.split!r}, expected one of {', '.join(format.splits)}")
     return format.reader_class()(source)

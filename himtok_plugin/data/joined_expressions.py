@@ -1,18 +1,15 @@
-"""All expressions of a referent in one question, as the paper's code asks them."""
+"""Joins all expressions of a referent into one question, as in the paper's code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-JOINED = "Meet all the descriptions:"  # begins the expression that joins all of a referent's, in the paper's code
-_JOINED_BEGINS, _JOINED_ENDS = "Segment <ref>", "</ref>."  # what stands around it there, word by word
+JOINED = "Meet all the descriptions:"  # begins a joined expression in the paper's code
+_JOINED_BEGINS, _JOINED_ENDS = "Segment <ref>", "</ref>."  # the rest of its question, word for word
 
 
 def joined_expressions(expressions: Sequence[str]) -> str:
-    """All expressions of a referent in one: `Meet all the descriptions: 1. … 2. … `, as in the paper's code.
-
-    A referent with a single expression has it numbered like any other.
-    """
+    """`Meet all the descriptions: 1. … 2. … ` for all expressions of a referent; a single one is numbered as well."""
     return f"{JOINED} " + "".join(f"{i}. {text}. " for i, text in enumerate(expressions, start=1))
 
 

@@ -1,9 +1,9 @@
-"""Rows of several datasets as one file, in the proportions that a YAML says: `himtok prepare mix`.
+"""Mixes samples of several datasets into one file, in the ratios of a YAML: `himtok prepare mix`.
 
-Contract: the file's parts are datasets, as `himtok prepare` takes them, or files of rows; each has a ratio, whatever
-their sum. `rows` says how many there are to be in all; without it as many as no part has to be repeated for. Which rows
-are taken and in which order follows from the seed. Parts are written beside OUT first, so memory holds 8 bytes per row.
-Does not know formats and tasks.
+Contract: the parts of a mixture are datasets, as `himtok prepare` converts them, or files of samples; each has a ratio.
+`rows` is the number of samples; without it there are as many as possible without repeating a part. Which samples are
+taken, and their order, follow from the seed. Converted parts are written beside OUT first, so that memory holds 8 bytes
+per sample.
 
 ```yaml
 rows: 100000
@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,7 +30,7 @@ from himtok_plugin.validation import abridged
 
 from .catalog import FORMATS
 from .formats.reader import Source
-from .prepare import Job, PrepareSummary, make_rows, replacing, skip_file
+from .prepare import PrepareJob, PrepareSummary, atomic_write, make_samples, skipped_file
 from .tasks import TaskOptions
 
 _PART_FIELDS = {
@@ -39,23 +39,23 @@ _PART_FIELDS = {
     "max_masks": int, "prompts": str, "rows": str, "ratio": (int, float), "repeat": bool,
 }  # fmt: skip
 _FIELDS = {"rows": int, "seed": int, "parts": list}
-_OF_DATASETS = set(_PART_FIELDS) - {"rows", "ratio", "repeat"}
+_DATASET_FIELDS = set(_PART_FIELDS) - {"rows", "ratio", "repeat"}
 
 
 @dataclass(frozen=True)
 class MixturePart:
-    """One source of rows: a job, or a file."""
+    """One part: a dataset to convert (`job`) or a file of samples."""
 
     name: str
     ratio: float
     repeat: bool
-    job: Job | None
+    job: PrepareJob | None
     file: Path | None
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a YAML says."""
+    """The parsed YAML; `rows` is the number of samples."""
 
     parts: tuple[MixturePart, ...]
     rows: int | None
@@ -63,18 +63,18 @@ class Mixture:
 
     @classmethod
     def load(cls, path: Path, seed: int | None = None, num_workers: int = 0, strict: bool = False) -> Mixture:
-        """Read and check a YAML; relative paths in it start from its own folder.
+        """Read and check a YAML; relative paths in it start from its folder.
 
         Args:
-            seed: in place of the YAML's.
+            seed: replaces the YAML's.
         Raises:
-            ValueError: names part and field.
+            ValueError: a wrong value, with part and field.
         """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: is not YAML ({error})") from error
-        _check(content, _FIELDS, str(path))
+        _check_fields(content, _FIELDS, str(path))
         if not content.get("parts"):
             raise ValueError(f"{path}: parts is {abridged(content.get('parts'))}: expected a list of datasets and rows")
         rows = content.get("rows")
@@ -84,13 +84,13 @@ class Mixture:
         if seed < 0:
             raise ValueError(f"{path}: seed: got {seed}, expected at least 0")
         parts = tuple(
-            _part(entry, path, f"{path}: parts[{i}]", seed, num_workers, strict)
+            _parse_part(entry, path, f"{path}: parts[{i}]", seed, num_workers, strict)
             for i, entry in enumerate(content["parts"])
         )
         return cls(parts, rows, seed)
 
 
-def _check(content: Any, fields: dict[str, Any], name: str) -> None:
+def _check_fields(content: Any, fields: dict[str, Any], name: str) -> None:
     if not isinstance(content, dict):
         raise ValueError(f"{name}: is {abridged(content)}: expected a mapping")
     for key, value in content.items():
@@ -104,18 +104,18 @@ def _check(content: Any, fields: dict[str, Any], name: str) -> None:
             )
 
 
-def _part(entry: Any, path: Path, name: str, seed: int, num_workers: int, strict: bool) -> MixturePart:
-    _check(entry, _PART_FIELDS, name)
+def _parse_part(entry: Any, path: Path, name: str, seed: int, num_workers: int, strict: bool) -> MixturePart:
+    _check_fields(entry, _PART_FIELDS, name)
     ratio, repeat = float(entry.get("ratio", 1)), entry.get("repeat", False)
     if not 0 < ratio < float("inf"):
         raise ValueError(f"{name}: ratio: got {ratio:g}, expected a number above 0")
     if ("rows" in entry) == ("dataset" in entry):
         raise ValueError(f"{name}: got {', '.join(entry) or 'nothing'}, expected either a dataset or rows")
-    below = path.parent
+    folder = path.parent
     if "rows" in entry:
-        if extra := _OF_DATASETS & set(entry):
+        if extra := _DATASET_FIELDS & set(entry):
             raise ValueError(f"{name}: got {', '.join(sorted(extra))} beside rows, expected ratio and repeat only")
-        file = below / entry["rows"]
+        file = folder / entry["rows"]
         if not file.is_file():
             raise ValueError(f"{name}: rows: got {str(file)!r}, which is no file")
         return MixturePart(entry["rows"], ratio, repeat, None, file)
@@ -123,13 +123,13 @@ def _part(entry: Any, path: Path, name: str, seed: int, num_workers: int, strict
         raise ValueError(f"{name}: has no root: expected the dataset's folder")
     dataset = entry["dataset"]
     splits = FORMATS[dataset].splits if dataset in FORMATS else ("",)
-    paths = {key: Path(entry[key]) for key in ("annotations", "images") if key in entry}
-    flags = {key: entry[key] for key in ("check_images", "relative_paths", "category") if key in entry}
-    source = Source(dataset, below / entry["root"], entry.get("split", splits[0]), **paths, **flags)
+    settings: dict[str, Any] = {key: Path(entry[key]) for key in ("annotations", "images") if key in entry}
+    settings |= {key: entry[key] for key in ("check_images", "relative_paths", "category") if key in entry}
+    source = Source(dataset, folder / entry["root"], entry.get("split", splits[0]), **settings)
     options = TaskOptions(**{key: entry[key] for key in ("sentences", "merge_targets", "max_masks") if key in entry})
-    prompts = below / entry["prompts"] if "prompts" in entry else None
+    prompts = folder / entry["prompts"] if "prompts" in entry else None
     try:
-        job = Job(source, entry.get("tasks", {}), options, prompts, None, seed, num_workers, strict)
+        job = PrepareJob(source, entry.get("tasks", {}), options, prompts, None, seed, num_workers, strict)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     return MixturePart(f"{dataset}:{source.split}", ratio, repeat, job, None)
@@ -137,47 +137,53 @@ def _part(entry: Any, path: Path, name: str, seed: int, num_workers: int, strict
 
 @dataclass
 class MixSummary:
-    """What was mixed: rows by part in the order of the YAML, those that were at hand, and what was skipped."""
+    """The figures of a mixture.
+
+    Attributes:
+        rows: samples in total.
+        parts: for each part of the YAML its name, its samples in the mixture, and how many it has (`at_hand`).
+        skipped: reason -> number of skipped annotations.
+    """
 
     rows: int
     parts: list[dict[str, Any]]
     skipped: dict[str, int]
 
 
-def mix(mixture: Mixture, out: Path, on_progress=None) -> MixSummary:
+def mix(mixture: Mixture, out: Path, on_progress: Callable[[int, int], None] | None = None) -> MixSummary:
     """Write the mixture, and OUT.skipped.jsonl if anything was skipped.
 
     Args:
-        on_progress: called with (rows written, rows in all).
+        on_progress: called with (samples written, samples in total).
     Raises:
-        ValueError: a part has too few rows, or cannot be read.
+        ValueError: a part has too few samples, or cannot be read.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder,
-        replacing(out) as file,
-        replacing(skip_file(out), empty=False) as skip_log,
+        atomic_write(out) as file,
+        atomic_write(skipped_file(out), empty=False) as skip_log,
     ):
         skipped: dict[str, int] = {}
-        stocks = [
-            _Stock(part, mixture, Path(folder) / f"{i}.jsonl", skip_log, skipped)
+        sources = [
+            _PartSamples(part, mixture, Path(folder) / f"{i}.jsonl", skip_log, skipped)
             for i, part in enumerate(mixture.parts)
         ]
-        quotas = _quotas(mixture, [len(stock) for stock in stocks])
+        quotas = _part_quotas(mixture, [len(samples) for samples in sources])
         total = sum(quotas)
-        for n, i in enumerate(_order(quotas, random.Random(f"{mixture.seed}/mixture")), 1):
-            file.write(stocks[i].next())
+        for n, i in enumerate(_shuffle_parts(quotas, random.Random(f"{mixture.seed}/mixture")), 1):
+            file.write(sources[i].next())
             if on_progress is not None and (n % 256 == 0 or n == total):
                 on_progress(n, total)
     parts = [
-        {"part": part.name, "rows": quota, "at_hand": len(stock)}
-        for part, quota, stock in zip(mixture.parts, quotas, stocks, strict=True)
+        {"part": part.name, "rows": quota, "at_hand": len(samples)}
+        for part, quota, samples in zip(mixture.parts, quotas, sources, strict=True)
     ]
     return MixSummary(total, parts, skipped)
 
 
-class _Stock:
-    """The rows of a part, drawn in an order of their own."""
+class _PartSamples:
+    """The samples of a part in random order; after the last one they are shuffled again."""
 
     def __init__(
         self, part: MixturePart, mixture: Mixture, own: Path, skip_log: BinaryIO, skipped: dict[str, int]
@@ -186,8 +192,8 @@ class _Stock:
         if part.job is not None:
             summary = PrepareSummary(skipped=skipped)
             with open(own, "wb") as file:
-                for row in make_rows(part.job, summary, skip_log):
-                    file.write(row.line + b"\n")
+                for sample in make_samples(part.job, summary, skip_log):
+                    file.write(sample.line + b"\n")
         self._begins = array("q")
         with open(self._path, "rb") as file:
             at = 0
@@ -197,13 +203,13 @@ class _Stock:
                 at += len(line)
         self._rng = np.random.default_rng([mixture.seed, len(self._begins)])
         self._order: Iterator[int] = iter(())
-        self._file = open(self._path, "rb")  # noqa: SIM115 read from for as long as the mixture is written
+        self._file = open(self._path, "rb")  # noqa: SIM115 stays open while the mixture is written
 
     def __len__(self) -> int:
         return len(self._begins)
 
     def next(self) -> bytes:
-        """The next line; after the last one they are drawn anew."""
+        """The next line."""
         number = next(self._order, None)
         if number is None:
             self._order = iter(self._rng.permutation(len(self._begins)))
@@ -216,29 +222,29 @@ class _Stock:
             self._file.close()
 
 
-def _quotas(mixture: Mixture, at_hand: list[int]) -> list[int]:
-    """Rows of each part, by largest remainders.
+def _part_quotas(mixture: Mixture, available: list[int]) -> list[int]:
+    """The number of samples of each part, by the largest remainder method.
 
     Raises:
-        ValueError: a part that may not be repeated has too few.
+        ValueError: a part that may not be repeated has too few samples.
     """
-    for part, count in zip(mixture.parts, at_hand, strict=True):
+    for part, count in zip(mixture.parts, available, strict=True):
         if not count:
             raise ValueError(f"part {part.name}: has no rows")
     ratios = [part.ratio for part in mixture.parts]
     whole = sum(ratios)
     rows = mixture.rows
     if rows is None:
-        limits = [n * whole / part.ratio for part, n in zip(mixture.parts, at_hand, strict=True) if not part.repeat]
+        limits = [n * whole / part.ratio for part, n in zip(mixture.parts, available, strict=True) if not part.repeat]
         if not limits:
-            raise ValueError("rows: is not given, and every part may be repeated: expected a number of rows")
+            raise ValueError("rows: missing, and every part may be repeated: expected a number of rows")
         rows = int(min(limits) + 1e-9)
     exact = [rows * ratio / whole for ratio in ratios]
     quotas = [int(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (quotas[i] - exact[i], i))
     for i in by_remainder[: rows - sum(quotas)]:
         quotas[i] += 1
-    for part, quota, count in zip(mixture.parts, quotas, at_hand, strict=True):
+    for part, quota, count in zip(mixture.parts, quotas, available, strict=True):
         if quota > count and not part.repeat:
             raise ValueError(
                 f"part {part.name}: got {count} rows, expected {quota} for its ratio {part.ratio:g}: lower rows or its "
@@ -247,10 +253,10 @@ def _quotas(mixture: Mixture, at_hand: list[int]) -> list[int]:
     return quotas
 
 
-def _order(quotas: list[int], rng: random.Random) -> Iterator[int]:
-    """Numbers of parts, each as often as its quota.
+def _shuffle_parts(quotas: list[int], rng: random.Random) -> Iterator[int]:
+    """The part of each sample, at random; each part occurs as often as its quota.
 
-    The first rows are one of each part: libraries take the columns of a file from its beginning.
+    The mixture begins with one sample of each part, because libraries infer the columns of a file from its beginning.
     """
     left = list(quotas)
     for i in range(len(left)):

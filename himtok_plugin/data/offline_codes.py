@@ -1,12 +1,10 @@
-"""The masks of a dataset to codes, once and for all: what `himtok tokenize` does.
+"""Encodes the masks of a dataset once and for all: `himtok tokenize`. Training on its output reads `mask_codes`.
 
-Purpose: training on the output reads `mask_codes` and encodes nothing.
-Contract: an output row is the input row, character by character, with `mask_codes` put at its end: for each mask, in
-the order of `masks`, its k codes. Rows without masks pass as they are. Codes that a row brings along are made anew,
-since nothing tells which mask tokenizer they are of. The squares are those of training (`mask_rows.py`), and so are the
-codes, unless they are searched, whatever precision the LMM trains in. Bad rows are set aside, or stop the run. Kills,
-resuming and several processes are `resumable_output.py`'s.
-This module does not know text, ms-swift and the command line.
+Contract: an output row is the input row, character by character, with `mask_codes` appended: the k codes of each of its
+masks, in the order of `masks`. Rows without masks are copied. `mask_codes` of the input are replaced, because the mask
+tokenizer that made them is unknown. Unless they are searched (`candidates`), the codes equal those of the training
+step, whatever precision the LMM trains in. Bad rows are rejected, or stop a strict run. `jobs/resumable_output.py`
+describes the files beside the output, resumed runs and several processes.
 """
 
 from __future__ import annotations
@@ -27,32 +25,32 @@ from himtok_plugin.jobs.resumable_output import REJECTED, ResumableOutput
 from himtok_plugin.mask_tokenizer import MaskTokenizer
 from himtok_plugin.mask_tokenizer.code_search import check_candidates
 
-from .sample_reading import Task, read_samples
+from .sample_reading import ReadBatch, read_samples
 from .samples import CODES
 
 CODES_BATCH = 64
-MAX_WAITING = 4096  # rows kept back until a batch is full
-REMEMBERED = 1 << 20  # masks whose codes are kept for their like; some hundred bytes each
-# What codes depend on; the other fields of the configuration show in the tensors' shapes.
+MAX_WAITING = 4096  # rows that wait for the codes of a batch that is not full
+MAX_REMEMBERED = 1 << 20  # squares whose codes are kept for equal squares; a few hundred bytes each
+# What codes depend on; the other fields of the configuration affect the shapes of the tensors.
 ENCODER_PARTS = ("latent_tokens", "encoder.", "quantize.")
 ENCODER_FIELDS = ("image_size", "patch_size", "encoder_heads", "latent_layout")
 DETOKENIZER_PARTS = ("decoder.", "pixel_decoder.")
 DETOKENIZER_FIELDS = ("decoder_heads", "normalize_codebook", "output_scale", "output_shift", "pixel_groups")
 
-OnRows = Callable[[int, int, int], None]  # rows finished, rows in all, rows rejected in this run
+OnRows = Callable[[int, int, int], None]  # (rows finished, rows in total, rows rejected in this run)
 
 
 @dataclass(frozen=True)
 class CodesSummary:
-    """What a run did, over all its processes.
+    """The figures of a run, summed over its processes.
 
     Attributes:
         rows: lines of the input.
-        finished_before: those of them that an earlier run had finished.
+        finished_before: rows that an earlier run finished.
         masks: masks of the rows of this run.
-        encoded: how many of those went through the encoder.
-        reused: the others, which were the same as one of these.
-        rejected: rows set aside, earlier runs included.
+        encoded: squares that were encoded.
+        reused: masks whose square equals an encoded one.
+        rejected: rejected rows, including those of earlier runs.
     """
 
     rows: int
@@ -75,22 +73,22 @@ def write_codes(
     overwrite: bool = False,
     on_progress: OnRows | None = None,
 ) -> CodesSummary:
-    """Write `out`, the rows of `source` with `mask_codes`; under torchrun every process calls this.
+    """Write the rows of `source` with `mask_codes` to `out`. Under torchrun, every process calls this.
 
     Args:
-        source: JSON lines.
-        out: JSON lines; see `resumable_output.py` for what lies beside it.
-        mask_tokenizer: trained, in evaluation mode, on the device that is to encode.
+        source: JSONL.
+        out: JSONL; see `jobs/resumable_output.py` for the files beside it.
+        mask_tokenizer: trained, in evaluation mode, on the device that encodes.
         candidates: codes tried at every position, see `MaskTokenizer.encode`; 1 gives the codes of training.
         batch_size: squares encoded at once.
-        num_workers: processes that read masks, 0: this one does.
-        strict: stop at the first bad row, instead of setting it aside in `out`.rejects.jsonl.
-        overwrite: begin again, whatever is there.
-        on_progress: called now and then, about this process's rows.
+        num_workers: processes that read masks; 0: this process does.
+        strict: stop at the first bad row instead of writing it to `out`.rejects.jsonl.
+        overwrite: delete earlier results and begin again.
+        on_progress: called from time to time, with the rows of this process.
     Raises:
-        ValueError: an argument out of range, an untrained mask tokenizer, a bad row of a strict run, or an `out` that
-            was begun from something else.
-        OSError: files that cannot be read or written, or a reading process that died.
+        ValueError: an argument out of range, an untrained mask tokenizer, a bad row in a strict run, or an `out` that
+            was begun from another input or mask tokenizer.
+        OSError: files that cannot be read or written, or a worker process that was killed.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value < least:
@@ -98,28 +96,30 @@ def write_codes(
     check_candidates(candidates, mask_tokenizer.config.codebook_size)
     if not mask_tokenizer.config.codebook_ready:
         raise ValueError(
-            f"mask tokenizer {mask_tokenizer.name_or_path!r}: codebook_ready is false, so its codes mean nothing: "
+            f"mask tokenizer {mask_tokenizer.name_or_path!r}: codebook_ready is false, so its codes are meaningless: "
             "expected one that stage 1 has trained"
         )
-    with Processes.started() as processes:
+    with Processes.from_environment() as processes:
         fingerprint = encoder_fingerprint(mask_tokenizer, searched=candidates > 1)
         output = ResumableOutput(source, out, {"candidates": candidates, "mask_tokenizer": fingerprint}, processes)
         if (complete := output.begin(overwrite)) is not None:
             return CodesSummary(output.rows, output.rows, 0, 0, 0, complete["rejected"])
         encoder = _Encoder(mask_tokenizer, batch_size, candidates)
+        total = output.count_own_lines()
         with output.part(redo_rejected=strict) as part:
-            tasks = read_samples(output.own_lines(part.finished), mask_tokenizer.config.image_size, num_workers)
-            with closing(tasks):
-                report = None if on_progress is None else _reporter(on_progress, part.finished, output.own_rows())
-                for lines in _with_codes(tasks, encoder, strict, str(source)):
+            batches = read_samples(output.own_lines(part.finished), mask_tokenizer.config.image_size, num_workers)
+            with closing(batches):
+                report = None if on_progress is None else _reporter(on_progress, part.finished, total)
+                for lines in _append_codes(batches, encoder, strict, str(source)):
                     part.append(lines)
                     if report is not None:
                         report(lines)
-            finished, masks, encoded = processes.sums([part.finished, encoder.masks, encoder.encoded])
+            finished, masks, encoded = processes.sum([part.finished, encoder.masks, encoder.encoded])
             return CodesSummary(output.rows, finished, masks, encoded, masks - encoded, output.finish())
 
 
 def _reporter(on_progress: OnRows, finished: int, total: int) -> Callable[[list[bytes]], None]:
+    """A function that counts finished lines and passes the counts to `on_progress`."""
     rejected = 0
 
     def report(lines: list[bytes]) -> None:
@@ -133,9 +133,10 @@ def _reporter(on_progress: OnRows, finished: int, total: int) -> Callable[[list[
 
 
 def encoder_fingerprint(mask_tokenizer: MaskTokenizer, searched: bool = False) -> str:
-    """Hexadecimal digits that change with everything that codes depend on: with the de-tokenizer only if `searched`."""
+    """A hash of everything that codes depend on, which includes the de-tokenizer only if they are `searched`."""
     config, digest = mask_tokenizer.config, blake2b(digest_size=16)
-    fields, parts = ENCODER_FIELDS, ENCODER_PARTS
+    fields: tuple[str, ...] = ENCODER_FIELDS
+    parts: tuple[str, ...] = ENCODER_PARTS
     if searched:
         fields, parts = fields + DETOKENIZER_FIELDS, parts + DETOKENIZER_PARTS
     digest.update(json.dumps([getattr(config, field) for field in fields]).encode())
@@ -147,20 +148,20 @@ def encoder_fingerprint(mask_tokenizer: MaskTokenizer, searched: bool = False) -
     return digest.hexdigest()
 
 
-class _Codes:
-    """Codes of one square as JSON, None until they are computed."""
+class _PendingCodes:
+    """The codes of one square as JSON; empty until they are computed."""
 
     __slots__ = ("json",)
 
     def __init__(self) -> None:
-        self.json: bytes | None = None
+        self.json = b""
 
 
 class _Encoder:
     """Encodes every different square once.
 
-    Squares are told apart by a fingerprint of their content, so that the same mask is known again whether it came as a
-    path, RLE or polygons. Only fingerprints and codes are remembered, the most recently used ones.
+    Squares are compared by a hash of their content, so that equal masks are found whether they are stored as a file,
+    RLE or polygons. The hashes and codes of the most recently used squares are kept.
     """
 
     def __init__(self, mask_tokenizer: MaskTokenizer, batch_size: int, candidates: int) -> None:
@@ -168,17 +169,17 @@ class _Encoder:
         self._mask_tokenizer = mask_tokenizer
         self._batch_size = batch_size
         self._candidates = candidates
-        self._known: OrderedDict[bytes, _Codes] = OrderedDict()
-        self._batch: list[tuple[_Codes, np.ndarray]] = []
+        self._known: OrderedDict[bytes, _PendingCodes] = OrderedDict()
+        self._batch: list[tuple[_PendingCodes, np.ndarray]] = []
 
-    def ask(self, digest: bytes, square: np.ndarray) -> _Codes:
-        """Codes that are there, or will be when the batch is full."""
+    def request(self, digest: bytes, square: np.ndarray) -> _PendingCodes:
+        """The codes of a square, which are filled in when its batch is encoded."""
         self.masks += 1
         if digest in self._known:
             self._known.move_to_end(digest)
             return self._known[digest]
-        codes = self._known[digest] = _Codes()
-        if len(self._known) > REMEMBERED:
+        codes = self._known[digest] = _PendingCodes()
+        if len(self._known) > MAX_REMEMBERED:
             self._known.popitem(last=False)
         self._batch.append((codes, square))
         if len(self._batch) == self._batch_size:
@@ -186,7 +187,7 @@ class _Encoder:
         return codes
 
     def encode(self) -> None:
-        """Encode what has gathered."""
+        """Encode the current batch, full or not."""
         if not self._batch:
             return
         squares = torch.from_numpy(np.stack([square for _, square in self._batch]))
@@ -198,28 +199,30 @@ class _Encoder:
         self._batch.clear()
 
 
-def _with_codes(tasks: Iterable[Task], encoder: _Encoder, strict: bool, source: str) -> Iterator[list[bytes]]:
-    """Finished lines in order, as soon as their codes are there.
+def _append_codes(batches: Iterable[ReadBatch], encoder: _Encoder, strict: bool, source: str) -> Iterator[list[bytes]]:
+    """Yield finished lines in order, as soon as their codes are computed.
 
     Raises:
-        ValueError: a rejected row, if `strict`; the lines before it come first.
+        ValueError: a rejected row, if `strict`, after the lines before it.
     """
-    waiting: deque[tuple[bytes, list[_Codes] | None]] = deque()
+    waiting: deque[tuple[bytes, list[_PendingCodes] | None]] = deque()
 
     def finished() -> list[bytes]:
         lines = []
-        while waiting and all(codes.json is not None for codes in waiting[0][1] or ()):
-            lines.append(_put_together(*waiting.popleft()))
+        while waiting and all(codes.json for codes in waiting[0][1] or ()):
+            lines.append(_complete_line(*waiting.popleft()))
         return lines
 
-    for rows, squares in tasks:
-        for row in rows:
-            if strict and row.line.startswith(REJECTED):
+    for samples, squares in batches:
+        for sample in samples:
+            if strict and sample.line.startswith(REJECTED):
                 encoder.encode()
                 yield finished()
-                raise ValueError(f"{source}: {json.loads(row.line.removeprefix(REJECTED))['error']}")
-            asked = None if row.squares is None else [encoder.ask(digest, squares[digest]) for digest in row.squares]
-            waiting.append((row.line, asked))
+                raise ValueError(f"{source}: {json.loads(sample.line.removeprefix(REJECTED))['error']}")
+            codes = None
+            if sample.squares is not None:
+                codes = [encoder.request(digest, squares[digest]) for digest in sample.squares]
+            waiting.append((sample.line, codes))
         if len(waiting) >= MAX_WAITING:
             encoder.encode()
         if lines := finished():
@@ -228,7 +231,7 @@ def _with_codes(tasks: Iterable[Task], encoder: _Encoder, strict: bool, source: 
     yield finished()
 
 
-def _put_together(line: bytes, codes: list[_Codes] | None) -> bytes:
+def _complete_line(line: bytes, codes: list[_PendingCodes] | None) -> bytes:
     if codes is None:
         return line
-    return line[:-1] + f', "{CODES}": ['.encode() + b", ".join(code.json for code in codes) + b"]}"
+    return line[:-1] + f', "{CODES}": ['.encode() + b", ".join(own.json for own in codes) + b"]}"

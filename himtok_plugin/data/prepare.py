@@ -1,10 +1,9 @@
-"""Datasets to rows: reads records in several processes, makes rows of them, writes them in order. `himtok prepare`.
+"""Converts a dataset to samples: `himtok prepare`. Worker processes read records and build samples of them.
 
-Contract: the same arguments give the same bytes, whatever the number of processes: everything random is drawn per image
-from the seed and the image's own place. Without `limit` rows come in the dataset's order; with it images are taken in
-an order drawn by the seed until there are so many rows, so that a smaller limit gives the beginning of a larger one's.
-Memory does not grow with the rows. OUT appears in one stroke when it is complete.
-Does not know any format, any task, ms-swift or torch.
+Contract: the same arguments give the same bytes, whatever the number of processes: the random numbers of each item of
+the dataset are seeded by `seed` and the item's number. Without `limit`, samples come in the dataset's order. With it,
+items are taken in random order until there are `limit` samples, so that a smaller limit gives a prefix of a larger one.
+Memory does not grow with the number of samples. OUT is written under a temporary name and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -24,28 +23,28 @@ import numpy as np
 
 from himtok_plugin.jobs.worker_pool import map_ordered
 
-from .catalog import format_named, open_reader
+from .catalog import find_format, open_reader
 from .formats.reader import Reader, Source
 from .prompts import Prompts
-from .records import BAD_ENTRY, BadEntry, Record, SkipLog, StrictError
-from .tasks import DEFAULT_SENTENCES, TASKS, Maker, Phrase, TaskOptions
+from .records import BAD_ENTRY, AnnotationError, Record, SkipLog, StrictError
+from .tasks import DEFAULT_SENTENCES, TASKS, Phrase, SampleBuilder, TaskOptions, clean_text
 
-NEGATIVES_FROM = 1000  # images whose expressions are asked of others
-NEGATIVES = 8192  # most of them
+NEGATIVE_ITEMS = 1000  # items whose expressions are used as negatives for other images
+MAX_NEGATIVES = 8192
 
-OnImages = Callable[[int, int], None]  # images read, images in all
+OnImages = Callable[[int, int], None]  # (images read, images in total)
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is to be made of a dataset.
+class PrepareJob:
+    """How a dataset is converted.
 
     Attributes:
-        tasks: name -> share of its rows, in (0, 1]; empty: the dataset's own defaults.
-        limit: rows at most.
+        tasks: name -> share of its samples, in (0, 1]; empty: the dataset's default tasks.
+        limit: the most samples.
         seed: of prompts, shares, negatives and, with a limit, of which images are taken.
-        num_workers: processes that read, 0: this one does.
-        strict: stop at the first thing that would be skipped.
+        num_workers: worker processes; 0: this process does the work.
+        strict: stop at the first annotation that would be skipped.
     """
 
     source: Source
@@ -62,7 +61,7 @@ class Job:
             sentences = default_sentences(self.source.name, self.source.split)
             object.__setattr__(self, "options", replace(self.options, sentences=sentences))
         if not self.tasks:
-            object.__setattr__(self, "tasks", dict.fromkeys(format_named(self.source.name).tasks, 1.0))
+            object.__setattr__(self, "tasks", dict.fromkeys(find_format(self.source.name).tasks, 1.0))
         for name, share in self.tasks.items():
             if name not in TASKS:
                 raise ValueError(f"task: got {name!r}, expected one of {', '.join(TASKS)}")
@@ -73,20 +72,20 @@ class Job:
 
 
 def default_sentences(name: str, split: str) -> str:
-    """Which expressions are asked of a dataset's split: ReasonSeg is evaluated with the first one of each image."""
+    """The default of `TaskOptions.sentences`: ReasonSeg is evaluated with the first expression of each image."""
     return "first" if name == "reasonseg" and split.startswith(("val", "test")) else DEFAULT_SENTENCES
 
 
 @dataclass
 class PrepareSummary:
-    """What a run did.
+    """The figures of a run.
 
     Attributes:
-        images: tasks of the reader that were read, an image or an entry each.
-        rows, masks: that were written.
-        empty: rows without a mask, as questions for what is not there are.
-        skipped: reason -> how often.
-        seconds: that it took.
+        images: items of the dataset that were read, an image or an entry each.
+        rows, masks: how many samples and masks were written.
+        empty: samples without a mask, such as questions about what is not in the image.
+        skipped: reason -> number of skipped annotations.
+        seconds: duration.
     """
 
     images: int = 0
@@ -98,77 +97,77 @@ class PrepareSummary:
 
 
 @dataclass(frozen=True)
-class MadeRow:
-    """A row as JSON, and its number of masks."""
+class SampleLine:
+    """A sample as JSON, and its number of masks."""
 
     line: bytes
     masks: int
 
 
-def prepare_samples(job: Job, out: Path, on_progress: OnImages | None = None) -> PrepareSummary:
-    """Write the rows of a job, and OUT.skipped.jsonl if anything was skipped.
+def prepare_samples(job: PrepareJob, out: Path, on_progress: OnImages | None = None) -> PrepareSummary:
+    """Write the samples of a job, and OUT.skipped.jsonl if anything was skipped.
 
     Raises:
-        ValueError: the dataset cannot be read, or a strict run met something to skip.
+        ValueError: the dataset cannot be read, or a strict run would skip an annotation.
         OSError: files that cannot be read or written.
     """
     begin, summary = time.monotonic(), PrepareSummary()
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as file, replacing(skip_file(out), empty=False) as skipped:
-        for row in make_rows(job, summary, skipped, on_progress):
-            file.write(row.line + b"\n")
+    with atomic_write(out) as file, atomic_write(skipped_file(out), empty=False) as skipped:
+        for sample in make_samples(job, summary, skipped, on_progress):
+            file.write(sample.line + b"\n")
     summary.seconds = time.monotonic() - begin
     return summary
 
 
-def skip_file(out: Path) -> Path:
+def skipped_file(out: Path) -> Path:
     return out.with_name(out.name + ".skipped.jsonl")
 
 
-def make_rows(
-    job: Job, summary: PrepareSummary, skipped: BinaryIO | None = None, on_progress: OnImages | None = None
-) -> Iterator[MadeRow]:
-    """The rows of a job, in order.
+def make_samples(
+    job: PrepareJob, summary: PrepareSummary, skipped: BinaryIO | None = None, on_progress: OnImages | None = None
+) -> Iterator[SampleLine]:
+    """Yield the samples of a job, in order.
 
     Args:
-        summary: is counted up.
-        skipped: gets a line of JSON for everything left out.
-        on_progress: called now and then.
+        summary: its counts are increased.
+        skipped: file to which a line of JSON is written for each skipped annotation.
+        on_progress: called from time to time.
     """
     log = SkipLog(job.strict)
     reader = open_reader(job.source)
-    tasks = reader.tasks(log)
-    _drain(log.entries, summary, skipped)
-    if not tasks and not summary.skipped:
+    items = reader.list_items(log)
+    _count_skipped(log.entries, summary, skipped)
+    if not items and not summary.skipped:
         raise ValueError(
-            f"{job.source.name}: {job.source.root} holds nothing of split {job.source.split!r}, expected some of it"
+            f"{job.source.name}: {job.source.root} has no images of the split {job.source.split!r}, expected some"
         )
-    order: Sequence[int] = range(len(tasks))
+    order: Iterable[int] = range(len(items))
     if job.limit is not None:
-        order = np.random.default_rng(job.seed).permutation(len(tasks))
-    work = _Work(reader, job, Prompts.load(job.prompts), negative_phrases(reader, tasks, job))
-    calls = _calls(order, tasks, reader.tasks_per_call)
-    for made, entries, images in map_ordered(work, calls, job.num_workers):
-        _drain(entries, summary, skipped)
+        order = np.random.default_rng(job.seed).permutation(len(items))
+    convert = _ItemConverter(reader, job, Prompts.load(job.prompts), collect_negative_phrases(reader, items, job))
+    batches = _batch_items(order, items, reader.items_per_call)
+    for samples, entries, images in map_ordered(convert, batches, job.num_workers):
+        _count_skipped(entries, summary, skipped)
         summary.images += images
-        for row in made:
+        for sample in samples:
             summary.rows += 1
-            summary.masks += row.masks
-            summary.empty += not row.masks
-            yield row
+            summary.masks += sample.masks
+            summary.empty += not sample.masks
+            yield sample
             if summary.rows == job.limit:
                 return
         if on_progress is not None:
-            on_progress(summary.images, len(tasks))
+            on_progress(summary.images, len(items))
 
 
-def _calls(order: Sequence[int], tasks: Sequence[Any], size: int) -> Iterator[list[tuple[int, Any]]]:
+def _batch_items(order: Iterable[int], items: Sequence[Any], size: int) -> Iterator[list[tuple[int, Any]]]:
     numbers = iter(order)
-    while batch := [(int(n), tasks[int(n)]) for n in islice(numbers, size)]:
+    while batch := [(int(n), items[int(n)]) for n in islice(numbers, size)]:
         yield batch
 
 
-def _drain(entries: Iterable[tuple[str, str]], summary: PrepareSummary, skipped: BinaryIO | None) -> None:
+def _count_skipped(entries: Iterable[tuple[str, str]], summary: PrepareSummary, skipped: BinaryIO | None) -> None:
     for reason, detail in entries:
         summary.skipped[reason] = summary.skipped.get(reason, 0) + 1
         if skipped is not None:
@@ -176,79 +175,82 @@ def _drain(entries: Iterable[tuple[str, str]], summary: PrepareSummary, skipped:
             skipped.write(line.encode("utf-8", "backslashreplace") + b"\n")
 
 
-class _Work:
-    """What a process does with some tasks; sent to it once."""
+class _ItemConverter:
+    """Converts items of a dataset to samples; sent to each worker process once."""
 
-    def __init__(self, reader: Reader, job: Job, prompts: Prompts, negatives: list[Phrase]) -> None:
+    def __init__(self, reader: Reader, job: PrepareJob, prompts: Prompts, negatives: list[Phrase]) -> None:
         self._reader, self._job, self._prompts, self._negatives = reader, job, prompts, negatives
 
-    def __call__(self, tasks: list[tuple[int, Any]]) -> tuple[list[MadeRow], list[tuple[str, str]], int]:
-        log, rows = SkipLog(self._job.strict), []
-        for number, task in tasks:
-            # Text, whose hash by `random` is the same in every process.
+    def __call__(self, items: list[tuple[int, Any]]) -> tuple[list[SampleLine], list[tuple[str, str]], int]:
+        log = SkipLog(self._job.strict)
+        samples: list[SampleLine] = []
+        for number, item in items:
+            # A string, which `random` hashes to the same seed in every process.
             rng = random.Random(f"{self._job.seed}/{number}")
-            for record in read_records(self._reader, task, log):
-                rows += self._rows(record, rng, log)
-        return rows, log.entries, len(tasks)
+            for record in read_or_skip(self._reader, item, log):
+                samples += self._convert(record, rng, log)
+        return samples, log.entries, len(items)
 
-    def _rows(self, record: Record, rng: random.Random, log: SkipLog) -> list[MadeRow]:
+    def _convert(self, record: Record, rng: random.Random, log: SkipLog) -> list[SampleLine]:
         source, job = self._job.source, self._job
-        make = Maker(self._prompts, rng, log, job.options, self._negatives, source.name, source.split)
-        made = []
-        for make.task, make.share in job.tasks.items():
-            for row in TASKS[make.task].function(record, make):
-                line = json.dumps(row, ensure_ascii=False).encode()
-                made.append(MadeRow(line, len(row["masks"])))
-        return made
+        builder = SampleBuilder(self._prompts, rng, log, job.options, self._negatives, source.name, source.split)
+        lines = []
+        for builder.task, builder.share in job.tasks.items():
+            for sample in TASKS[builder.task].function(record, builder):
+                line = json.dumps(sample, ensure_ascii=False).encode()
+                lines.append(SampleLine(line, len(sample["masks"])))
+        return lines
 
 
-def read_records(reader: Reader, task: Any, log: SkipLog) -> Iterator[Record]:
-    """The records of a task; what is wrong with it as a whole is told to the log."""
+def read_or_skip(reader: Reader, item: Any, log: SkipLog) -> Iterator[Record]:
+    """Yield the records of an item; if the item as a whole cannot be read, log it as skipped."""
     try:
-        yield from reader.records(task, log)
+        yield from reader.read_records(item, log)
     except StrictError:
         raise
-    except BadEntry as error:
-        log.skip_entry(error, reader.source.name)
+    except AnnotationError as error:
+        log.add_error(error, reader.source.name)
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
-        # An entry of a shape that its reader did not think of.
-        log.skip(BAD_ENTRY, f"{reader.source.name}: {str(task)[:200]}: {type(error).__name__}: {error}")
+        # An entry whose structure its reader does not expect.
+        log.add(BAD_ENTRY, f"{reader.source.name}: {str(item)[:200]}: {type(error).__name__}: {error}")
 
 
-def negative_phrases(reader: Reader, tasks: Sequence[Any], job: Job) -> list[Phrase]:
-    """Expressions and class names of images drawn by the seed, for tasks that ask for what is not there."""
+def collect_negative_phrases(reader: Reader, items: Sequence[Any], job: PrepareJob) -> list[Phrase]:
+    """Expressions and class names of images drawn at random, for tasks with questions about what is not in an image."""
     if not any(TASKS[name].needs_negatives for name in job.tasks):
         return []
     rng = random.Random(f"{job.seed}/negatives")
     phrases: list[Phrase] = []
-    for number in sorted(rng.sample(range(len(tasks)), min(NEGATIVES_FROM, len(tasks)))):
-        # What is skipped here is counted when its rows are made.
-        for record in read_records(reader, tasks[number], SkipLog()):
-            phrases += _phrases(record)
-    return rng.sample(phrases, min(NEGATIVES, len(phrases)))
+    for number in sorted(rng.sample(range(len(items)), min(NEGATIVE_ITEMS, len(items)))):
+        # What is skipped here is counted when the item is converted.
+        for record in read_or_skip(reader, items[number], SkipLog()):
+            phrases += _record_phrases(record)
+    return rng.sample(phrases, min(MAX_NEGATIVES, len(phrases)))
 
 
-def _phrases(record: Record) -> Iterator[Phrase]:
-    from .tasks import clean
-
+def _record_phrases(record: Record) -> Iterator[Phrase]:
     for query in record.queries:
         if query.targets and not query.sentence:
             category = record.regions[query.targets[0]].category
             for text in query.expressions:
                 try:
-                    yield Phrase(clean(text), category, record.image_id, False)
-                except BadEntry:
+                    yield Phrase(clean_text(text), category, record.image_id, False)
+                except AnnotationError:
                     continue
     for name in sorted(record.present or ()):
         try:
-            yield Phrase(clean(name), name, record.image_id, True)
-        except BadEntry:
+            yield Phrase(clean_text(name), name, record.image_id, True)
+        except AnnotationError:
             continue
 
 
 @contextmanager
-def replacing(path: Path, empty: bool = True) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when it is written whole; without `empty` none that holds nothing."""
+def atomic_write(path: Path, empty: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary file that is renamed to `path` when the block ends without an error.
+
+    Args:
+        empty: whether an empty file is kept; if not, `path` is deleted instead.
+    """
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         with open(unfinished, "wb") as file:

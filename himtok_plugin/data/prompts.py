@@ -1,8 +1,8 @@
-"""Phrasings of questions and answers: pools in YAML files, several per task, with weights.
+"""Prompts: pools of texts for questions and answers in YAML files, several per task, with weights.
 
-Purpose: wording is data. `prompt_pools/english.yaml` ships with the package; `--prompts FILE` replaces pools of it.
-Contract: a pool is a list of texts, or of {text, weight}; fields stand in braces. Every pool and field of a
-file is checked when it is read. Does not know rows and records.
+`prompt_pools/english.yaml` ships with the package; `--prompts FILE` replaces some of its pools.
+Contract: a pool is a list of texts, or of {text, weight}; fields are in braces. Every pool and field of a file is
+checked when it is read.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ class Pool:
 
 
 class Prompts:
-    """Pools by task and kind: `prompts.draw("segment", "questions", rng, expression="the dog")`."""
+    """Pools by name and kind: `prompts.draw("segment", "questions", rng, expression="the dog")`."""
 
     def __init__(self, pools: Mapping[str, Mapping[str, Pool]]) -> None:
         self._pools = {task: dict(kinds) for task, kinds in pools.items()}
 
     @classmethod
     def load(cls, path: Path | None = None) -> Prompts:
-        """The shipped pools, and those of a file in their place.
+        """Load the shipped pools, and those of a file in place of shipped ones.
 
         Raises:
             ValueError: not YAML, an unknown pool, field or weight.
         """
-        pools = _read(DEFAULT_FILE)
+        pools = _read_pools(DEFAULT_FILE)
         if path is not None:
-            fields = {(t, k): _fields(pool.texts[0]) for t, kinds in pools.items() for k, pool in kinds.items()}
-            for task, kinds in _read(path).items():
+            fields = {(t, k): _text_fields(pool.texts[0]) for t, kinds in pools.items() for k, pool in kinds.items()}
+            for task, kinds in _read_pools(path).items():
                 for kind, pool in kinds.items():
                     if (task, kind) not in fields:
                         names = ", ".join(f"{t}.{k}" for t, k in fields)
                         raise ValueError(f"{path}: got the pool {task}.{kind}, expected one of {names}")
-                    # A text that never says what is meant would make every row the same question.
+                    # Without its fields, a text would be the same question in every sample.
                     for text in pool.texts:
-                        own = _fields(text)
+                        own = _text_fields(text)
                         if own != fields[task, kind]:
                             raise ValueError(
                                 f"{path}: {task}.{kind}: {text!r} holds {sorted(own)}, expected "
@@ -62,18 +62,18 @@ class Prompts:
         return cls(pools)
 
     def draw(self, task: str, kind: str, rng: random.Random, **fields: str) -> str:
-        """One text of a pool, by weight, with its fields filled in."""
+        """Draw a text of a pool by weight and fill in its fields."""
         pool = self._pools[task][kind]
         text = rng.choices(pool.texts, pool.weights)[0] if len(pool.texts) > 1 else pool.texts[0]
         return _FIELD.sub(lambda match: fields[match[1]], text)
 
 
-def _fields(text: str) -> set[str]:
-    """What a text leaves open: names in braces, and placeholders."""
+def _text_fields(text: str) -> set[str]:
+    """The fields of a text: names in braces, and placeholders."""
     return set(_FIELD.findall(text)) | {mark for mark in (MASK_PLACEHOLDER, BOX_PLACEHOLDER) if mark in text}
 
 
-def _read(path: Path) -> dict[str, dict[str, Pool]]:
+def _read_pools(path: Path) -> dict[str, dict[str, Pool]]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -81,12 +81,12 @@ def _read(path: Path) -> dict[str, dict[str, Pool]]:
     if not isinstance(content, dict) or not all(isinstance(kinds, dict) for kinds in content.values()):
         raise ValueError(f"{path}: is {abridged(content)}: expected tasks, each with pools of texts")
     return {
-        task: {kind: _pool(texts, f"{path}: {task}.{kind}") for kind, texts in kinds.items()}
+        task: {kind: _parse_pool(texts, f"{path}: {task}.{kind}") for kind, texts in kinds.items()}
         for task, kinds in content.items()
     }
 
 
-def _pool(entries: Any, name: str) -> Pool:
+def _parse_pool(entries: Any, name: str) -> Pool:
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{name}: is {abridged(entries)}: expected a list of texts")
     texts, weights = [], []

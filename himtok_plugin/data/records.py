@@ -1,9 +1,8 @@
-"""What every annotation format is read as: images with regions, queries about them and dialogues, and what was skipped.
+"""The annotations of one image in a form that all formats share: regions, expressions, dialogues.
 
-Purpose: the seam between readers (`formats/`) and task makers (`tasks/`), so that neither knows the other.
-Contract: a `Record` is one image's worth of annotations, made and used up within one process. Masks are not rasterised
-before `encode_region` asks for them. What cannot be used is told to the `SkipLog`, which counts it, or stops the run.
-Does not know formats, prompts, rows and processes.
+The readers in `formats/` create records, the tasks in `tasks/` turn them into samples.
+Contract: a `Record` is created and used in one process. Its masks are rasterised by `region_to_rle`, when a task needs
+them. Annotations that cannot be used are added to a `SkipLog`, which counts them, or stops a strict run.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
+from himtok_plugin.masks import load_mask
 from himtok_plugin.masks.rle import MAX_PIXELS, check_size, mask_to_rle, rle_to_mask
-from himtok_plugin.masks.sources import load_mask
 from himtok_plugin.validation import abridged, is_integer
 
 Rle = dict[str, Any]
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, the end exclusive
 
-# Reasons that several readers have; each is a key of the summary.
+# Reasons for skipping an annotation; each is a key in the summary of a run.
 MISSING_IMAGE = "image is missing"
 WRONG_SIZE = "image has another size than its annotation"
 UNREADABLE_IMAGE = "image cannot be read"
@@ -44,28 +43,30 @@ MASKS_DO_NOT_FIT = "masks do not fit the placeholders of the text"
 TOO_MANY = "more objects than max_masks"
 
 
-class BadEntry(ValueError):
-    """An entry that cannot be used: a reason of the list above, and what exactly was found.
+class AnnotationError(ValueError):
+    """An annotation that cannot be used.
 
     Attributes:
-        told: whether a log knows of it; one bad mask may be asked for by several tasks.
+        reason: one of the constants above.
+        detail: what was found, and where.
+        logged: whether it is in a `SkipLog`: several tasks may need the same bad mask.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail, self.told = reason, detail, False
+        self.reason, self.detail, self.logged = reason, detail, False
 
 
 class StrictError(ValueError):
-    """What a strict run stops at."""
+    """The first skipped annotation of a strict run."""
 
 
 class SkipLog:
-    """Counts what is left out, by reason; under `strict` the first one is an error.
+    """The annotations that were skipped; in a strict run the first one is an error.
 
     Attributes:
-        counts: reason -> how often.
-        entries: (reason, where and what) in order.
+        counts: reason -> number of skipped annotations.
+        entries: (reason, detail) of each, in order.
     """
 
     def __init__(self, strict: bool = False) -> None:
@@ -73,8 +74,8 @@ class SkipLog:
         self.counts: Counter[str] = Counter()
         self.entries: list[tuple[str, str]] = []
 
-    def skip(self, reason: str, detail: str) -> None:
-        """Tell of something left out.
+    def add(self, reason: str, detail: str) -> None:
+        """Count a skipped annotation.
 
         Raises:
             StrictError: in a strict run.
@@ -84,24 +85,24 @@ class SkipLog:
         self.counts[reason] += 1
         self.entries.append((reason, detail))
 
-    def skip_entry(self, error: BadEntry, where: str) -> None:
-        """Tell of an entry that cannot be used, the first time that it is met."""
-        if not error.told:
-            error.told = True
-            self.skip(error.reason, f"{where}: {error.detail}")
+    def add_error(self, error: AnnotationError, where: str) -> None:
+        """Count an annotation that raised `error`, unless this error is counted already."""
+        if not error.logged:
+            error.logged = True
+            self.add(error.reason, f"{where}: {error.detail}")
 
-    def skip_many(self, reason: str, details: Sequence[str]) -> None:
+    def add_all(self, reason: str, details: Sequence[str]) -> None:
         for detail in details:
-            self.skip(reason, detail)
+            self.add(reason, detail)
 
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """A region as the pixels that have one of some values in a map shared by all regions of an image.
+    """A region as the pixels with certain labels in a label map, which all regions of an image share.
 
     Attributes:
         values: integer (h, w).
-        labels: those that belong to the region.
+        labels: the labels of this region.
     """
 
     values: np.ndarray
@@ -115,12 +116,11 @@ class LabelMap:
 
 @dataclass(frozen=True, eq=False)
 class PixelPolygons:
-    """Polygons whose border belongs to them, corners cut down to whole pixels: how ReasonSeg's authors draw theirs.
+    """Polygons with their border, corners truncated to whole pixels, as ReasonSeg's own code draws them.
 
     Attributes:
-        painted: (points [[x, y], …], value) in the order of painting, later ones on top. One point is a pixel, two are
-            a line.
-        value: the one that makes up this region.
+        painted: (points [[x, y], …], value) in painting order, later ones on top. One point is a pixel, two are a line.
+        value: the value of this region's pixels.
     """
 
     painted: tuple[tuple[Sequence[Sequence[float]], int], ...]
@@ -140,24 +140,24 @@ class PixelPolygons:
         return np.asarray(canvas) == self.value
 
 
-# A path or array as `load_mask` takes it, an RLE, COCO polygons, or one of the two above.
-MaskOf = Any
+# A path or array as `load_mask` takes it, RLE, COCO polygons, `LabelMap` or `PixelPolygons`.
+RegionMask = Any
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Something in an image.
+    """An annotated part of an image.
 
     Attributes:
         mask: None for a box without a mask.
-        category: name of its class, None if it has none.
-        box: as annotated; None: that of the mask.
-        crowd: several objects in one, of which no single one can be told.
-        stuff: what has no single objects, such as sky; or a class of which only the whole is annotated.
-        id: how its dataset calls it.
+        category: the name of its class; None if it has none.
+        box: as annotated; None: the bounding box of the mask.
+        crowd: a group of objects under one annotation (COCO's `iscrowd`).
+        stuff: an uncountable class, such as sky, or a class annotated as a whole instead of object by object.
+        id: its id in the dataset.
     """
 
-    mask: MaskOf = None
+    mask: RegionMask = None
     category: str | None = None
     box: Box | None = None
     crowd: bool = False
@@ -167,25 +167,25 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """Expressions that mean the same regions.
+    """Expressions that refer to the same regions.
 
     Attributes:
-        expressions: as people wrote them, at least one.
-        targets: indices into the record's regions; none: nothing in the image is meant.
-        sentence: whether they are whole sentences ("What can …?"), which are asked as they stand.
-        ignore: pixels that count neither for nor against an answer.
+        expressions: at least one.
+        targets: indices into the record's regions; empty: nothing in the image matches.
+        sentence: whether they are whole sentences ("What can …?"), which become the question unchanged.
+        ignore: the ignored region: its pixels are left out of the score.
     """
 
     expressions: tuple[str, ...]
     targets: tuple[int, ...]
     sentence: bool = False
-    ignore: MaskOf = None
+    ignore: RegionMask = None
     id: str = ""
 
 
 @dataclass(frozen=True, eq=False)
-class Grounded:
-    """Text with places that are regions: `pieces` alternate between text and, for a phrase, (phrase, indices)."""
+class GroundedText:
+    """Text in which phrases refer to regions: a piece is plain text, or (phrase, indices of its regions)."""
 
     pieces: tuple[str | tuple[str, tuple[int, ...]], ...]
     question: str | None = None
@@ -194,12 +194,12 @@ class Grounded:
 
 @dataclass(frozen=True, eq=False)
 class Dialogue:
-    """A question and its answer; `<mask>` in either stands for `masks`, in order.
+    """A question and its answer.
 
     Attributes:
-        options: of a multiple choice, by their letters' order.
-        masks: indices into the record's regions.
-        pool: of prompts that say in which form to answer, None: the question stands as it is.
+        options: the options of a multiple-choice question, in the order of their letters.
+        masks: for each `<mask>` in question, options and answer, the index of its region.
+        pool: the pool of prompts that states the form of the answer; None: the question is asked unchanged.
     """
 
     question: str
@@ -212,17 +212,17 @@ class Dialogue:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """An image and all that is said of it.
+    """An image and its annotations.
 
     Attributes:
-        image: path as it goes into rows; None where there is none, or where it lies in an archive.
-        size: (h, w).
-        image_id: how its dataset calls it.
-        present: names of all classes that are in the image as far as its dataset tells; None: it does not tell.
-        absent: names that the dataset says are not; None: all that are not present.
-        incomplete_classes: names of classes of which the image may show more than the regions with a mask do, so that
-            nothing may be asked about all of them.
-        void: pixels of which the dataset does not say what they are.
+        image: its path, as written to samples; None if it is not a file of its own (it lies in an archive).
+        size: (h, w); None if the reader has no image size.
+        image_id: its id in the dataset.
+        present: the classes that the dataset annotates in this image; None: unknown.
+        absent: the classes that the dataset states to be absent; None: all that are not present.
+        incomplete_classes: the classes with objects that may have no mask here, so that no question may be about all
+            of them.
+        void: unlabelled pixels.
     """
 
     image: str | None
@@ -230,113 +230,121 @@ class Record:
     image_id: str
     regions: tuple[Region, ...] = ()
     queries: tuple[Query, ...] = ()
-    grounded: tuple[Grounded, ...] = ()
+    grounded_texts: tuple[GroundedText, ...] = ()
     dialogues: tuple[Dialogue, ...] = ()
     present: frozenset[str] | None = None
     absent: frozenset[str] | None = None
     incomplete_classes: frozenset[str] = frozenset()
-    void: MaskOf = None
+    void: RegionMask = None
     _encoded: dict[int, Any] = field(default_factory=dict, init=False, repr=False)
     _objects: list[int] = field(default_factory=list, init=False, repr=False)
 
     def objects(self, log: SkipLog) -> list[int]:
-        """Indices of the regions that are single objects with a mask; crowds are told to the log, once."""
+        """The indices of the regions that are single objects with a mask. The first call logs crowds as skipped."""
         if not self._objects and self.regions:
             for i, region in enumerate(self.regions):
                 if region.crowd:
-                    log.skip(CROWD, f"image {self.image_id}, region {region.id or i}")
+                    log.add(CROWD, f"image {self.image_id}, region {region.id or i}")
                 elif region.mask is not None and not region.stuff:
                     self._objects.append(i)
-            self._objects.append(-1)  # that it was done
+            self._objects.append(-1)  # marks that this was done
         return self._objects[:-1]
 
     def rle(self, index: int) -> Rle:
-        """The region's mask; rasterised once, however many rows speak of it.
+        """The region's mask, rasterised once.
 
         Raises:
-            BadEntry: it cannot be read, or has no pixels.
+            AnnotationError: it cannot be read, or has no pixels.
         """
         if index not in self._encoded:
             try:
-                self._encoded[index] = encode_region(self.regions[index].mask, self.size)
-            except BadEntry as error:
+                self._encoded[index] = region_to_rle(self.regions[index].mask, self.size)
+            except AnnotationError as error:
                 self._encoded[index] = error
         found = self._encoded[index]
-        if isinstance(found, BadEntry):
+        if isinstance(found, AnnotationError):
             raise found.with_traceback(None)
         return found
 
     def box(self, index: int) -> Box:
-        """The region's box, as annotated or else around its mask."""
+        """The region's box as annotated, clipped to the image, or else its mask's bounding box."""
         box = self.regions[index].box
         if box is None:
             x, y, w, h = coco.toBbox(self.rle(index)).tolist()
             return (x, y, x + w, y + h)
-        return checked_box(box, self.size)
+        return clip_box(box, self.size)
 
 
-def checked_box(box: Sequence[float], size: tuple[int, int] | None) -> Box:
-    """A box cut to its image.
+def class_names(regions: Sequence[Region]) -> frozenset[str]:
+    """The classes of some regions."""
+    return frozenset(region.category for region in regions if region.category)
+
+
+def clip_box(box: Sequence[float], size: tuple[int, int] | None) -> Box:
+    """Clip a box to its image.
 
     Raises:
-        BadEntry: not four numbers, or nothing of it is within the image.
+        AnnotationError: not four numbers, or nothing of it is within the image.
     """
     try:
         x1, y1, x2, y2 = (float(value) for value in box)
     except (TypeError, ValueError) as error:
-        raise BadEntry(BAD_BOX, f"got {abridged(box)}") from error
+        raise AnnotationError(BAD_BOX, f"got {abridged(box)}") from error
     if size is not None:
         h, w = size
         x1, x2, y1, y2 = max(x1, 0.0), min(x2, float(w)), max(y1, 0.0), min(y2, float(h))
     if not (x1 < x2 and y1 < y2):  # false for NaN as well
-        raise BadEntry(BAD_BOX, f"got {abridged(list(box))} in an image of (h, w) = {size}")
+        raise AnnotationError(BAD_BOX, f"got {abridged(list(box))} in an image of (h, w) = {size}")
     return x1, y1, x2, y2
 
 
-def encode_region(mask: MaskOf, size: tuple[int, int] | None) -> Rle:
-    """Compressed COCO RLE of a region.
+def region_to_rle(mask: RegionMask, size: tuple[int, int] | None) -> Rle:
+    """Rasterise a region's mask to compressed COCO RLE.
 
     Args:
         mask: see `Region`.
         size: (h, w) of the image; None: the mask's own.
     Raises:
-        BadEntry: unreadable, of another size, or without a pixel.
+        AnnotationError: unreadable, of another size, or without a pixel.
     """
     try:
-        rle = _encode(mask, size)
-    except BadEntry:
+        rle = _rasterise(mask, size)
+    except AnnotationError:
         raise
     except ValueError as error:
-        raise BadEntry(BAD_MASK, str(error)) from error
+        raise AnnotationError(BAD_MASK, str(error)) from error
     if not int(coco.area(rle)):
-        raise BadEntry(EMPTY_MASK, f"{type(mask).__name__} of (h, w) = {tuple(rle['size'])}")
+        raise AnnotationError(EMPTY_MASK, f"{type(mask).__name__} of (h, w) = {tuple(rle['size'])}")
     return rle
 
 
-def union(rles: Sequence[Rle], size: tuple[int, int]) -> Rle:
-    """RLE of all pixels of any; none gives an empty mask."""
-    if not rles:
-        return mask_to_rle(np.zeros(size, bool))
+def union_rles(rles: Sequence[Rle]) -> Rle:
+    """The union of one or more masks of the same size."""
     merged = coco.merge(list(rles))
     return {"size": list(merged["size"]), "counts": merged["counts"].decode("ascii")}
 
 
-def _encode(mask: MaskOf, size: tuple[int, int] | None) -> Rle:
+def _rasterise(mask: RegionMask, size: tuple[int, int] | None) -> Rle:
     if isinstance(mask, LabelMap):
         found = mask.mask()
     elif isinstance(mask, PixelPolygons):
+        if size is None:
+            raise ValueError("polygons have no size: expected size [h, w]")
         found = mask.mask(size)
     elif isinstance(mask, dict) and "polygons" in mask:
         own = mask.get("size") or size
         if own is None:
-            raise ValueError(f"polygons {abridged(mask['polygons'])} come without a size: expected size [h, w]")
+            raise ValueError(f"polygons {abridged(mask['polygons'])} have no size: expected size [h, w]")
         if size is not None and check_size(own) != tuple(size):
             raise ValueError(
                 f"polygons have size (h, w) = {tuple(own)}: expected {tuple(size)}, the size of their image"
             )
         return polygons_to_rle(mask["polygons"], own)
     elif isinstance(mask, dict) and "counts" in mask:
-        found = rle_to_mask(mask["counts"], mask.get("size", size))
+        own = mask.get("size", size)
+        if own is None:
+            raise ValueError("RLE has no size: expected size [h, w]")
+        found = rle_to_mask(mask["counts"], own)
     else:
         found = load_mask(mask)
     if size is not None and found.shape != tuple(size):
@@ -345,12 +353,12 @@ def _encode(mask: MaskOf, size: tuple[int, int] | None) -> Rle:
 
 
 def polygons_to_rle(polygons: Sequence[Sequence[float]], size: Sequence[int]) -> Rle:
-    """Union of COCO polygons [[x1, y1, x2, y2, …], …] as RLE, just as pycocotools fills them.
+    """The union of COCO polygons [[x1, y1, x2, y2, …], …] as RLE, filled as pycocotools fills them.
 
-    Points beyond the image are legal, up to an image's length away: what of the polygon lies within is kept.
+    Points may lie outside the image, by at most its width or height; the polygon is clipped.
 
     Raises:
-        ValueError: no polygons, or one that is no list of at least three points, or reaches farther than that.
+        ValueError: no polygons, fewer than three points in one, or points farther away.
     """
     h, w = check_size(size)
     if not isinstance(polygons, Sequence) or isinstance(polygons, str | bytes) or not polygons:
@@ -366,7 +374,7 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], size: Sequence[int]) ->
         checked.append(flat)
     points = np.concatenate(checked).reshape(-1, 2)
     (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-    # pycocotools walks along the sides in fifths of a pixel, counted by 32 bits: far points cost memory, or overflow.
+    # pycocotools samples the sides in steps of 1/5 pixel with 32-bit counters: far points cost memory, or overflow.
     far = not (x1 >= -w and y1 >= -h and x2 <= 2 * w and y2 <= 2 * h)  # true for NaN as well
     if far or max(x2, y2) > MAX_PIXELS:
         raise ValueError(f"polygons reach from ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}): expected 0 <= x <= {w}, y <= {h}")
@@ -375,11 +383,11 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], size: Sequence[int]) ->
     return {"size": [h, w], "counts": merged["counts"].decode("ascii")}
 
 
-def size_of(height: Any, width: Any) -> tuple[int, int]:
-    """(h, w) of an annotation's two fields; whole floats, as some exports write them, are taken.
+def parse_size(height: Any, width: Any) -> tuple[int, int]:
+    """(h, w) from two fields of an annotation; whole floats, which some exports write, are accepted.
 
     Raises:
-        BadEntry: not two positive integers.
+        AnnotationError: not two positive integers.
     """
     values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in (height, width)]
     try:
@@ -387,4 +395,4 @@ def size_of(height: Any, width: Any) -> tuple[int, int]:
             raise ValueError(f"got height {abridged(height)}, width {abridged(width)}")
         return check_size(values)
     except ValueError as error:
-        raise BadEntry(WRONG_SIZE, str(error)) from error
+        raise AnnotationError(WRONG_SIZE, str(error)) from error

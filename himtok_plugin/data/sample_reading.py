@@ -1,17 +1,16 @@
-"""Rows of a dataset with their masks as squares, read ahead by processes of their own.
+"""Reads the samples of a JSONL file and their masks as squares, in worker processes.
 
-Contract: order is kept, and so much is read ahead as keeps the processes busy, not more. A row that cannot be read
-becomes a rejected line instead of an error, so that whoever asked decides what that means. Rejected is what training
-would refuse: masks that cannot be read or have another size than the image, an image that is not there, placeholders
-that are not as many as masks.
-This module does not know models, torch and ms-swift: its processes import little, start quickly and stay small.
+Contract: the order of the samples is kept, and only a few of them are read ahead. A sample that cannot be read becomes
+a rejected line instead of an error, so that the caller decides what to do. Rejected is what training would refuse:
+masks that cannot be read or do not have the size of the image, missing images, a wrong number of placeholders. Workers
+import neither torch nor ms-swift, so that they start quickly and stay small.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -37,49 +36,53 @@ from .samples import (
     row_messages,
 )
 
-ROWS_PER_TASK = 8  # read at a time by a process; a row may hold a hundred masks, 64 kB each
-TASKS_AHEAD = 2  # per process: what it is reading, and what it goes on with
+SAMPLES_PER_BATCH = 8  # of a worker; a sample may have a hundred masks of 64 kB each
+BATCHES_AHEAD = 2  # per worker: the batch that it reads, and the next one
 ANSWERING_ROLES = ("assistant", "gpt")
-LONGEST_PATH = 2000  # ms-swift takes a longer text for an image in base64
+LONGEST_PATH = 2000  # ms-swift decodes longer strings as base64 images
 
 
 @dataclass(frozen=True)
-class ReadRow:
-    """A row that was read.
+class ReadSample:
+    """A sample that was read.
 
     Attributes:
-        line: its output, without `mask_codes`.
-        squares: fingerprints of its masks' squares; None for a line that is finished as it is.
+        line: its line of the output, without `mask_codes`.
+        squares: fingerprints of its masks' squares; None if the line gets no `mask_codes`.
     """
 
     line: bytes
     squares: list[bytes] | None = None
 
 
-Task = tuple[list[ReadRow], dict[bytes, np.ndarray]]  # rows, and every square that they speak of: uint8 (s, s)
+ReadBatch = tuple[list[ReadSample], dict[bytes, np.ndarray]]  # samples, fingerprint -> square, uint8 (s, s)
 
 
-def read_samples(lines: Iterator[tuple[int, bytes]], side: int, num_workers: int) -> Iterator[Task]:
-    """Rows of (number, line) in order, read ahead by `num_workers` processes; 0: by this one.
+def read_samples(lines: Iterator[tuple[int, bytes]], side: int, num_workers: int) -> Generator[ReadBatch, None, None]:
+    """Read samples in batches.
 
+    Args:
+        lines: (line number, line).
+        side: side of the squares.
+        num_workers: worker processes; 0: this process reads.
     Raises:
-        ChildProcessError: a process was killed.
+        ChildProcessError: a worker was killed.
     """
-    tasks = iter(lambda: list(islice(lines, ROWS_PER_TASK)), [])
-    yield from map_ordered(partial(_read_task, side=side), tasks, num_workers, TASKS_AHEAD)
+    batches = iter(lambda: list(islice(lines, SAMPLES_PER_BATCH)), [])
+    yield from map_ordered(partial(_read_batch, side=side), batches, num_workers, BATCHES_AHEAD)
 
 
-def _read_task(lines: Iterable[tuple[int, bytes]], side: int) -> Task:
+def _read_batch(lines: Iterable[tuple[int, bytes]], side: int) -> ReadBatch:
     squares: dict[bytes, np.ndarray] = {}
-    return [_read_row(number, line.strip(), side, squares) for number, line in lines], squares
+    return [_read_sample(number, line.strip(), side, squares) for number, line in lines], squares
 
 
-def _read_row(number: int, line: bytes, side: int, squares: dict[bytes, np.ndarray]) -> ReadRow:
-    """Read one row's masks into `squares`."""
+def _read_sample(number: int, line: bytes, side: int, squares: dict[bytes, np.ndarray]) -> ReadSample:
+    """Read one sample and add its squares to `squares`."""
     name = f"row {number}"
     try:
         if not line:
-            return ReadRow(line)
+            return ReadSample(line)
         try:
             row = parse_row(line)
         except ValueError as error:
@@ -87,26 +90,29 @@ def _read_row(number: int, line: bytes, side: int, squares: dict[bytes, np.ndarr
         masks = row_masks(row, name)
         _check_placeholders(row, len(masks or ()), name)
         if masks is None:
-            return ReadRow(line)
-        size = _image_size(row, name) if masks else None
+            return ReadSample(line)
+        size = _required_image_size(row, name) if masks else None
         loaded = load_squares(dict(enumerate(masks)), side, size, name)
     except ValueError as error:
         text = line.decode("utf-8", "backslashreplace")
         reject = json.dumps({"row": number, "error": str(error), "line": text}, ensure_ascii=False)
-        return ReadRow(REJECTED + reject.encode("utf-8", "backslashreplace"))
-    if CODES in row:  # of some other mask tokenizer, perhaps
+        return ReadSample(REJECTED + reject.encode("utf-8", "backslashreplace"))
+    if CODES in row:  # they may be another mask tokenizer's
         del row[CODES]
         line = json.dumps(row).encode()
     digests = [blake2b(square.tobytes(), digest_size=16).digest() for square in loaded]
     squares.update(zip(digests, loaded, strict=True))
-    return ReadRow(line, digests)
+    return ReadSample(line, digests)
 
 
 def _check_placeholders(row: dict[str, Any], masks: int, name: str) -> None:
-    """Refuse a row whose text speaks of masks, but not of as many as it has.
+    """Check that there are as many placeholders as masks.
 
-    Text without any placeholder is none of stage 1's business. A row without an answer may have more masks than
-    placeholders: those that reinforcement learning expects the answer to have.
+    Text without any placeholder is accepted, because stage 1 does not use it. A sample without an answer may have more
+    masks than placeholders: for reinforcement learning, the rest are the masks of the expected answer.
+
+    Raises:
+        ValueError: the numbers differ.
     """
     messages = row_messages(row)
     if messages is None:
@@ -115,7 +121,7 @@ def _check_placeholders(row: dict[str, Any], masks: int, name: str) -> None:
     else:
         texts, last = messages, messages[-1] if isinstance(messages, list) else None
         answered = isinstance(last, dict) and last.get("role", last.get("from")) in ANSWERING_ROLES
-    placeholders = sum(map(_count_placeholders, _texts(texts)))
+    placeholders = sum(map(_count_placeholders, _iter_texts(texts)))
     if placeholders > masks or (0 < placeholders < masks and answered):
         raise ValueError(
             f"{name}: messages hold {placeholders} {MASK_PLACEHOLDER}, masks holds {masks}: expected one mask for each"
@@ -126,37 +132,38 @@ def _count_placeholders(text: str) -> int:
     return count_placeholders(reference_placeholder_to_mask(text))
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All text of messages: strings, lists of them, and what dictionaries have as their content."""
+def _iter_texts(value: Any) -> Iterator[str]:
+    """All strings in messages, which may be strings, lists or dictionaries."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
         for part in value:
-            yield from _texts(part)
+            yield from _iter_texts(part)
     elif isinstance(value, dict):
         for key in TEXT_KEYS:
-            yield from _texts(value.get(key))
+            yield from _iter_texts(value.get(key))
 
 
-def _image_size(row: dict[str, Any], name: str) -> tuple[int, int] | None:
-    """(h, w) of the row's first image; None where there is none, or it is no file: a URL, or the image itself.
+def _required_image_size(row: dict[str, Any], name: str) -> tuple[int, int] | None:
+    """(h, w) of the row's first image; None without an image file: no image, a URL, or an image in base64.
 
     Raises:
-        ValueError: a file that cannot be read, so that nothing tells which size the masks should have.
+        ValueError: an image file that is missing or cannot be read, so that the size of the masks cannot be checked.
     """
     size = first_image_size(row)
-    path = _image_path(row) if size is None else None
+    path = _first_image_path(row) if size is None else None
     if path is not None:
-        reason = "no image that can be read" if os.path.exists(find_file(path)) else "no such file"
-        raise ValueError(f"{name}: images[0] {path!r:.200}: {reason}, expected the image that the masks are of")
+        reason = "not a readable image" if os.path.exists(find_file(path)) else "no such file"
+        raise ValueError(f"{name}: images[0] {path!r:.200}: {reason}, expected the image of the masks")
     return size
 
 
-def _image_path(row: dict[str, Any]) -> str | None:
-    """The first image's name if it is one of a file that can be looked for here, as ms-swift will."""
+def _first_image_path(row: dict[str, Any]) -> str | None:
+    """The first image's path; None if ms-swift would not read it as a file."""
     images = row.get("images") or row.get("image")
     first = images[0] if isinstance(images, list) else images
     if isinstance(first, dict):
         first = None if first.get("bytes") else first.get("path")
-    is_path = isinstance(first, str) and len(first) <= LONGEST_PATH and "://" not in first[:20]
-    return first if is_path and not first.startswith(("data:", "~")) else None
+    if not isinstance(first, str) or len(first) > LONGEST_PATH or "://" in first[:20]:
+        return None
+    return None if first.startswith(("data:", "~")) else first

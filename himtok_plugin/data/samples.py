@@ -1,9 +1,8 @@
-"""A dataset row: where its text stands, which masks it has and where they lie, what the mask tokenizer sees of them.
+"""Reads one sample of a dataset, a row of a JSONL file: its text, its masks, and their squares.
 
-Purpose: one reading of a row for training (`swift_integration/dataset.py`) and for `himtok tokenize`, so that
-codes made beforehand are those that the training step would have made.
-Contract: rows are plain dictionaries as they stand in a JSON lines file; nothing here changes one.
-This module does not know codes, text, torch and ms-swift; it is light enough for a process that only reads.
+Training and `himtok tokenize` read samples with these functions, so that codes made offline equal those of training.
+Contract: a row is a dictionary as in the JSONL file; nothing here changes it. Importing this module imports no torch,
+so that worker processes start quickly.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from himtok_plugin.masks.sources import load_mask, to_square
+from himtok_plugin.masks import load_mask, to_square
 from himtok_plugin.validation import abridged
 
 CODES = "mask_codes"  # column of codes made offline
-# Where ms-swift finds a row's text: the first of the message columns that is there, else all of the others.
+# Where ms-swift finds the text of a row: the first message column that is present, or else all of the others.
 MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
 HISTORY_COLUMN = "history"
 QUESTION_COLUMNS = ("query", "prompt", "instruction", "input", "question", "problem")
@@ -31,10 +30,10 @@ TEXT_KEYS = ("content", "value", "text")  # of a message, or of a part of one
 
 
 def parse_row(line: bytes) -> dict[str, Any]:
-    """A row of a JSON lines file.
+    """Parse a row of a JSONL file.
 
     Raises:
-        ValueError: no UTF-8, no JSON, or no object.
+        ValueError: not UTF-8, not JSON, or not an object.
     """
     try:
         row = json.loads(line.decode("utf-8"))
@@ -46,16 +45,15 @@ def parse_row(line: bytes) -> dict[str, Any]:
 
 
 def row_messages(row: Mapping[str, Any]) -> Any:
-    """The first of the message columns that says something; None where the plain columns are the row's text."""
+    """The first message column that is not empty; None if the text is in the plain columns."""
     return next((row[column] for column in MESSAGE_COLUMNS if row.get(column)), None)
 
 
 def row_masks(row: Mapping[str, Any], name: str = "row") -> list[Any] | None:
-    """The row's mask sources, as `masks.load_mask` takes them: its `masks`, or the reference's `mask`.
+    """The mask sources of a row, for `masks.load_mask`: its `masks`, or `mask` in the format of the paper's code.
 
     Args:
-        row: a row of a dataset.
-        name: how errors call it.
+        name: the row's name in errors.
     Returns:
         One source per mask; None for a row that has neither column.
     Raises:
@@ -66,11 +64,11 @@ def row_masks(row: Mapping[str, Any], name: str = "row") -> list[Any] | None:
         masks = row.get("mask")
     if masks is None:
         return None
-    return [without_nulls(mask) for mask in as_list(masks, f"{name}: masks")]
+    return [drop_nulls(mask) for mask in as_list(masks, f"{name}: masks")]
 
 
 def as_list(value: Any, name: str) -> list[Any]:
-    """A column's value as a list; a single path, RLE or dictionary of polygons is a list of one."""
+    """A column's value as a list; a single path, RLE or dictionary of polygons becomes a list of one."""
     if isinstance(value, (str, dict)):
         return [value]
     if not isinstance(value, (list, tuple)):
@@ -78,23 +76,25 @@ def as_list(value: Any, name: str) -> list[Any]:
     return list(value)
 
 
-def without_nulls(mask: Any) -> Any:
-    """Arrow gives every struct of a column the keys of all of them."""
+def drop_nulls(mask: Any) -> Any:
+    """Remove the null values that Arrow adds to a dictionary: all dictionaries of a column get the same keys."""
     return {key: value for key, value in mask.items() if value is not None} if isinstance(mask, dict) else mask
 
 
 def load_squares(sources: Mapping[int, Any], side: int, size: tuple[int, int] | None, name: str) -> np.ndarray:
-    """Read masks of a row.
+    """Load masks of a row as squares.
 
     Args:
         sources: index in `masks` -> source.
-        side: of the squares.
-        size: (h, w) that every mask must have, None: any.
-        name: how errors call the row.
+        side: side of the squares.
+        size: (h, w) that every mask must have; None: any.
+        name: the row's name in errors.
 
     Returns:
-        uint8 (m, s, s): squares of 8-bit pictures, a quarter of their float32 size on the way to the device, where
-        `.float() / 255` makes them what the mask tokenizer takes.
+        uint8 (m, s, s), which takes a quarter of the memory of float32 on the way to the device; there `.float() / 255`
+        gives the input of the mask tokenizer.
+    Raises:
+        ValueError: a mask that cannot be read, or of another size.
     """
     squares = np.zeros((len(sources), side, side), np.uint8)
     for square, (i, source) in zip(squares, sources.items(), strict=True):
@@ -106,7 +106,7 @@ def load_squares(sources: Mapping[int, Any], side: int, size: tuple[int, int] | 
 
 
 def find_file(source: Any) -> Any:
-    """A path by ms-swift's rule for images: a relative one is looked for in `ROOT_IMAGE_DIR`, if that is set."""
+    """Resolve a path by ms-swift's rule for images: a relative path is searched in `ROOT_IMAGE_DIR`, if that is set."""
     root = os.environ.get("ROOT_IMAGE_DIR")
     if not isinstance(source, str) or not root or os.path.isabs(source) or os.path.exists(source):
         return source
@@ -114,11 +114,11 @@ def find_file(source: Any) -> Any:
 
 
 def first_image_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(h, w) of the row's first image, read off its header.
+    """(h, w) of the row's first image, from its header.
 
     Returns:
-        None for a row without images, and for an image that cannot be opened as a file here: a URL, or one that lies
-        on another machine. Training, which needs the image itself, names those.
+        None for a row without images, and for an image that is not a readable file, such as a URL. Training, which
+        needs the image itself, raises an error for those.
     """
     images = row.get("images") or row.get("image")
     first = images[0] if isinstance(images, list) else images

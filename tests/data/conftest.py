@@ -1,4 +1,4 @@
-"""Fixtures of the converters' tests."""
+"""The fixture of all tests of `himtok prepare`."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Tiny datasets as they lie on disk, written by the tests themselves, and readings of their masks by other code."""
+"""Writes tiny datasets, and decodes their masks with other code than the package's."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from himtok_plugin.data.records import SkipLog
 
 
 def write_image(path, size=(48, 64), seed=0, orientation=None):
-    """A picture of noise; `orientation` is what its EXIF says, None: it has none."""
+    """An image of noise; `orientation` is that of its EXIF data, None: no EXIF data."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
     exif = Image.Exif()
@@ -51,7 +51,7 @@ def polygon(seed=0, size=(48, 64)):
 
 
 def by_pycocotools(segmentation, size):
-    """A COCO segmentation as pycocotools' own COCO class reads it: bool (h, w)."""
+    """A COCO segmentation as pycocotools' COCO class decodes it: bool (h, w)."""
     h, w = size
     if isinstance(segmentation, list):
         rle = coco.merge(coco.frPyObjects(segmentation, h, w))
@@ -63,7 +63,7 @@ def by_pycocotools(segmentation, size):
 
 
 def uncompressed(mask):
-    """COCO's runs as a list, made by hand."""
+    """Uncompressed COCO RLE."""
     flat = mask.T.ravel()
     changes = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
@@ -96,9 +96,9 @@ def coco_annotation(id, image_id, segmentation, size=(48, 64), category_id=1, **
 
 
 def records(name, root, split=None, **more):
-    """What a dataset's reader reads, without rows; what it skips is not looked at."""
+    """The records of a dataset; skipped annotations are ignored."""
     source = Source(name, root, split or FORMATS[name].splits[0], **more)
     log = SkipLog()
     reader = open_reader(source)
-    for task in reader.tasks(log):
-        yield from reader.records(task, log)
+    for item in reader.list_items(log):
+        yield from reader.read_records(item, log)

@@ -1,4 +1,4 @@
-"""Mixtures keep their ratios, follow from their seed, and say what is wrong with them."""
+"""Mixtures: ratios, repeated parts, order, faults in the YAML."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ from on_disk import coco_annotation, coco_file, polygon, read_rows, write_image,
 
 @pytest.fixture
 def parts(tmp_path):
-    """A dataset of 40 rows for `masks`, and a file of 10 rows."""
+    """A dataset of 40 samples, and a file of 10."""
     images = [{"id": i, "file_name": f"{i}.png", "height": 48, "width": 64} for i in range(40)]
     annotations = [coco_annotation(i, i, [polygon(i)]) for i in range(40)]
     write_json(tmp_path / "own" / "annotations.json", coco_file(images, annotations))
@@ -44,7 +44,7 @@ def kinds(rows):
     return Counter("mine" if "number" in row else "dataset" for row in rows)
 
 
-def test_ratios_hold_and_no_row_is_taken_twice(mix):
+def test_ratios_hold_and_no_sample_is_repeated(mix):
     rows, summary = mix(f"rows: 20\nparts: [{DATASET % 3}, {{rows: mine.jsonl, ratio: 1}}]")
     assert kinds(rows) == {"dataset": 15, "mine": 5} and summary["rows"] == 20
     assert len({json.dumps(row) for row in rows}) == 20
@@ -62,7 +62,7 @@ def test_a_part_may_be_repeated(mix):
     assert set(Counter(row["number"] for row in rows if "number" in row).values()) == {2, 3}
 
 
-def test_order_follows_from_the_seed(mix):
+def test_the_seed_decides_the_order(mix):
     text = f"parts: [{DATASET % 1}, {{rows: mine.jsonl}}]"
     first, again, other = mix(text)[0], mix(text)[0], mix(text, "--seed", 5)[0]
     assert first == again != other

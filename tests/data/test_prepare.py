@@ -1,6 +1,5 @@
-"""The runner: the same rows for any number of processes, limits, seeds, what is left behind; JSON by places."""
+"""`himtok prepare`: the same samples for any number of processes, limits, seeds, failed runs."""
 
-import json
 import random
 import subprocess
 import sys
@@ -8,10 +7,9 @@ import sys
 import pytest
 from on_disk import coco_annotation, coco_file, polygon, read_rows, write_image, write_json
 
-from himtok_plugin.data.byte_ranges import Ranges, group_number, walk
 from himtok_plugin.data.catalog import FORMATS
 from himtok_plugin.data.formats.reader import Source
-from himtok_plugin.data.prepare import Job
+from himtok_plugin.data.prepare import PrepareJob
 from himtok_plugin.data.tasks import TASKS, TaskOptions
 
 
@@ -32,33 +30,33 @@ def root(tmp_path_factory):
 ALL_TASKS = [argument for name in TASKS for argument in ("--task", f"{name}=0.7")]
 
 
-def test_rows_do_not_depend_on_the_number_of_processes(root, prepare):
+def test_samples_do_not_depend_on_the_number_of_processes(root, prepare):
     alone = prepare("coco", root, *ALL_TASKS)
     two = prepare("coco", root, *ALL_TASKS, "--num_workers", 2)
     assert alone[0] == two[0] and len(alone[0]) > 100
     assert alone[1] | {"seconds": 0} == two[1] | {"seconds": 0}
 
 
-def test_a_dataset_without_anything_is_an_error_not_an_empty_file(tmp_path, prepare):
+def test_an_empty_dataset_is_an_error_and_leaves_no_file(tmp_path, prepare):
     write_json(tmp_path / "annotations" / "instances_train2017.json", coco_file([], [], ((1, "dog"),)))
     error = prepare("coco", tmp_path, status=2)
-    assert "holds nothing of split 'train'" in error
+    assert "has no images of the split 'train'" in error
 
 
-def test_reason_seg_is_evaluated_with_the_first_text_unless_asked_otherwise(tmp_path):
+def test_reason_seg_is_evaluated_with_the_first_text_by_default(tmp_path):
     def sentences(name, split, **options):
-        return Job(Source(name, tmp_path, split), options=TaskOptions(**options)).options.sentences
+        return PrepareJob(Source(name, tmp_path, split), options=TaskOptions(**options)).options.sentences
 
     assert [sentences("reasonseg", split) for split in ("train", "val", "test")] == ["each", "first", "first"]
     assert sentences("refcoco", "val") == "each" and sentences("reasonseg", "val", sentences="joined") == "joined"
 
 
-def test_rows_follow_from_the_seed(root, prepare):
+def test_the_seed_decides_the_samples(root, prepare):
     first, again, other = (prepare("coco", root, *ALL_TASKS, "--seed", seed)[0] for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_a_limit_takes_images_by_the_seed_and_a_smaller_one_is_the_beginning_of_a_larger_one(root, prepare):
+def test_a_limit_draws_random_images_and_a_smaller_limit_gives_a_prefix(root, prepare):
     ten, thirty = (prepare("coco", root, "--limit", n, "--task", "box_to_mask")[0] for n in (10, 30))
     assert len(ten) == 10 and len(thirty) == 30 and thirty[:10] == ten
     whole = prepare("coco", root, "--task", "box_to_mask")[0]
@@ -94,7 +92,7 @@ def test_a_failed_run_leaves_the_old_file_and_nothing_else(root, himtok, tmp_pat
     assert code == 2 and out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
 
 
-def test_what_was_skipped_is_listed_and_forgotten_by_a_better_run(root, himtok, tmp_path):
+def test_skipped_annotations_are_listed_and_a_run_without_any_deletes_the_list(root, himtok, tmp_path):
     out = tmp_path / "rows.jsonl"
     arguments = ("prepare", "coco", "--root", root, out, "--num_workers", 0)
     code, _, error = himtok(*arguments, "--task", "segment_instances", "--images", tmp_path)
@@ -104,7 +102,7 @@ def test_what_was_skipped_is_listed_and_forgotten_by_a_better_run(root, himtok, 
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_named_annotations_and_images_are_used(root, prepare, tmp_path):
+def test_given_annotations_and_images_are_used(root, prepare, tmp_path):
     moved = tmp_path / "elsewhere.json"
     moved.write_bytes((root / "annotations" / "instances_train2017.json").read_bytes())
     rows, _, _ = prepare("coco", tmp_path, "--annotations", moved, "--images", root / "train2017", "--task", "masks")
@@ -118,7 +116,7 @@ def test_every_command_has_help(himtok, name):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_reader_of_the_catalog_is_there_and_names_what_it_misses(name, prepare, tmp_path):
+def test_every_reader_of_the_catalog_exists_and_names_missing_files(name, prepare, tmp_path):
     assert FORMATS[name].reader_class()
     assert all(task in TASKS for task in FORMATS[name].tasks)
     error = prepare(name, tmp_path, status=2)
@@ -136,7 +134,7 @@ def test_help_imports_nothing_heavy():
     assert result.returncode == 0 and "refcoco" in result.stdout, result.stderr
 
 
-def test_converting_imports_neither_torch_nor_swift(root, tmp_path):
+def test_conversion_imports_neither_torch_nor_swift(root, tmp_path):
     code = (
         "import sys; from himtok_plugin import cli\n"
         f"arguments = ['--root', {str(root)!r}, {str(tmp_path / 'o.jsonl')!r}, '--num_workers', '0']\n"
@@ -146,63 +144,3 @@ def test_converting_imports_neither_torch_nor_swift(root, tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-
-
-# ----- JSON by places
-
-
-def random_json(rng, depth=3):
-    kind = rng.randrange(8 if depth else 6)
-    if kind == 6:
-        return [random_json(rng, depth - 1) for _ in range(rng.randrange(4))]
-    if kind == 7:
-        return {f'k{i}"\\é': random_json(rng, depth - 1) for i in range(rng.randrange(4))}
-    return rng.choice(
-        [None, True, rng.randrange(10**9), rng.random() * 1e9, 'a"b\\c\n', "größe {[", "", -0.5, "\u2028"]
-    )
-
-
-@pytest.mark.parametrize("ascii", [True, False])
-@pytest.mark.parametrize("indent", [None, 2])
-def test_walk_finds_every_element_at_its_place(tmp_path, monkeypatch, ascii, indent):
-    path = tmp_path / "a.json"
-    for seed in range(25):
-        rng = random.Random(seed)
-        monkeypatch.setattr("himtok_plugin.data.byte_ranges.CHUNK", rng.choice([1, 3, 17, 1000]))
-        content = {f"key {i}": random_json(rng) for i in range(5)} if seed % 2 else [random_json(rng) for _ in range(5)]
-        data = json.dumps(content, ensure_ascii=ascii, indent=indent).encode()
-        path.write_bytes(b"\xef\xbb\xbf" * (seed % 3 == 0) + data + b"\n")
-        whole = path.read_bytes()
-        found = {} if seed % 2 else []
-        for key, begin, length, _ in walk(path):
-            value = json.loads(whole[begin : begin + length]) if length else None
-            if seed % 2:
-                key = key.encode("latin-1", "ignore").decode()
-                if isinstance(content[key], list):
-                    found.setdefault(key, []).extend([value] if length else [])
-                else:
-                    found[key] = value
-            else:
-                found.append(value)
-        assert found == content
-
-
-@pytest.mark.parametrize(
-    "data", [b'{"a": [1, 2', b'{"a"', b'{"a": ', b"[1, 2,", b'["a', b"{a: 1}", b'{"a": [1 2]}', b"[nul]"]
-)
-def test_walk_refuses_what_is_no_json(tmp_path, data):
-    path = tmp_path / "a.json"
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match="a.json: is not JSON at byte"):
-        list(walk(path))
-
-
-def test_ranges_group_and_forget():
-    ranges = Ranges()
-    for i, group in enumerate((5, "x", 5, 7, "x")):
-        ranges.add(group, i * 10, i)
-    assert (
-        ranges.of(5) == [(0, 0), (20, 2)] and ranges.of(group_number("x")) == [(10, 1), (40, 4)] and ranges.of(6) == []
-    )
-    ranges.drop([0])
-    assert ranges.of(5) == [(20, 2)] and len(ranges) == 4 and Ranges().of(1) == []

@@ -1,1 +1,1 @@
-"""`himtok prepare check`: what can be wrong with a file of samples, and the page that shows samples to a person."""
+"""`himtok prepare check`: finds faults in files of samples, and writes a page that shows samples."""

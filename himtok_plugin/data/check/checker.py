@@ -1,10 +1,9 @@
-"""Files of rows checked before a training relies on them: `himtok prepare check`.
+"""Checks a file of samples before a training run: `himtok prepare check`.
 
-Purpose: find what would stop or spoil a run (masks of another size, placeholders that do not fit, missing images),
-count images that training and evaluation share, and draw samples to look at.
-Contract: rows are read in several processes and forgotten; 16 bytes per row and image stay. A row with several faults
-counts as one bad row and several faults.
-Does not know what can be wrong with a row (`row_faults.py`) nor how rows were made; ms-swift and torch are not needed.
+It finds what would stop or spoil the run (masks of the wrong size, wrong numbers of placeholders, missing images),
+counts the images that training and evaluation have in common, and draws random samples for a page.
+Contract: samples are read in worker processes and not kept; 16 bytes per sample and image stay in memory. A sample with
+several faults counts as one bad sample and several faults.
 """
 
 from __future__ import annotations
@@ -18,30 +17,31 @@ from pathlib import Path
 
 import numpy as np
 
-from himtok_plugin.data.prepare import replacing
+from himtok_plugin.data.prepare import atomic_write
 from himtok_plugin.data.samples import parse_row
 from himtok_plugin.jobs.worker_pool import map_ordered
 
-from .findings import RowCheck, image_ids
+from .findings import CheckedSample, SampleChecker, image_ids
 
 LINES_PER_CALL = 64
-EXAMPLES = 20  # bad rows that are listed; all of them are counted
+MAX_EXAMPLES = 20  # faults that are listed; all are counted
 
-OnBytes = Callable[[int, int], None]  # bytes read, bytes in all
+OnBytes = Callable[[int, int], None]  # (bytes read, bytes in total)
 
 
 @dataclass
 class CheckReport:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        rows, masks, boxes, empty: of the file; empty are rows without a mask.
-        images: different ones.
-        bad_rows: with at least one fault.
-        faults: kind -> how often.
-        examples: (row, kind, what), the first ones.
-        repeated: rows that stand in the file before already.
-        leaks: name of an evaluation file or split -> {images, rows} of this file that are in it, too.
+        rows, masks, boxes: their numbers in the file.
+        empty: samples without a mask.
+        images: different images.
+        bad_rows: samples with at least one fault.
+        faults: kind -> number.
+        examples: (row, kind, description) of the first faults.
+        repeated: samples that equal an earlier one.
+        leaks: evaluation file or split -> {images, rows} of this file that are in it, too.
     """
 
     rows: int = 0
@@ -56,11 +56,12 @@ class CheckReport:
     leaks: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
-    def clean(self) -> bool:
+    def is_clean(self) -> bool:
+        """Whether there are neither faults nor repeated samples nor leaks."""
         return not (self.bad_rows or self.repeated or any(leak["rows"] for leak in self.leaks.values()))
 
 
-def check(
+def check_file(
     path: Path,
     against: Sequence[Path] = (),
     *,
@@ -73,16 +74,16 @@ def check(
     without_leaks: Path | None = None,
     on_progress: OnBytes | None = None,
 ) -> CheckReport:
-    """Check a file of rows.
+    """Check a file of samples.
 
     Args:
-        against: files of rows for evaluation, whose images are not to be in `path`.
-        root: where relative images and masks start from; None: the working directory.
-        strict: stop at the first bad row.
-        html: a page of sample rows to look at, `samples` of them drawn by `seed`.
-        without_leaks: gets the rows that show no image of `against`.
+        against: evaluation files, whose images must not be in `path`.
+        root: folder of relative images and masks; None: the working directory.
+        strict: stop at the first bad sample.
+        html: where to write a page with `samples` random samples, drawn with `seed`.
+        without_leaks: where to write the samples without an image of `against`.
     Raises:
-        ValueError: a bad row in a strict run, or a file without rows.
+        ValueError: a bad sample in a strict run, or a file without samples.
         OSError: files that cannot be read.
     """
     report, images, digests = CheckReport(), array("Q"), array("q")
@@ -90,31 +91,31 @@ def check(
     drawn = _Reservoir(samples if html is not None else 0, seed)
     faults: Counter[str] = Counter()
     number = 0
-    for lines, checked, consumed in _checked_blocks(path, root, num_workers):
-        for line, row in zip(lines, checked, strict=True):
+    for lines, checked, consumed in _check_blocks(path, root, num_workers):
+        for line, sample in zip(lines, checked, strict=True):
             number += 1
-            if row is None:
+            if sample is None:
                 continue
             report.rows += 1
-            report.masks += row.masks
-            report.boxes += row.boxes
-            report.empty += not row.masks
-            report.bad_rows += bool(row.faults)
-            for kind, what in row.faults:
+            report.masks += sample.masks
+            report.boxes += sample.boxes
+            report.empty += not sample.masks
+            report.bad_rows += bool(sample.faults)
+            for kind, what in sample.faults:
                 if strict:
                     raise ValueError(f"{path}: row {number}: {what}")
                 faults[kind] += 1
-                if len(report.examples) < EXAMPLES:
+                if len(report.examples) < MAX_EXAMPLES:
                     report.examples.append((number, kind, what))
-            digests.append(row.digest)
-            images.extend(row.images)
-            row_of_image.extend([number] * len(row.images))
-            splits.setdefault("train" if row.made_for_training else row.split, array("Q")).extend(row.images)
+            digests.append(sample.digest)
+            images.extend(sample.images)
+            row_of_image.extend([number] * len(sample.images))
+            splits.setdefault("train" if sample.made_for_training else sample.split, array("Q")).extend(sample.images)
             drawn.offer(number, line)
         if on_progress is not None:
             on_progress(*consumed)
     if not report.rows:
-        raise ValueError(f"{path}: holds no rows")
+        raise ValueError(f"{path}: has no rows")
     report.faults = dict(faults.most_common())
     ids = np.array(images, dtype=np.uint64)
     report.images = len(np.unique(ids))
@@ -122,7 +123,7 @@ def check(
     report.leaks |= _leaks_within(splits)
     leaked_rows = _leaks_against(against, root, ids, np.array(row_of_image, dtype=np.uint64), report)
     if without_leaks is not None:
-        _write_others(path, leaked_rows, without_leaks)
+        _write_rest(path, leaked_rows, without_leaks)
     if html is not None:
         from .page import write_sample_page
 
@@ -131,7 +132,7 @@ def check(
 
 
 def _leaks_within(splits: dict[str, array]) -> dict[str, dict[str, int]]:
-    """Of a file that holds rows of a training and of evaluation splits, by the latter's names."""
+    """Leaks between the training split and the evaluation splits of one file."""
     leaks = {}
     trained = np.array(splits["train"], dtype=np.uint64)
     for name in sorted(splits.keys() - {"train"}):
@@ -144,9 +145,10 @@ def _leaks_within(splits: dict[str, array]) -> dict[str, dict[str, int]]:
 def _leaks_against(
     against: Sequence[Path], root: Path | None, ids: np.ndarray, row_of_image: np.ndarray, report: CheckReport
 ) -> np.ndarray:
+    """Add the leaks to the report; returns the numbers of the samples with an image of an evaluation file."""
     leaked = np.zeros(0, np.uint64)
     for other in against:
-        theirs = np.array(array("Q", _images_of(other, root)), dtype=np.uint64)
+        theirs = np.array(array("Q", _iter_image_ids(other, root)), dtype=np.uint64)
         shared = np.isin(ids, theirs)
         rows = np.unique(row_of_image[shared])
         report.leaks[str(other)] = {"images": len(np.unique(ids[shared])), "rows": len(rows)}
@@ -154,7 +156,7 @@ def _leaks_against(
     return leaked
 
 
-def _images_of(path: Path, root: Path | None) -> Iterator[int]:
+def _iter_image_ids(path: Path, root: Path | None) -> Iterator[int]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -164,18 +166,20 @@ def _images_of(path: Path, root: Path | None) -> Iterator[int]:
                     raise ValueError(f"{path}: row {number}: {error}") from error
 
 
-def _write_others(path: Path, leaked_rows: np.ndarray, out: Path) -> None:
+def _write_rest(path: Path, leaked_rows: np.ndarray, out: Path) -> None:
     if out.exists() and out.samefile(path):
         raise ValueError(f"--without_leaks is {str(out)!r}, the input itself: expected another file")
     leaked = set(leaked_rows.tolist())
-    with open(path, "rb") as file, replacing(out) as kept:
+    with open(path, "rb") as file, atomic_write(out) as kept:
         for number, line in enumerate(file, 1):
             if number not in leaked and line.strip():
                 kept.write(line.rstrip(b"\r\n") + b"\n")
 
 
-def _checked_blocks(path: Path, root: Path | None, num_workers: int) -> Iterator:
-    """(lines, what was found in each, (bytes read, bytes in all))"""
+def _check_blocks(
+    path: Path, root: Path | None, num_workers: int
+) -> Iterator[tuple[list[bytes], list[CheckedSample | None], tuple[int, int]]]:
+    """Yield (lines, result for each line or None for an empty one, (bytes read, bytes in total))."""
     total = path.stat().st_size
     waiting: list[tuple[list[bytes], int]] = []
 
@@ -187,13 +191,13 @@ def _checked_blocks(path: Path, root: Path | None, num_workers: int) -> Iterator
                 waiting.append((lines, at))
                 yield lines
 
-    for checked in map_ordered(RowCheck(root), blocks(), num_workers):
+    for checked in map_ordered(SampleChecker(root), blocks(), num_workers):
         lines, at = waiting.pop(0)
         yield lines, checked, (at, total)
 
 
 class _Reservoir:
-    """Some lines of many, each with the same chance (Vitter's algorithm R)."""
+    """A uniform random sample of lines (Vitter's algorithm R)."""
 
     def __init__(self, size: int, seed: int) -> None:
         self._size, self._rng, self._seen = size, random.Random(f"{seed}/samples"), 0

@@ -1,7 +1,7 @@
-"""One row of a file that a training is to rely on: what is wrong with it, what it shows, and what it says.
+"""Checks one sample: its faults, its images, and the text of its messages.
 
-Contract: `RowCheck` is sent to processes, and looks at lines. Images are the same if their names are COCO's for one id,
-whatever release and folder, or else if their paths are. Does not know files of rows; ms-swift and torch are not needed.
+Contract: a `SampleChecker` is sent to worker processes and checks lines. Two images are the same if their names have
+the same COCO id, whatever release and folder, or else if their paths are equal.
 """
 
 from __future__ import annotations
@@ -31,21 +31,31 @@ from himtok_plugin.mask_text import (
     MASK_PLACEHOLDER,
     reference_placeholder_to_mask,
 )
+from himtok_plugin.masks import load_mask
 from himtok_plugin.masks.run_lengths import Runs
-from himtok_plugin.masks.sources import load_mask
 from himtok_plugin.validation import abridged
+
+Faults = list[tuple[str, str]]  # (kind, description)
 
 KNOWN_ROLES = ("system", "user", "assistant", "tool", "tool_call", "tool_response")
 _FROM = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-# "COCO_train2014_000000581857_16.jpg" and "000000581857.jpg" are one image.
+# "COCO_train2014_000000581857_16.jpg" and "000000581857.jpg" are the same image.
 _COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})(?:_\d+)?$")
 
 
 @dataclass(frozen=True)
-class CheckedRow:
-    """What a process says of one row."""
+class CheckedSample:
+    """The result for one sample.
 
-    faults: list[tuple[str, str]]
+    Attributes:
+        masks, boxes: their numbers.
+        images: an id of each image.
+        digest: a hash of the line.
+        split: "dataset:split", from the column `source`.
+        made_for_training: whether its split is one for training.
+    """
+
+    faults: Faults
     masks: int
     boxes: int
     images: list[int]
@@ -54,49 +64,54 @@ class CheckedRow:
     made_for_training: bool
 
 
-class RowCheck:
-    """What a process does with some lines."""
+class SampleChecker:
+    """Checks lines of a file of samples; called in worker processes.
+
+    Args:
+        root: folder of relative images and masks; None: the working directory.
+    """
 
     def __init__(self, root: Path | None) -> None:
         self._root = root
 
-    def __call__(self, lines: list[bytes]) -> list[CheckedRow | None]:
+    def __call__(self, lines: list[bytes]) -> list[CheckedSample | None]:
         return [self._check(line) if line.strip() else None for line in lines]
 
-    def _check(self, line: bytes) -> CheckedRow:
+    def _check(self, line: bytes) -> CheckedSample:
         digest = int.from_bytes(blake2b(line.strip(), digest_size=8).digest(), signed=True)
         try:
             row = parse_row(line)
         except ValueError as error:
-            return CheckedRow([("not JSON", str(error))], 0, 0, [], digest, "", True)
-        faults: list[tuple[str, str]] = []
+            return CheckedSample([("not JSON", str(error))], 0, 0, [], digest, "", True)
+        faults: Faults = []
         try:
             masks = row_masks(row) or []
         except ValueError as error:
             masks = []
             faults.append(("masks", str(error)))
-        boxes = self._boxes(row, faults)
-        self._text(row, masks, boxes, faults)
-        size = self._images(row, faults)
-        self._masks(masks, "masks", size, faults)
+        boxes = self._check_boxes(row, faults)
+        self._check_text(row, masks, boxes, faults)
+        size = self._check_images(row, faults)
+        self._check_masks(masks, "masks", size, faults)
         try:
             ignored = as_list(row["ignore"], "ignore") if row.get("ignore") is not None else []
         except ValueError as error:
             ignored = []
             faults.append(("masks", str(error)))
-        self._masks(ignored, "ignore", size, faults)
+        self._check_masks(ignored, "ignore", size, faults)
         codes = row.get(CODES)
         if codes is not None and (not isinstance(codes, list) or len(codes) != len(masks)):
             faults.append(("codes", f"{CODES} is {abridged(codes)}: expected one list for each of {len(masks)} masks"))
-        source = row.get("source") if isinstance(row.get("source"), dict) else {}
+        source = row.get("source")
+        source = source if isinstance(source, dict) else {}
         split = str(source.get("split", ""))
         name = f"{source.get('dataset', '')}:{split}"
         for_training = split in ("", "all") or split.startswith("train")
-        return CheckedRow(faults, len(masks), len(boxes), image_ids(row, self._root), digest, name, for_training)
+        return CheckedSample(faults, len(masks), len(boxes), image_ids(row, self._root), digest, name, for_training)
 
-    def _text(self, row: dict, masks: list, boxes: list, faults: list[tuple[str, str]]) -> None:
+    def _check_text(self, row: dict[str, Any], masks: list, boxes: list, faults: Faults) -> None:
         try:
-            messages = messages_of(row)
+            messages = parse_messages(row)
         except ValueError as error:
             faults.append(("messages", str(error)))
             return
@@ -107,18 +122,18 @@ class RowCheck:
         if all(role != "assistant" for role, _ in messages):
             faults.append(("messages", "no message of the assistant"))
         text = "".join(content for _, content in messages)
-        images = as_images(row)
+        images = row_images(row)
         for mark, expected, held in (
             (MASK_PLACEHOLDER, len(masks), "masks"),
             (BOX_PLACEHOLDER, len(boxes), "objects.bbox"),
             (IMAGE_PLACEHOLDER, len(images), "images"),
         ):
             count = text.count(mark)
-            left_out = mark == IMAGE_PLACEHOLDER and count == 0  # ms-swift puts them in front itself
-            if count != expected and not left_out:
+            is_implied = mark == IMAGE_PLACEHOLDER and count == 0  # ms-swift adds missing <image> in front
+            if count != expected and not is_implied:
                 faults.append(("placeholders", f"messages hold {count} {mark}, {held} holds {expected}"))
 
-    def _boxes(self, row: dict, faults: list[tuple[str, str]]) -> list:
+    def _check_boxes(self, row: dict[str, Any], faults: Faults) -> list:
         objects = row.get("objects")
         boxes = objects.get("bbox", []) if isinstance(objects, dict) else []
         if objects is not None and (not isinstance(objects, dict) or not isinstance(boxes, list)):
@@ -132,71 +147,74 @@ class RowCheck:
                 faults.append(("boxes", f"objects.bbox[{i}] is {abridged(box)}: expected x1 < x2, y1 < y2"))
         return boxes
 
-    def _images(self, row: dict, faults: list[tuple[str, str]]) -> tuple[int, int] | None:
-        """(h, w) of the first image."""
+    def _check_images(self, row: dict[str, Any], faults: Faults) -> tuple[int, int] | None:
+        """Check the images; returns (h, w) of the first one."""
         first = None
-        for i, image in enumerate(as_images(row)):
+        for i, image in enumerate(row_images(row)):
             if not isinstance(image, str):
                 faults.append(("images", f"images[{i}] is {abridged(image)}: expected a path"))
                 continue
             if "://" in image or image.startswith("data:"):
                 continue
             try:
-                with Image.open(located(image, self._root)) as opened:
+                with Image.open(join_root(image, self._root)) as opened:
                     size = (opened.height, opened.width)
             except Exception as error:  # PIL's readers raise nearly anything on damaged files
                 reason = " ".join(str(error).split()) or type(error).__name__
                 faults.append(("images", f"images[{i}] {image!r} cannot be read ({reason})"))
                 continue
             first = size if i == 0 else first
-            if i == 0 and not _is_relative(row):
-                self._within(row, size, faults)
+            if i == 0 and not _has_relative_boxes(row):
+                self._check_boxes_within(row, size, faults)
         return first
 
-    def _within(self, row: dict, size: tuple[int, int], faults: list[tuple[str, str]]) -> None:
+    def _check_boxes_within(self, row: dict[str, Any], size: tuple[int, int], faults: Faults) -> None:
         objects = row.get("objects")
         boxes = objects.get("bbox") if isinstance(objects, dict) else None
         ends = (size[1], size[0]) * 2
         for box in boxes if isinstance(boxes, list) else ():
             numbers = isinstance(box, list) and all(isinstance(value, int | float) for value in box)
-            # A pixel more: conventions differ in whether the end belongs to a box.
+            # One pixel of tolerance: conventions differ in whether the end of a box is inclusive.
             if numbers and not all(-1 <= value <= end + 1 for value, end in zip(box, ends, strict=False)):
-                faults.append(("boxes", f"box {abridged(box)} reaches beyond its image of (h, w) = {size}"))
+                faults.append(("boxes", f"box {abridged(box)} extends beyond its image of (h, w) = {size}"))
 
-    def _masks(self, masks: list, name: str, size: tuple[int, int] | None, faults: list[tuple[str, str]]) -> None:
+    def _check_masks(self, masks: list, name: str, size: tuple[int, int] | None, faults: Faults) -> None:
         for i, mask in enumerate(masks):
             try:
                 if isinstance(mask, dict) and set(mask) >= {"counts", "size"}:
                     runs = Runs.from_rle(mask)
                     found, area = runs.size, runs.area
                 else:
-                    pixels = load_mask(located(mask, self._root))
+                    pixels = load_mask(join_root(mask, self._root))
                     found, area = pixels.shape, int(pixels.sum())
             except (ValueError, TypeError, KeyError) as error:
                 faults.append(("masks", f"{name}[{i}]: {error}"))
                 continue
             if size is not None and tuple(found) != size:
-                faults.append(("masks", f"{name}[{i}] has (h, w) = {tuple(found)}: expected {size}, as its image"))
+                faults.append(
+                    ("masks", f"{name}[{i}] has (h, w) = {tuple(found)}: expected {size}, the size of its image")
+                )
             if not area:
                 faults.append(("masks", f"{name}[{i}] has no pixels"))
 
 
-def _is_relative(row: dict) -> bool:
-    """Whether boxes count in shares of the image."""
+def _has_relative_boxes(row: dict[str, Any]) -> bool:
+    """Whether boxes are in relative coordinates."""
     objects = row.get("objects")
     return isinstance(objects, dict) and objects.get("bbox_type") == "norm1"
 
 
-def messages_of(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """(role, text) of a row's messages, ms-swift's or the reference's, with `<mask>` where masks stand.
+def parse_messages(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """(role, text) of a sample's messages, in ms-swift's format or that of the paper's code, with `<mask>` for masks.
 
     Raises:
-        ValueError: of another form.
+        ValueError: neither of these formats.
     """
     messages = row_messages(row)
     if messages is None:
         columns = ("user", QUESTION_COLUMNS), ("assistant", ANSWER_COLUMNS)
-        history = row.get(HISTORY_COLUMN) if isinstance(row.get(HISTORY_COLUMN), list) else []
+        history = row.get(HISTORY_COLUMN)
+        history = history if isinstance(history, list) else []
         pairs = [
             pair
             for turn in history
@@ -209,16 +227,17 @@ def messages_of(row: dict[str, Any]) -> list[tuple[str, str]]:
         raise ValueError(f"messages is {abridged(messages)}: expected a list")
     found = []
     for i, message in enumerate(messages):
-        role = message.get("role", _FROM.get(message.get("from"))) if isinstance(message, dict) else None
-        text = message.get("content", message.get("value")) if isinstance(message, dict) else None
+        fields = message if isinstance(message, dict) else {}
+        role = fields.get("role", _FROM.get(fields.get("from", "")))
+        text = fields.get("content", fields.get("value"))
         if role not in KNOWN_ROLES or not isinstance(text, str):
             raise ValueError(f"messages[{i}] is {abridged(message)}: expected a role and its content")
         found.append((role, reference_placeholder_to_mask(text)))
     return found
 
 
-def as_images(row: dict[str, Any]) -> list[Any]:
-    """A row's images, as paths where they are paths."""
+def row_images(row: dict[str, Any]) -> list[Any]:
+    """The images of a sample: paths, or other values unchanged."""
     images = row.get("images")
     if images is None:
         images = row.get("image")
@@ -226,19 +245,20 @@ def as_images(row: dict[str, Any]) -> list[Any]:
     return [image.get("path") if isinstance(image, dict) else image for image in images]
 
 
-def located(source: Any, root: Path | None) -> Any:
-    """A path below the root, if it is relative and a root is given."""
+def join_root(source: Any, root: Path | None) -> Any:
+    """Put the root in front of a relative path."""
     if isinstance(source, str) and root is not None and not os.path.isabs(source):
         return str(root / source)
     return source
 
 
 def image_key(image: str, root: Path | None = None) -> str:
-    """What two names of one image have in common."""
+    """A key that is equal for all names of the same image."""
     match = _COCO_NAME.match(Path(image).stem)
-    return f"coco/{match[1]}" if match else os.path.abspath(located(image, root))
+    return f"coco/{match[1]}" if match else os.path.abspath(join_root(image, root))
 
 
 def image_ids(row: dict[str, Any], root: Path | None) -> list[int]:
-    keys = [image_key(image, root) for image in as_images(row) if isinstance(image, str)]
+    """A hash of the key of each image."""
+    keys = [image_key(image, root) for image in row_images(row) if isinstance(image, str)]
     return [int.from_bytes(blake2b(key.encode("utf-8", "replace"), digest_size=8).digest()) for key in keys]

@@ -1,5 +1,5 @@
-"""Readers of public annotation formats, one file each; which there are says `catalog.py`.
+"""Readers of public annotation formats, one file each; `data/catalog.py` lists them.
 
-Contract: a reader is made of a `Source` and yields `records.Record`s; see `reader.py`.
-Does not know tasks, prompts and rows.
+Contract: a reader is created from a `Source` and yields `records.Record`s; see `reader.py`. It knows neither tasks nor
+prompts nor samples.
 """

@@ -1,7 +1,6 @@
 """COCO instances and everything in the same layout: LVIS, PACO, COCO stuff as JSON, the user's own COCO-JSON.
 
-Contract: one record per image, with a region per annotation, crowds included and marked.
-Does not know prompts and rows.
+Contract: one record per image, with one region per annotation; crowds are included and marked.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from himtok_plugin.data.byte_ranges import read_json
-from himtok_plugin.data.records import BAD_ENTRY, BadEntry, Record, SkipLog, size_of
+from himtok_plugin.data.byte_ranges import read_json_at
+from himtok_plugin.data.records import BAD_ENTRY, AnnotationError, Record, Region, SkipLog, parse_size
 
-from .coco_index import CocoIndex, ImageClasses, region_of
+from .coco_index import CocoIndex, ImageClasses, annotation_to_region
 from .label_maps import STUFF_MAPS, StuffMapsReader
 from .reader import ImageFinder, Reader, Source, split_names
 
@@ -22,9 +21,9 @@ STUFF_FILES = ("annotations/stuff_{split}2017.json", "stuff_{split}2017.json")
 
 
 class CocoReader(Reader):
-    """Instances of COCO 2017 or 2014, and of any file named with `annotations`."""
+    """Instances of COCO 2017 or 2014, or of the file given as `annotations`."""
 
-    candidates = (
+    candidates: tuple[str, ...] = (
         "annotations/instances_{split}2017.json",
         "instances_{split}2017.json",
         "annotations/instances_{split}2014.json",
@@ -45,12 +44,12 @@ class CocoReader(Reader):
         below = (f"{split}2017", f"{split}2014", split)
         return (*below, *(f"images/{name}" for name in below), "images", "", f"../{below[0]}", f"../{below[1]}")
 
-    def tasks(self, log: SkipLog) -> Sequence[Any]:
+    def list_items(self, log: SkipLog) -> Sequence[Any]:
         index = CocoIndex.read(self.path, log)
         if not index.categories:
             raise ValueError(f"{self.path}: has no categories: expected a file in COCO's layout")
         self.names = self.category_names(index)
-        return index.image_tasks()
+        return index.image_items()
 
     def category_names(self, index: CocoIndex) -> dict[Any, str]:
         return index.names()
@@ -59,34 +58,35 @@ class CocoReader(Reader):
         return image.get("file_name")
 
     def absent(self, image: dict[str, Any]) -> frozenset[str] | None:
-        """Names of categories that the image is said not to show; None: all without an annotation."""
+        """The classes that the entry states to be absent; None: all without an annotation."""
         return None
 
     def not_exhaustive(self, image: dict[str, Any]) -> frozenset[str]:
-        """Names of categories of which the image is said to show more than is annotated."""
+        """The classes of which the entry states that not every object is annotated."""
         return frozenset()
 
-    def records(self, task: Any, log: SkipLog) -> Iterator[Record]:
-        where, annotations, left_out = task
-        image = read_json(self.path, where)
+    def read_records(self, item: Any, log: SkipLog) -> Iterator[Record]:
+        where, annotations, duplicates = item
+        image = read_json_at(self.path, where)
         name = f"image {image.get('id')}"
         try:
-            path, size = self.finder.find(self.image_name(image), size_of(image.get("height"), image.get("width")))
-        except BadEntry as error:
-            raise BadEntry(error.reason, f"{name}: {error.detail}") from error
-        regions, classes = [], ImageClasses(self.names)
+            path, size = self.finder.find(self.image_name(image), parse_size(image.get("height"), image.get("width")))
+        except AnnotationError as error:
+            raise AnnotationError(error.reason, f"{name}: {error.detail}") from error
+        regions: list[Region] = []
+        classes = ImageClasses(self.names)
         for place in annotations:
             annotation = region = None
             try:
-                annotation = read_json(self.path, place)
+                annotation = read_json_at(self.path, place)
                 if not isinstance(annotation, dict):
-                    raise BadEntry(BAD_ENTRY, "no object")
-                region = region_of(annotation, self.names, size)
+                    raise AnnotationError(BAD_ENTRY, "expected an object")
+                region = annotation_to_region(annotation, self.names, size)
                 regions.append(region)
-            except BadEntry as error:
-                log.skip(error.reason, f"{name}, annotation at byte {place[0]}: {error.detail}")
+            except AnnotationError as error:
+                log.add(error.reason, f"{name}, annotation at byte {place[0]}: {error.detail}")
             classes.add(annotation, region)
-        for place in left_out:
+        for place in duplicates:
             classes.add_at(self.path, place)
         yield Record(
             path,
@@ -100,45 +100,45 @@ class CocoReader(Reader):
 
 
 class StuffJsonReader(CocoReader):
-    """COCO stuff as JSON (`stuff_train2017.json`); "other" stands for all things, and is no class."""
+    """COCO stuff as JSON (`stuff_train2017.json`); its category "other" covers all things and is left out."""
 
     candidates = STUFF_FILES
 
     def category_names(self, index: CocoIndex) -> dict[Any, str]:
         return {id: name.replace("-", " ") for id, name in index.names().items()}
 
-    def records(self, task: Any, log: SkipLog) -> Iterator[Record]:
-        for record in super().records(task, log):
+    def read_records(self, item: Any, log: SkipLog) -> Iterator[Record]:
+        for record in super().read_records(item, log):
             yield replace(record, regions=tuple(r for r in record.regions if r.category != "other"))
 
 
 class StuffReader(Reader):
-    """COCO stuff, as JSON or, where that is not, as maps of things and stuff (`label_maps.StuffMapsReader`)."""
+    """COCO stuff, as JSON or, without that, as label maps of things and stuff (`label_maps.StuffMapsReader`)."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         candidates = [name.format(split=source.split) for name in (*STUFF_FILES, *STUFF_MAPS)]
-        of_json = self.annotation_file(*candidates).is_file()
-        self.reader: Reader = StuffJsonReader(source) if of_json else StuffMapsReader(source)
+        is_json = self.annotation_file(*candidates).is_file()
+        self.reader: Reader = StuffJsonReader(source) if is_json else StuffMapsReader(source)
 
-    def tasks(self, log: SkipLog) -> Sequence[Any]:
-        return self.reader.tasks(log)
+    def list_items(self, log: SkipLog) -> Sequence[Any]:
+        return self.reader.list_items(log)
 
-    def records(self, task: Any, log: SkipLog) -> Iterator[Record]:
-        return self.reader.records(task, log)
+    def read_records(self, item: Any, log: SkipLog) -> Iterator[Record]:
+        return self.reader.read_records(item, log)
 
 
 class LvisReader(CocoReader):
-    """LVIS v1. Its annotations are exhaustive only for the classes that it says, so absence is what it says, too."""
+    """LVIS v1. Each image lists the classes that are absent from it and those that are not annotated exhaustively."""
 
     candidates = ("lvis_v1_{split}.json", "annotations/lvis_v1_{split}.json", "annotations/lvis_v0.5_{split}.json")
 
     def image_folders(self) -> tuple[str, ...]:
-        # LVIS divides COCO's images anew: a name is "train2017/000000000009.jpg".
+        # LVIS has other splits than COCO, so a name includes COCO's: "train2017/000000000009.jpg".
         return ("", "images", "..", *super().image_folders())
 
     def category_names(self, index: CocoIndex) -> dict[Any, str]:
-        return {id: _words(entry.get("name", id)) for id, entry in index.categories.items()}
+        return {id: _category_words(entry.get("name", id)) for id, entry in index.categories.items()}
 
     def image_name(self, image: dict[str, Any]) -> Any:
         url = image.get("coco_url")
@@ -152,7 +152,7 @@ class LvisReader(CocoReader):
 
 
 class PacoReader(LvisReader):
-    """PACO-LVIS: objects and their parts, whose categories are called "trash_can:handle"."""
+    """PACO-LVIS: objects and their parts; the category of a part is called "trash_can:handle"."""
 
     candidates = (
         "paco_lvis_v1_{split}.json",
@@ -164,19 +164,19 @@ class PacoReader(LvisReader):
         names = {}
         for id, entry in index.categories.items():
             thing, colon, part = str(entry.get("name", id)).partition(":")
-            names[id] = f"{_words(part)} of the {_words(thing)}" if colon else _words(thing)
+            names[id] = f"{_category_words(part)} of the {_category_words(thing)}" if colon else _category_words(thing)
         return names
 
 
-def _words(name: Any) -> str:
-    """LVIS writes "bow_(weapon)" and "trash_can"."""
+def _category_words(name: Any) -> str:
+    """Replace underscores: "bow_(weapon)" becomes "bow (weapon)"."""
     return " ".join(str(name).replace("_", " ").split())
 
 
 class OwnCocoReader(CocoReader):
     """COCO-JSON as labelling tools export it (CVAT, Label Studio, Roboflow, …).
 
-    A split is a file or folder of its name. All is a file that names none, the only one in the root whatever its name.
+    A split is a file or folder with its name. The split `all` is a file without one, or the only file in the root.
     """
 
     candidates = (
@@ -186,7 +186,7 @@ class OwnCocoReader(CocoReader):
         "annotations/{split}.json",
         "instances_{split}.json",
     )
-    of_no_split = (
+    candidates_of_all = (
         "annotations.json",
         "_annotations.coco.json",
         "result.json",
@@ -198,7 +198,7 @@ class OwnCocoReader(CocoReader):
         split = self.source.split
         candidates = [name.format(split=own) for own in split_names(split) for name in self.candidates]
         if split == "all":
-            candidates += [*self.of_no_split, *self.only_file(".json")]
+            candidates += [*self.candidates_of_all, *self.only_file(".json")]
         return self.annotation_file(*candidates)
 
     def image_folders(self) -> tuple[str, ...]:

@@ -1,9 +1,8 @@
-"""Files in COCO's layout (images, annotations, categories): where each entry stands, and what it says.
+"""Files in COCO's layout (images, annotations, categories): the byte ranges of the entries, and how entries are parsed.
 
-Purpose: shared by all datasets that come in this layout: COCO itself, LVIS, PACO, RefCOCO, the user's own.
-Contract: `CocoIndex.read` goes once through a file of any size and keeps 48 bytes per entry. Ids that occur twice and
-annotations of images that are not in the file are left out, and told to the log. Ids are integers or ASCII strings.
-Does not know images on disk.
+Shared by all datasets in this layout: COCO itself, LVIS, PACO, RefCOCO, the user's own.
+Contract: `CocoIndex.read` reads a file of any size once and keeps 48 bytes per entry. Entries with a repeated id and
+annotations without an image are left out and logged as skipped. Ids are integers or ASCII strings.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from himtok_plugin.data.byte_ranges import Range, Ranges, group_number, read_json, repeated, walk
+from himtok_plugin.data.byte_ranges import Range, RangeIndex, find_repeated, id_to_int, iter_elements, read_json_at
 from himtok_plugin.data.records import (
     BAD_BOX,
     BAD_ENTRY,
@@ -24,23 +23,23 @@ from himtok_plugin.data.records import (
     REPEATED_ID,
     UNKNOWN_CATEGORY,
     UNKNOWN_ID,
-    BadEntry,
+    AnnotationError,
     Box,
     Region,
     SkipLog,
 )
 from himtok_plugin.validation import abridged
 
-NO_ID = -(1 << 61)  # annotations may come without an id; each is then a different one
+NO_ID = -(1 << 61)  # an annotation without an id gets this plus its position, so that no two are equal
 
 
-def in_coco_layout(path: Path) -> bool:
-    """Whether a file is an object with lists of images and annotations; only what stands before the first is read.
+def has_coco_layout(path: Path) -> bool:
+    """Whether a file is an object with lists of images and annotations; it is read up to the first of these.
 
     Raises:
         ValueError: not JSON.
     """
-    for key, _, length, value in walk(path):
+    for key, _, length, value in iter_elements(path):
         if key is None:
             return False
         if key in ("images", "annotations") and (not length or isinstance(value, dict)):
@@ -49,54 +48,54 @@ def in_coco_layout(path: Path) -> bool:
 
 
 class CocoIndex:
-    """Where images and annotations of a file stand.
+    """The byte ranges of a file's images and annotations.
 
     Attributes:
         path: the file.
         categories: id -> entry.
-        images: by image id.
-        annotations: by image id.
-        left_out: places of annotations whose id stood before already, by the number of their image: of what they show
-            there is more in it than the others say.
+        images: grouped by image id.
+        annotations: grouped by image id.
+        duplicates: image id (as `id_to_int`) -> annotations that were left out because their id is repeated. The
+            classes of these are incomplete in the image.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.categories: dict[Any, dict[str, Any]] = {}
-        self.images, self.annotations = Ranges(), Ranges()
-        self.left_out: dict[int, list[Range]] = {}
+        self.images, self.annotations = RangeIndex(), RangeIndex()
+        self.duplicates: dict[int, list[Range]] = {}
 
     @classmethod
     def read(cls, path: Path, log: SkipLog) -> CocoIndex:
-        """Go through the file.
+        """Read the file once.
 
         Raises:
-            ValueError: not JSON, cut off, or without images or annotations.
+            ValueError: not JSON, truncated, or without images or annotations.
         """
         index, image_ids, annotation_ids = cls(path), array("q"), array("q")
         keys = set()
-        for key, begin, length, value in walk(path):
+        for key, begin, length, value in iter_elements(path):
             keys.add(key)
             if key not in ("images", "annotations", "categories") or not length:
                 continue
             own_key = "image_id" if key == "annotations" else "id"
             if not isinstance(value, dict) or not isinstance(value.get(own_key), int | str):
-                log.skip(BAD_ENTRY, f"{path}: {key}: {abridged(value)} has no id")
+                log.add(BAD_ENTRY, f"{path}: {key}: {abridged(value)} has no id")
             elif key == "images":
-                image_ids.append(group_number(value["id"]))
+                image_ids.append(id_to_int(value["id"]))
                 index.images.add(value["id"], begin, length)
             elif key == "annotations":
                 own = value.get("id")
-                annotation_ids.append(NO_ID + begin if own is None else group_number(own))
+                annotation_ids.append(NO_ID + begin if own is None else id_to_int(own))
                 index.annotations.add(value["image_id"], begin, length)
             elif value["id"] in index.categories:
-                log.skip(REPEATED_ID, f"{path}: category {value['id']}")
+                log.add(REPEATED_ID, f"{path}: category {value['id']}")
             else:
                 try:
-                    # `walk` reads bytes as latin-1; names of categories are kept, so they are read anew, as text.
-                    index.categories[value["id"]] = read_json(path, (begin, length))
-                except BadEntry as error:
-                    log.skip(error.reason, f"{path}: category {value['id']}: {error.detail}")
+                    # `iter_elements` decodes text as latin-1; names of categories need UTF-8.
+                    index.categories[value["id"]] = read_json_at(path, (begin, length))
+                except AnnotationError as error:
+                    log.add(error.reason, f"{path}: category {value['id']}: {error.detail}")
         if missing := {"images", "annotations"} - keys:
             raise ValueError(f"{path}: has no {' and no '.join(sorted(missing))}: expected a file in COCO's layout")
         index._drop_repeated(image_ids, annotation_ids, log)
@@ -107,46 +106,47 @@ class CocoIndex:
             ("image", image_ids, self.images),
             ("annotation", annotation_ids, self.annotations),
         ):
-            again = repeated(ids)
-            log.skip_many(REPEATED_ID, [f"{self.path}: {name} {ids[i]}" for i in again])
+            again = find_repeated(ids)
+            log.add_all(REPEATED_ID, [f"{self.path}: {name} {ids[i]}" for i in again])
             if ranges is self.annotations:
                 for i in again.tolist():
-                    self.left_out.setdefault(int(ranges.groups()[i]), []).append(ranges.range(i))
+                    self.duplicates.setdefault(int(ranges.groups()[i]), []).append(ranges.range(i))
             ranges.drop(again)
         unknown = np.flatnonzero(~np.isin(self.annotations.groups(), self.images.groups()))
-        details = [f"{self.path}: annotation at byte {self.annotations.range(i)[0]}: its image" for i in unknown]
-        log.skip_many(UNKNOWN_ID, details)
+        begins = [self.annotations.range(i)[0] for i in unknown.tolist()]
+        details = [f"{self.path}: annotation at byte {begin}: its image" for begin in begins]
+        log.add_all(UNKNOWN_ID, details)
         self.annotations.drop(unknown)
 
     def names(self) -> dict[Any, str]:
         """Category id -> name."""
         return {id: str(entry.get("name", id)) for id, entry in self.categories.items()}
 
-    def image_tasks(self) -> Sequence[tuple[Range, list[Range], list[Range]]]:
-        """For each image in the order of the file: its place, those of its annotations, and of those left out."""
-        return _ImageTasks(self)
+    def image_items(self) -> Sequence[tuple[Range, list[Range], list[Range]]]:
+        """For each image in the order of the file: its range, those of its annotations, and of its duplicates."""
+        return _ImageItems(self)
 
 
-class _ImageTasks(Sequence):
+class _ImageItems(Sequence[tuple[Range, list[Range], list[Range]]]):
     def __init__(self, index: CocoIndex) -> None:
         self._index, self._groups = index, index.images.groups()
 
     def __len__(self) -> int:
         return len(self._index.images)
 
-    def __getitem__(self, index: int) -> tuple[Range, list[Range], list[Range]]:
+    def __getitem__(self, index: Any) -> Any:
         group = int(self._groups[index])
-        left_out = self._index.left_out.get(group, [])
-        return self._index.images.range(index), self._index.annotations.of(group), left_out
+        duplicates = self._index.duplicates.get(group, [])
+        return self._index.images.range(index), self._index.annotations.in_group(group), duplicates
 
 
 class ImageClasses:
-    """What the annotations of one image say of its classes, those that give no region among them.
+    """The classes of one image according to its annotations, including those that no region could be made of.
 
     Attributes:
-        present: classes of which there is an annotation.
-        incomplete: those of which the regions' masks do not show everything.
-        unreadable: whether nobody can say what one of them shows; all classes are incomplete then.
+        present: classes with an annotation.
+        incomplete: classes with an annotation that has no mask.
+        unreadable: whether an annotation cannot be read at all; then every class is incomplete.
     """
 
     def __init__(self, names: Mapping[Any, str]) -> None:
@@ -156,7 +156,7 @@ class ImageClasses:
         self.unreadable = False
 
     def add(self, annotation: Any, region: Region | None) -> None:
-        """Count an annotation in, with what was made of it."""
+        """Add an annotation and the region that was made of it, if any."""
         if not isinstance(annotation, dict):
             self.unreadable = True
             self.incomplete.update(self._names.values())
@@ -166,49 +166,49 @@ class ImageClasses:
                 self.incomplete.add(name)
 
     def add_at(self, path: Path, where: Range) -> None:
-        """Count in an annotation that was told to the log already."""
+        """Add an annotation that was skipped and logged before."""
         try:
-            self.add(read_json(path, where), None)
-        except BadEntry:
+            self.add(read_json_at(path, where), None)
+        except AnnotationError:
             self.add(None, None)
 
 
-def region_of(annotation: Mapping[str, Any], names: Mapping[Any, str], size: tuple[int, int]) -> Region:
-    """The region of an annotation in COCO's layout.
+def annotation_to_region(annotation: Mapping[str, Any], names: Mapping[Any, str], size: tuple[int, int]) -> Region:
+    """Convert an annotation in COCO's layout to a region.
 
     Raises:
-        BadEntry: unknown category, no mask, or a mask of another kind.
+        AnnotationError: unknown category, no mask, or a mask of an unknown form.
     """
     category = annotation.get("category_id")
     if category not in names:
-        raise BadEntry(UNKNOWN_CATEGORY, f"got {abridged(category)}")
+        raise AnnotationError(UNKNOWN_CATEGORY, f"got {abridged(category)}")
     box = annotation.get("bbox")
     return Region(
         mask=segmentation_mask(annotation.get("segmentation"), size, has_box=box is not None),
         category=names[category],
-        box=None if box is None else corners(box),
+        box=None if box is None else xywh_to_xyxy(box),
         crowd=bool(annotation.get("iscrowd", 0)),
         id=str(annotation.get("id", "")),
     )
 
 
 def segmentation_mask(segmentation: Any, size: tuple[int, int], has_box: bool = False) -> Any:
-    """The mask of a `segmentation`: polygons, RLE of either kind; None for none at all beside a box."""
+    """The mask in a field `segmentation`: polygons or RLE; None if there is a box and no segmentation."""
     if isinstance(segmentation, dict):
         return {"size": segmentation.get("size", list(size)), "counts": segmentation.get("counts")}
     if segmentation is None and has_box:
         return None
     if not isinstance(segmentation, list):
-        raise BadEntry(BAD_MASK, f"segmentation is {abridged(segmentation)}: expected polygons or RLE")
+        raise AnnotationError(BAD_MASK, f"segmentation is {abridged(segmentation)}: expected polygons or RLE")
     if not segmentation:
-        raise BadEntry(EMPTY_MASK, "segmentation is []")
+        raise AnnotationError(EMPTY_MASK, "segmentation is []")
     return {"size": list(size), "polygons": segmentation}
 
 
-def corners(box: Any) -> Box:
-    """COCO's x, y, width, height as x1, y1, x2, y2."""
+def xywh_to_xyxy(box: Any) -> Box:
+    """COCO's x, y, width, height -> x1, y1, x2, y2."""
     try:
         x, y, w, h = (float(value) for value in box)
     except (TypeError, ValueError) as error:
-        raise BadEntry(BAD_BOX, f"got {abridged(box)}: expected x, y, width, height") from error
+        raise AnnotationError(BAD_BOX, f"got {abridged(box)}: expected x, y, width, height") from error
     return (x, y, x + w, y + h)

@@ -1,7 +1,7 @@
-"""Datasets whose annotations are maps of labels: ADE20K, Pascal VOC, Pascal Context, Cityscapes, COCO stuff as PNG.
+"""Datasets whose annotations are label maps: ADE20K, Pascal VOC, Pascal Context, Cityscapes, COCO stuff as PNG.
 
-Contract: one record per image. Where only classes are annotated, a region is all of a class (`stuff`); VOC and
-Cityscapes have single objects as well. Pixels without a class are the record's `void`. Does not know prompts and rows.
+Contract: one record per image. If only classes are annotated, a region is everything of one class (`stuff`); VOC and
+Cityscapes also have single objects. Unlabelled pixels are the record's `void`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from PIL import Image
 from himtok_plugin.data.records import (
     BAD_MASK,
     UNKNOWN_CATEGORY,
-    BadEntry,
+    AnnotationError,
     LabelMap,
     Record,
     Region,
     SkipLog,
+    class_names,
 )
 
-from .reader import ImageFinder, Reader, Source, files_below, find_path
+from .reader import ImageFinder, Reader, Source, find_path, list_files
 
 VOC_CLASSES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow,dining table,dog horse motorbike person,potted plant,"
@@ -35,7 +36,7 @@ CONTEXT_CLASSES = (
     "mouse person plate platform,potted plant,road rock sheep shelves sidewalk sign sky snow sofa table track train "
     "tree truck,tv monitor,wall water window wood"
 )
-# The 19 classes of the benchmark, by label id; all others are void there.
+# The 19 classes of the benchmark, by label id; all others are void.
 CITYSCAPES_CLASSES = {
     7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light",
     20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car", 27: "truck",
@@ -47,38 +48,38 @@ STUFF_MAPS = tuple(
     f"{folder}/{{split}}2017"
     for folder in ("stuffthingmaps", "annotations/stuffthingmaps", "cocostuff", "coco_stuff", "annotations")
 )
-CITYSCAPES_OBJECTS = 1000  # label id * 1000 + number; what is below is no single object
+CITYSCAPES_OBJECTS = 1000  # an object's value is label id * 1000 + number; smaller values are not single objects
 
 
-def _names(text: str) -> dict[int, str]:
-    """Label -> name, counted from 1; names of two words stand between commas."""
+def _parse_class_names(text: str) -> dict[int, str]:
+    """Label -> name, counted from 1; names of two words are separated by commas."""
     names = []
     for group in text.split(","):
         names += [group] if group in ("dining table", "potted plant", "tv monitor") else group.split()
     return dict(enumerate(names, 1))
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 ({error})") from error
 
 
-def read_map(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Labels (h, w) of a PNG, palette indices as they are.
+def read_label_map(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """The labels of a PNG: (h, w), palette indices unchanged.
 
     Raises:
-        BadEntry: unreadable, in colours, or of another size than the image.
+        AnnotationError: unreadable, an RGB image, or of another size than the image.
     """
     try:
         with Image.open(path) as image:
             values = np.asarray(image)
     except Exception as error:  # PIL's readers raise nearly anything on damaged files
-        raise BadEntry(BAD_MASK, f"{path}: {error}") from error
+        raise AnnotationError(BAD_MASK, f"{path}: {error}") from error
     if values.shape != tuple(size):
-        raise BadEntry(
-            BAD_MASK, f"{path} has shape {values.shape}: expected {tuple(size)}, labels as large as the image"
+        raise AnnotationError(
+            BAD_MASK, f"{path} has shape {values.shape}: expected {tuple(size)}, the size of its image"
         )
     return values
 
@@ -86,13 +87,13 @@ def read_map(path: Path, size: tuple[int, int]) -> np.ndarray:
 def class_regions(
     values: np.ndarray, names: Mapping[int, str], void: Sequence[int], where: str, log: SkipLog
 ) -> list[Region]:
-    """A region for each class of a map."""
+    """A region for each class of a label map; labels that are neither a class nor void are logged."""
     regions = []
     for label in np.unique(values).tolist():
         if label in names:
             regions.append(Region(LabelMap(values, (label,)), names[label], stuff=True, id=names[label]))
         elif label not in void:
-            log.skip(UNKNOWN_CATEGORY, f"{where}: got label {label}")
+            log.add(UNKNOWN_CATEGORY, f"{where}: got label {label}")
     return regions
 
 
@@ -106,24 +107,24 @@ class AdeReader(Reader):
         part = self.folders[source.split]
         self.maps = self.annotation_file(f"annotations/{part}", f"ADEChallengeData2016/annotations/{part}")
         self.top = self.maps.parent.parent
-        self.names = _object_info(find_path(self.top, None, ("objectInfo150.txt",), "objectInfo150.txt"))
+        self.names = _read_object_info(find_path(self.top, None, ("objectInfo150.txt",), "objectInfo150.txt"))
         self.finder = ImageFinder(source, (str((self.top / "images" / part).absolute()),))
 
-    def tasks(self, log: SkipLog) -> Sequence[Path]:
-        return files_below(self.maps, (".png",))
+    def list_items(self, log: SkipLog) -> Sequence[Path]:
+        return list_files(self.maps, (".png",))
 
-    def records(self, task: Path, log: SkipLog) -> Iterator[Record]:
-        path, size = self.finder.find(f"{task.stem}.jpg")
-        values = read_map(task, size)
-        regions = class_regions(values, self.names, (0,), str(task), log)
-        present = frozenset(region.category for region in regions)
-        yield Record(path, size, task.stem, tuple(regions), present=present, void=LabelMap(values, (0,)))
+    def read_records(self, item: Path, log: SkipLog) -> Iterator[Record]:
+        path, size = self.finder.find(f"{item.stem}.jpg")
+        values = read_label_map(item, size)
+        regions = class_regions(values, self.names, (0,), str(item), log)
+        present = class_names(regions)
+        yield Record(path, size, item.stem, tuple(regions), present=present, void=LabelMap(values, (0,)))
 
 
-def _object_info(path: Path) -> dict[int, str]:
-    """The file's table: index, ratio, train, val, stuff, and synonyms of the name, of which the first one is taken."""
+def _read_object_info(path: Path) -> dict[int, str]:
+    """Label -> name from a table of index, ratio, train, val, stuff and names, of which the first one is used."""
     names = {}
-    for number, line in enumerate(_lines(path)[1:], 2):
+    for number, line in enumerate(_read_lines(path)[1:], 2):
         fields = [field.strip() for field in line.split("\t")]
         if not line.strip():
             continue
@@ -134,7 +135,7 @@ def _object_info(path: Path) -> dict[int, str]:
 
 
 class _VocLayout(Reader):
-    """What VOC and Context share: JPEGImages, ImageSets."""
+    """The common layout of VOC and Context: JPEGImages, ImageSets."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
@@ -147,35 +148,35 @@ class _VocLayout(Reader):
     map_folders: tuple[str, ...] = ("SegmentationClass",)
     sets: tuple[str, ...] = ("ImageSets/Segmentation",)
 
-    def tasks(self, log: SkipLog) -> Sequence[str]:
+    def list_items(self, log: SkipLog) -> Sequence[str]:
         names = [f"{folder}/{self.source.split}.txt" for folder in self.sets]
         path = find_path(self.top, None, names, "ImageSets")
-        return [line.split()[0] for line in _lines(path) if line.strip()]
+        return [line.split()[0] for line in _read_lines(path) if line.strip()]
 
 
 class VocReader(_VocLayout):
     """`SegmentationClass`, `SegmentationObject`, `ImageSets/Segmentation`, `JPEGImages`."""
 
-    def records(self, task: str, log: SkipLog) -> Iterator[Record]:
-        names = _names(VOC_CLASSES)
-        path, size = self.finder.find(f"{task}.jpg")
-        classes = read_map(self.maps / f"{task}.png", size)
-        objects = read_map(self.top / "SegmentationObject" / f"{task}.png", size)
+    def read_records(self, item: str, log: SkipLog) -> Iterator[Record]:
+        names = _parse_class_names(VOC_CLASSES)
+        path, size = self.finder.find(f"{item}.jpg")
+        classes = read_label_map(self.maps / f"{item}.png", size)
+        objects = read_label_map(self.top / "SegmentationObject" / f"{item}.png", size)
         regions = []
         for number in np.unique(objects).tolist():
             if number in (0, VOC_VOID):
                 continue
             label = int(np.bincount(classes[objects == number].ravel()).argmax())
             if label in names:
-                regions.append(Region(LabelMap(objects, (number,)), names[label], id=f"{task}/{number}"))
+                regions.append(Region(LabelMap(objects, (number,)), names[label], id=f"{item}/{number}"))
             else:
-                log.skip(UNKNOWN_CATEGORY, f"{task}, object {number}: got label {label}")
-        present = frozenset(region.category for region in regions)
-        yield Record(path, size, task, tuple(regions), present=present, void=LabelMap(classes, (VOC_VOID,)))
+                log.add(UNKNOWN_CATEGORY, f"{item}, object {number}: got label {label}")
+        present = class_names(regions)
+        yield Record(path, size, item, tuple(regions), present=present, void=LabelMap(classes, (VOC_VOID,)))
 
 
 class ContextReader(_VocLayout):
-    """Pascal Context: 59 classes as PNG (`SegmentationClassContext`), or all as it came (`trainval/*.mat`)."""
+    """Pascal Context: 59 classes as PNG (`SegmentationClassContext`), or all classes (`trainval/*.mat`)."""
 
     tops = ("", "VOC2010/", "VOCdevkit/VOC2010/")
     map_folders = ("SegmentationClassContext", "trainval")
@@ -184,42 +185,44 @@ class ContextReader(_VocLayout):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self.in_matlab = not next(self.maps.glob("*.png"), None)
-        self.names = _names(CONTEXT_CLASSES)
+        self.names = _parse_class_names(CONTEXT_CLASSES)
         if self.in_matlab:
-            self.names = _labels_txt(find_path(self.top, None, ("labels.txt", "trainval/labels.txt"), "labels.txt"))
+            self.names = _read_labels_txt(
+                find_path(self.top, None, ("labels.txt", "trainval/labels.txt"), "labels.txt")
+            )
 
-    def records(self, task: str, log: SkipLog) -> Iterator[Record]:
-        path, size = self.finder.find(f"{task}.jpg")
+    def read_records(self, item: str, log: SkipLog) -> Iterator[Record]:
+        path, size = self.finder.find(f"{item}.jpg")
         if self.in_matlab:
-            values = _matlab_map(self.maps / f"{task}.mat", size)
+            values = _read_matlab_map(self.maps / f"{item}.mat", size)
         else:
-            values = read_map(self.maps / f"{task}.png", size)
-        regions = class_regions(values, self.names, (0, VOC_VOID), task, log)
-        present = frozenset(region.category for region in regions)
-        yield Record(path, size, task, tuple(regions), present=present, void=LabelMap(values, (0, VOC_VOID)))
+            values = read_label_map(self.maps / f"{item}.png", size)
+        regions = class_regions(values, self.names, (0, VOC_VOID), item, log)
+        present = class_names(regions)
+        yield Record(path, size, item, tuple(regions), present=present, void=LabelMap(values, (0, VOC_VOID)))
 
 
-def _labels_txt(path: Path) -> dict[int, str]:
+def _read_labels_txt(path: Path) -> dict[int, str]:
     """Lines of "12: bagpipe"."""
     names = {}
-    for line in _lines(path):
+    for line in _read_lines(path):
         number, colon, name = line.partition(":")
         if colon and number.strip().isdigit():
             names[int(number)] = name.strip()
     if not names:
-        raise ValueError(f"{path}: holds no line like `12: bagpipe`")
+        raise ValueError(f"{path}: has no line like `12: bagpipe`")
     return names
 
 
-def _matlab_map(path: Path, size: tuple[int, int]) -> np.ndarray:
+def _read_matlab_map(path: Path, size: tuple[int, int]) -> np.ndarray:
     from scipy.io import loadmat
 
     try:
         values = np.asarray(loadmat(path)["LabelMap"])
-    except Exception as error:  # as for images
-        raise BadEntry(BAD_MASK, f"{path}: {error}") from error
+    except Exception as error:  # scipy raises nearly anything on damaged files
+        raise AnnotationError(BAD_MASK, f"{path}: {error}") from error
     if values.shape != tuple(size) or values.dtype.kind not in "iu":
-        raise BadEntry(BAD_MASK, f"{path} has {values.dtype} {values.shape}: expected integers {tuple(size)}")
+        raise AnnotationError(BAD_MASK, f"{path} has {values.dtype} {values.shape}: expected integers {tuple(size)}")
     return values.astype(np.int32)
 
 
@@ -232,13 +235,13 @@ class CityscapesReader(Reader):
         images = self.maps.parent.parent / "leftImg8bit" / source.split
         self.finder = ImageFinder(source, (str(images.absolute()),))
 
-    def tasks(self, log: SkipLog) -> Sequence[Path]:
-        return [path for path in files_below(self.maps, (".png",)) if path.name.endswith("_gtFine_instanceIds.png")]
+    def list_items(self, log: SkipLog) -> Sequence[Path]:
+        return [path for path in list_files(self.maps, (".png",)) if path.name.endswith("_gtFine_instanceIds.png")]
 
-    def records(self, task: Path, log: SkipLog) -> Iterator[Record]:
-        name = task.name.removesuffix("_gtFine_instanceIds.png")
-        path, size = self.finder.find(f"{task.parent.name}/{name}_leftImg8bit.png")
-        values = read_map(task, size)
+    def read_records(self, item: Path, log: SkipLog) -> Iterator[Record]:
+        name = item.name.removesuffix("_gtFine_instanceIds.png")
+        path, size = self.finder.find(f"{item.parent.name}/{name}_leftImg8bit.png")
+        values = read_label_map(item, size)
         regions, void = [], []
         for value in np.unique(values).tolist():
             label = value // CITYSCAPES_OBJECTS if value >= CITYSCAPES_OBJECTS else value
@@ -255,7 +258,7 @@ class CityscapesReader(Reader):
                     id=f"{name}/{value}",
                 )
             )
-        present = frozenset(region.category for region in regions)
+        present = class_names(regions)
         unknown = LabelMap(values, tuple(void)) if void else None
         yield Record(path, size, name, tuple(regions), present=present, void=unknown)
 
@@ -263,7 +266,7 @@ class CityscapesReader(Reader):
 class StuffMapsReader(Reader):
     """COCO's things and stuff as PNG (`stuffthingmaps_trainval2017.zip`) with `labels.txt` of the dataset's repository.
 
-    A label is one less than the id in `labels.txt`, whose 0 is "unlabeled" and 255 in the maps.
+    A label is the id in `labels.txt` minus one; id 0, "unlabeled", is label 255.
     """
 
     def __init__(self, source: Source) -> None:
@@ -272,19 +275,19 @@ class StuffMapsReader(Reader):
         places = (self.maps, self.maps.parent, self.maps.parent.parent, source.root)
         path = next((place / "labels.txt" for place in places if (place / "labels.txt").is_file()), None)
         if path is None:
-            expected = "the one of COCO-Stuff's repository (`1: person`, …), which names the labels"
+            expected = "the file from COCO-Stuff's repository with the names of the labels (`1: person`, …)"
             raise ValueError(f"{source.root}: has {self.maps} and no labels.txt: expected {expected}")
-        self.names = {id - 1: name.replace("-", " ") for id, name in _labels_txt(path).items() if id}
+        self.names = {id - 1: name.replace("-", " ") for id, name in _read_labels_txt(path).items() if id}
         folder = f"{source.split}2017"
         self.finder = ImageFinder(source, (folder, f"images/{folder}", "images", f"../{folder}", f"../images/{folder}"))
 
-    def tasks(self, log: SkipLog) -> Sequence[Path]:
-        # mmsegmentation writes maps of its own numbers beside.
-        return [path for path in files_below(self.maps, (".png",)) if not path.stem.endswith("_labelTrainIds")]
+    def list_items(self, log: SkipLog) -> Sequence[Path]:
+        # mmsegmentation writes maps with its own labels beside these.
+        return [path for path in list_files(self.maps, (".png",)) if not path.stem.endswith("_labelTrainIds")]
 
-    def records(self, task: Path, log: SkipLog) -> Iterator[Record]:
-        path, size = self.finder.find(f"{task.stem}.jpg")
-        values = read_map(task, size)
-        regions = class_regions(values, self.names, (STUFF_VOID,), str(task), log)
-        present = frozenset(region.category for region in regions)
-        yield Record(path, size, task.stem, tuple(regions), present=present, void=LabelMap(values, (STUFF_VOID,)))
+    def read_records(self, item: Path, log: SkipLog) -> Iterator[Record]:
+        path, size = self.finder.find(f"{item.stem}.jpg")
+        values = read_label_map(item, size)
+        regions = class_regions(values, self.names, (STUFF_VOID,), str(item), log)
+        present = class_names(regions)
+        yield Record(path, size, item.stem, tuple(regions), present=present, void=LabelMap(values, (STUFF_VOID,)))

@@ -1,7 +1,6 @@
-"""COCO panoptic: a JSON in COCO's layout, and a PNG per image whose colours are numbers of segments.
+"""COCO panoptic: a JSON in COCO's layout, and for each image a PNG whose colours are segment ids.
 
-Contract: one record per image, with a region per segment; classes without single objects are `stuff`.
-Does not know prompts and rows.
+Contract: one record per image, with one region per segment; classes without single objects are `stuff`.
 """
 
 from __future__ import annotations
@@ -14,24 +13,25 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from himtok_plugin.data.byte_ranges import read_json
+from himtok_plugin.data.byte_ranges import read_json_at
 from himtok_plugin.data.records import (
     BAD_ENTRY,
     BAD_MASK,
     UNKNOWN_CATEGORY,
-    BadEntry,
+    AnnotationError,
     LabelMap,
     Record,
     Region,
     SkipLog,
-    size_of,
+    class_names,
+    parse_size,
 )
 from himtok_plugin.validation import abridged
 
 from .coco_index import CocoIndex
 from .reader import ImageFinder, Reader, Source, find_path
 
-_MERGED = re.compile(r"-(merged|other|stuff)\b")  # "wall-other-merged" is what COCO's makers put together
+_MERGED = re.compile(r"-(merged|other|stuff)\b")  # COCO's merged classes are called "wall-other-merged"
 
 
 class PanopticReader(Reader):
@@ -48,50 +48,52 @@ class PanopticReader(Reader):
         self.names: dict[Any, str] = {}
         self.things: set[Any] = set()
 
-    def tasks(self, log: SkipLog) -> Sequence[Any]:
+    def list_items(self, log: SkipLog) -> Sequence[Any]:
         index = CocoIndex.read(self.path, log)
         self.names = {id: _MERGED.sub("", name).replace("-", " ") for id, name in index.names().items()}
         self.things = {id for id, entry in index.categories.items() if entry.get("isthing", 1)}
-        return index.image_tasks()
+        return index.image_items()
 
-    def records(self, task: Any, log: SkipLog) -> Iterator[Record]:
-        where, places, _ = task
-        image = read_json(self.path, where)
+    def read_records(self, item: Any, log: SkipLog) -> Iterator[Record]:
+        where, places, _ = item
+        image = read_json_at(self.path, where)
         name = f"image {image.get('id')}"
         try:
-            path, size = self.finder.find(image.get("file_name"), size_of(image.get("height"), image.get("width")))
-            annotations = [read_json(self.path, place) for place in places]
+            path, size = self.finder.find(image.get("file_name"), parse_size(image.get("height"), image.get("width")))
+            annotations = [read_json_at(self.path, place) for place in places]
             if len(annotations) != 1:
-                raise BadEntry(BAD_ENTRY, f"has {len(annotations)} annotations: expected one")
-            numbers = segment_numbers(self.maps / str(annotations[0].get("file_name")))
-            if numbers.shape != tuple(size):
-                raise BadEntry(BAD_MASK, f"its map has (h, w) = {numbers.shape}: expected {size}")
-        except BadEntry as error:
-            raise BadEntry(error.reason, f"{name}: {error.detail}") from error
+                raise AnnotationError(BAD_ENTRY, f"has {len(annotations)} annotations: expected one")
+            segment_ids = read_segment_ids(self.maps / str(annotations[0].get("file_name")))
+            if segment_ids.shape != tuple(size):
+                raise AnnotationError(BAD_MASK, f"its map has (h, w) = {segment_ids.shape}: expected {size}")
+        except AnnotationError as error:
+            raise AnnotationError(error.reason, f"{name}: {error.detail}") from error
         regions = []
         for segment in annotations[0].get("segments_info", ()):
             category = segment.get("category_id")
             if category not in self.names:
-                log.skip(UNKNOWN_CATEGORY, f"{name}, segment {segment.get('id')}: got {abridged(category)}")
+                log.add(UNKNOWN_CATEGORY, f"{name}, segment {segment.get('id')}: got {abridged(category)}")
                 continue
             regions.append(
                 Region(
-                    LabelMap(numbers, (int(segment["id"]),)),
+                    LabelMap(segment_ids, (int(segment["id"]),)),
                     self.names[category],
                     crowd=bool(segment.get("iscrowd", 0)),
                     stuff=category not in self.things,
                     id=str(segment["id"]),
                 )
             )
-        present = frozenset(region.category for region in regions)
-        yield Record(path, size, str(image.get("id")), tuple(regions), present=present, void=LabelMap(numbers, (0,)))
+        present = class_names(regions)
+        yield Record(
+            path, size, str(image.get("id")), tuple(regions), present=present, void=LabelMap(segment_ids, (0,))
+        )
 
 
-def segment_numbers(path: Path) -> np.ndarray:
+def read_segment_ids(path: Path) -> np.ndarray:
     """int32 (h, w) of a panoptic PNG: red + 256 green + 65536 blue."""
     try:
         with Image.open(path) as image:
             colours = np.asarray(image.convert("RGB"), dtype=np.int32)
     except Exception as error:  # PIL's readers raise nearly anything on damaged files
-        raise BadEntry(BAD_MASK, f"{path}: {error}") from error
+        raise AnnotationError(BAD_MASK, f"{path}: {error}") from error
     return colours @ np.array([1, 256, 65536], dtype=np.int32)

@@ -1,9 +1,8 @@
-"""What a reader of an annotation format is, and how it finds its files.
+"""The base class of all readers, and how readers find their files and images.
 
-Contract: `tasks` runs in the main process and says what there is to be read, a small picklable thing per image or so,
-in the order of the dataset; `records` runs in any process and reads one of them. What the latter needs to know is an
-attribute of the reader, which is sent to the processes after `tasks` was called, and has to stay small.
-Does not know any format.
+Contract: `list_items` runs in the main process and returns what there is to read, one small picklable item per image or
+entry, in the order of the dataset. `read_records` runs in a worker process and reads one item. What it needs is stored
+in attributes of the reader, which is pickled after `list_items` was called and has to stay small.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from himtok_plugin.data.records import (
     TURNED_IMAGE,
     UNREADABLE_IMAGE,
     WRONG_SIZE,
-    BadEntry,
+    AnnotationError,
     Record,
     SkipLog,
 )
@@ -31,17 +30,17 @@ from himtok_plugin.data.records import (
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dataset lies and which part of it is wanted.
+    """The location of a dataset and the split to read.
 
     Attributes:
         name: of the dataset, as in the catalog.
         root: its folder.
-        split: its part; the readers know theirs.
-        annotations: the annotation file or folder, None: where the dataset's own archive puts it below `root`.
-        images: the folder of images, None: likewise.
-        check_images: whether every image has to be there, upright and with the annotated size.
-        relative_paths: whether images go into rows relative to `root`, for use with ROOT_IMAGE_DIR.
-        category: class of everything, for formats that know none.
+        split: one of the format's splits.
+        annotations: the annotation file or folder; None: its usual place below `root`.
+        images: the folder of images; None: its usual place below `root`.
+        check_images: whether every image must exist, stored upright and with the annotated size.
+        relative_paths: whether samples get image paths relative to `root`, for use with ROOT_IMAGE_DIR.
+        category: the class of every mask, for formats without classes.
     """
 
     name: str
@@ -61,43 +60,43 @@ class Reader(ABC):
         source: see `Source`.
     """
 
-    tasks_per_call = 16  # that are handed to a process at a time
+    items_per_call = 16  # items that a worker process gets at a time
 
     def __init__(self, source: Source) -> None:
         self.source = source
 
     @abstractmethod
-    def tasks(self, log: SkipLog) -> Sequence[Any]:
-        """What there is to be read, in order.
+    def list_items(self, log: SkipLog) -> Sequence[Any]:
+        """What there is to read, in the order of the dataset.
 
         Raises:
             ValueError: the annotations as a whole cannot be read.
-            OSError: they are not there.
+            OSError: they do not exist.
         """
 
     @abstractmethod
-    def records(self, task: Any, log: SkipLog) -> Iterator[Record]:
-        """The records of one task.
+    def read_records(self, item: Any, log: SkipLog) -> Iterator[Record]:
+        """The records of one item. Annotations that cannot be used are added to the log.
 
         Raises:
-            BadEntry: nothing more of it can be read; lesser things are told to the log.
+            AnnotationError: the rest of the item cannot be read.
         """
 
     def annotation_file(self, *candidates: str) -> Path:
-        """The file that was named, or the first of `candidates` that is there, below the root."""
+        """The file given as `Source.annotations`, or the first of `candidates` that exists below the root."""
         return find_path(self.source.root, self.source.annotations, candidates, "annotations")
 
     def only_file(self, suffix: str) -> tuple[str, ...]:
-        """Name of the root's file with the suffix, none where there are several: nobody can say which is meant."""
+        """The name of the only file with this suffix in the root; empty if there are several, or none."""
         names = [path.name for path in self.source.root.glob(f"*{suffix}")]
         return tuple(names) if len(names) == 1 else ()
 
 
 def find_path(root: Path, given: Path | None, candidates: Sequence[str], what: str) -> Path:
-    """The path that was given, or the first of `candidates` (may hold wildcards) that exists below `root`.
+    """The path that was given, or the first of `candidates` (wildcards allowed) that exists below `root`.
 
     Raises:
-        ValueError: none does.
+        ValueError: none exists.
     """
     if given is not None:
         path = given if given.is_absolute() or given.exists() else root / given
@@ -111,29 +110,29 @@ def find_path(root: Path, given: Path | None, candidates: Sequence[str], what: s
         for path in found:
             if path.exists():
                 return path
-    raise ValueError(f"{what}: nothing of {', '.join(candidates)} in {root}; name it with --{what}")
+    raise ValueError(f"{what}: found none of {', '.join(candidates)} in {root}; name it with --{what}")
 
 
 _OTHER_NAMES = {"train": ("training",), "val": ("valid", "validation"), "test": ("testing",)}
 
 
 def split_names(split: str) -> tuple[str, ...]:
-    """What files and folders of a split are called, its own name first: Roboflow's `val` is `valid`."""
+    """The names that a split has in files and folders, its own name first; Roboflow's `val` is `valid`."""
     return (split, *_OTHER_NAMES.get(split, ()))
 
 
-def names_split(name: str, split: str) -> bool:
-    """Whether a file's name holds a split's as a word: "refcoco_val.json" and "val2017" do, "retrieval" does not."""
+def has_split_name(name: str, split: str) -> bool:
+    """Whether a file name contains the split as a word: "refcoco_val.json" and "val2017" do, "retrieval" does not."""
     words = "|".join(map(re.escape, split_names(split)))
     return re.search(rf"(?<![a-z])({words})(?![a-z])", name, re.IGNORECASE) is not None
 
 
 class ImageFinder:
-    """Images by the names that annotations give them.
+    """Finds images by their names in the annotations.
 
     Args:
-        source: whose `images` folder, if given, is the only one looked in.
-        folders: below the root, tried in this order; the last success is tried first.
+        source: if its `images` is set, only this folder is searched.
+        folders: folders below the root, searched in this order, but first where the last image was found.
     """
 
     def __init__(self, source: Source, folders: Sequence[str] = ("",)) -> None:
@@ -144,38 +143,38 @@ class ImageFinder:
             self._folders = [source.root / folder for folder in folders]
             self._folders = [folder for folder in self._folders if folder.is_dir()] or [source.root]
 
-    def find(self, name: str, size: tuple[int, int] | None = None) -> tuple[str, tuple[int, int] | None]:
-        """(path for rows, (h, w)) of an image.
+    def find(self, name: Any, size: tuple[int, int] | None = None) -> tuple[str, tuple[int, int]]:
+        """Find an image: (path for samples, (h, w)).
 
         Args:
             name: relative to one of the folders.
-            size: (h, w) as annotated; None: nothing is known.
+            size: (h, w) as annotated; None: unknown.
         Returns:
-            The size is that of the file; without `check_images` the annotated one.
+            The size is the file's; without `check_images` it is the annotated one.
         Raises:
-            BadEntry: missing, unreadable, stored turned, or of another size.
+            AnnotationError: missing, unreadable, stored rotated or mirrored, or of another size.
         """
         if not isinstance(name, str) or not name:
-            raise BadEntry(MISSING_IMAGE, f"got {name!r} for its name")
+            raise AnnotationError(MISSING_IMAGE, f"got {name!r} for its name")
         path = self._path(name)
         if not self._source.check_images and size is not None:
-            return self._as_written(path), size
-        actual = oriented_image_size(path)
+            return self._sample_path(path), size
+        actual = read_upright_size(path)
         if size is not None and actual != tuple(size):
-            raise BadEntry(WRONG_SIZE, f"{path} has (h, w) = {actual}, its annotation {tuple(size)}")
-        return self._as_written(path), actual
+            raise AnnotationError(WRONG_SIZE, f"{path} has (h, w) = {actual}, its annotation {tuple(size)}")
+        return self._sample_path(path), actual
 
-    def find_elsewhere(self, name: Any, size: tuple[int, int] | None = None) -> tuple[str, tuple[int, int]]:
-        """Like `find`, by its base name too: "data/coco2014/train2014/x.jpg" is where somebody else's images lay."""
+    def find_by_base_name(self, name: Any, size: tuple[int, int] | None = None) -> tuple[str, tuple[int, int]]:
+        """Like `find`, then by the base name alone: "data/coco2014/train2014/x.jpg" is a path of another machine."""
         name = name[0] if isinstance(name, list) and name else name
         try:
             return self.find(name, size)
-        except BadEntry as error:
+        except AnnotationError as error:
             if error.reason != MISSING_IMAGE or not isinstance(name, str) or Path(name).name in ("", name):
                 raise
             return self.find(Path(name).name, size)
 
-    def holds(self, name: str) -> bool:
+    def has_image(self, name: str) -> bool:
         """Whether an image is in one of the folders."""
         return any((folder / name).is_file() for folder in self._folders)
 
@@ -189,47 +188,49 @@ class ImageFinder:
         if not self._source.check_images:
             return self._folders[0] / name
         tried = ", ".join(str(folder) for folder in self._folders[:4])
-        raise BadEntry(MISSING_IMAGE, f"{name} in {tried}")
+        raise AnnotationError(MISSING_IMAGE, f"{name} in {tried}")
 
-    def _as_written(self, path: Path) -> str:
+    def _sample_path(self, path: Path) -> str:
         if self._source.relative_paths:
             return Path(os.path.relpath(path, self._source.root)).as_posix()
         return str(path.absolute())
 
 
-def oriented_image_size(path: Path) -> tuple[int, int]:
-    """(h, w) read off an image's header.
+def read_upright_size(path: Path) -> tuple[int, int]:
+    """(h, w) from an image's header.
 
     Raises:
-        BadEntry: no image, or one whose header asks viewers to turn it. Annotation tools and most datasets' own code
-            turn it, ms-swift shows a model the pixels as they are stored: masks would lie elsewhere.
+        AnnotationError: not an image, or one with an EXIF orientation. Annotation tools and the code of most datasets
+            rotate such an image, ms-swift passes the stored pixels to the model: masks would not fit.
     """
     try:
         with Image.open(path) as image:
             size = image.height, image.width
             orientation = _orientation(image)
     except FileNotFoundError as error:
-        raise BadEntry(MISSING_IMAGE, str(path)) from error
+        raise AnnotationError(MISSING_IMAGE, str(path)) from error
     except Exception as error:  # PIL's readers raise nearly anything on damaged files
-        raise BadEntry(UNREADABLE_IMAGE, f"{path}: {error}") from error
+        raise AnnotationError(UNREADABLE_IMAGE, f"{path}: {error}") from error
     if orientation in _TURNED:
-        raise BadEntry(TURNED_IMAGE, f"{path}: orientation {orientation}: store it upright (mogrify -auto-orient)")
+        raise AnnotationError(
+            TURNED_IMAGE, f"{path}: orientation {orientation}: store it upright (mogrify -auto-orient)"
+        )
     return size
 
 
-_UPRIGHT, _TURNED = 1, range(2, 9)  # EXIF's orientations; viewers take all other numbers for the first
+_UPRIGHT, _TURNED = 1, range(2, 9)  # EXIF orientations; viewers treat all other numbers as upright
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        # The base class's, as PNG's own decodes the whole picture first.
+        # The base class's method, because PNG's own decodes the whole image first.
         return Image.Image.getexif(image).get(ExifTags.Base.Orientation, _UPRIGHT)
-    except Exception:  # damaged EXIF is ignored by viewers as well
+    except Exception:  # viewers ignore damaged EXIF data, too
         return _UPRIGHT
 
 
-def files_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """All files with one of the suffixes (lower case), in folders below too, in the order of their names."""
+def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """All files with one of the suffixes (lower case), in subfolders as well, sorted by name."""
     found = []
     for where, folders, names in os.walk(folder):
         folders.sort()

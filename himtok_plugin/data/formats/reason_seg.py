@@ -1,8 +1,8 @@
-"""ReasonSeg: an image and, beside it, a LabelMe JSON with `text`, `is_sentence` and shapes, some to be ignored.
+"""ReasonSeg: for each image a LabelMe JSON with `text`, `is_sentence` and shapes; some shapes are ignored regions.
 
-Contract: one record per image, with one query for all its texts, which mean the same region. Masks are painted as the
-authors' code does it: shapes from large to small by their pixels, one or two points as a dot or a line; a label with
-"ignore" in it is no target and not background either; "flag" is nothing. Does not know prompts and rows.
+Contract: one record per image, with one query for all its texts, which refer to the same region. Masks are painted like
+in the authors' code: shapes from large to small by their number of pixels, one or two points as a dot or a line. A
+shape whose label contains "ignore" is neither target nor background; the label "flag" is skipped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from himtok_plugin.data.byte_ranges import parse_json
 from himtok_plugin.data.records import (
     BAD_ENTRY,
     NOT_UTF8,
-    BadEntry,
+    AnnotationError,
     PixelPolygons,
     Query,
     Record,
@@ -26,11 +26,11 @@ from himtok_plugin.data.records import (
 )
 from himtok_plugin.validation import abridged
 
-from .reader import ImageFinder, Reader, Source, files_below, find_path
+from .reader import ImageFinder, Reader, Source, find_path, list_files
 
 TARGET, IGNORE = 1, 255
-NOTHING = "flag"
-FAR = 1e6  # pixels, farther than any image reaches
+UNUSED_LABEL = "flag"
+MAX_COORDINATE = 1e6  # pixels, larger than any image
 
 
 class ReasonSegReader(Reader):
@@ -43,22 +43,22 @@ class ReasonSegReader(Reader):
         find_path(self.folder, None, ("*.json",), "annotations")
         self.finder = ImageFinder(source, (str(self.folder.absolute()), "images", f"images/{split}"))
 
-    def tasks(self, log: SkipLog) -> Sequence[Path]:
-        return files_below(self.folder, (".json",))
+    def list_items(self, log: SkipLog) -> Sequence[Path]:
+        return list_files(self.folder, (".json",))
 
-    def records(self, task: Path, log: SkipLog) -> Iterator[Record]:
+    def read_records(self, item: Path, log: SkipLog) -> Iterator[Record]:
         try:
-            entry = _load(task)
+            entry = _load_annotation(item)
             texts = entry.get("text") if isinstance(entry, dict) else None
             texts = [texts] if isinstance(texts, str) else texts
             if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-                raise BadEntry(BAD_ENTRY, f"text is {abridged(texts)}: expected a list of texts")
-            shapes = list(_shapes(entry.get("shapes")))
-        except BadEntry as error:
-            raise BadEntry(error.reason, f"{task}: {error.detail}") from error
-        path, size = self._image(task)
-        painted = _by_area(shapes, size)
-        targets = [Region(PixelPolygons(painted, TARGET), id=task.stem)]
+                raise AnnotationError(BAD_ENTRY, f"text is {abridged(texts)}: expected a list of texts")
+            shapes = list(_parse_shapes(entry.get("shapes")))
+        except AnnotationError as error:
+            raise AnnotationError(error.reason, f"{item}: {error.detail}") from error
+        path, size = self._image(item)
+        painted = _sort_by_area(shapes, size)
+        targets = [Region(PixelPolygons(painted, TARGET), id=item.stem)]
         ignore = PixelPolygons(painted, IGNORE) if any(value == IGNORE for _, value in painted) else None
         if not any(value == TARGET for _, value in painted):
             targets = []
@@ -67,57 +67,57 @@ class ReasonSegReader(Reader):
             tuple(range(len(targets))),
             sentence=bool(entry.get("is_sentence", False)),
             ignore=ignore,
-            id=task.stem,
+            id=item.stem,
         )
-        yield Record(path, size, task.stem, tuple(targets), (query,))
+        yield Record(path, size, item.stem, tuple(targets), (query,))
 
-    def _image(self, task: Path) -> tuple[str, tuple[int, int]]:
-        error = None
+    def _image(self, annotation: Path) -> tuple[str, tuple[int, int]]:
+        errors = []
         for suffix in (".jpg", ".png", ".jpeg"):
             try:
-                # Its size is not in the file: the image has to be there.
-                return self.finder.find(task.stem + suffix)
-            except BadEntry as failure:
-                error = error or failure
-        raise error
+                # The annotation has no image size: the image must exist.
+                return self.finder.find(annotation.stem + suffix)
+            except AnnotationError as error:
+                errors.append(error)
+        raise errors[0]
 
 
-def _load(path: Path) -> Any:
-    """Most files are UTF-8; for the others the authors' own code falls back to Windows' code page, as here."""
+def _load_annotation(path: Path) -> Any:
+    """Parse a file; like in the authors' code, one that is not UTF-8 is decoded as cp1252."""
     data = path.read_bytes()
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:
         data = data.decode("cp1252", "replace").encode("utf-8")
         if "\ufffd".encode() in data:
-            raise BadEntry(NOT_UTF8, "neither UTF-8 nor cp1252") from None
+            raise AnnotationError(NOT_UTF8, "neither UTF-8 nor cp1252") from None
     return parse_json(data, path.name)
 
 
 Shape = tuple[list[tuple[float, float]], int]  # points, value
 
 
-def _shapes(shapes: Any) -> Iterator[Shape]:
-    """What is to be painted; of shapes that are nothing the points are not looked at, they often are too few."""
+def _parse_shapes(shapes: Any) -> Iterator[Shape]:
+    """The shapes to paint. Points of unused shapes are not checked, because there are often too few."""
     if not isinstance(shapes, list):
-        raise BadEntry(BAD_ENTRY, f"shapes is {abridged(shapes)}: expected a list")
+        raise AnnotationError(BAD_ENTRY, f"shapes is {abridged(shapes)}: expected a list")
     for shape in shapes:
         label = shape.get("label") if isinstance(shape, dict) else None
         if not isinstance(label, str):
-            raise BadEntry(BAD_ENTRY, f"a shape is {abridged(shape)}: expected a label and points")
+            raise AnnotationError(BAD_ENTRY, f"a shape is {abridged(shape)}: expected a label and points")
         label = label.lower()
-        if label == NOTHING:
+        if label == UNUSED_LABEL:
             continue
         try:
             points = [(float(x), float(y)) for x, y in shape.get("points")]
-            if not points or not all(abs(v) < FAR for point in points for v in point):
+            if not points or not all(abs(v) < MAX_COORDINATE for point in points for v in point):
                 raise ValueError(f"{abridged(points)}")
         except (TypeError, ValueError) as error:
-            raise BadEntry(BAD_ENTRY, f"points of {label!r}: {error}: expected [x, y], one or more") from error
+            raise AnnotationError(BAD_ENTRY, f"points of {label!r}: {error}: expected [x, y], one or more") from error
         yield points, IGNORE if "ignore" in label else TARGET
 
 
-def _by_area(shapes: Sequence[Shape], size: tuple[int, int]) -> tuple[Shape, ...]:
-    """From the most pixels within the image to the least; of equals the later first, as the authors' sorting does."""
+def _sort_by_area(shapes: Sequence[Shape], size: tuple[int, int]) -> tuple[Shape, ...]:
+    """Sort by the number of pixels in the image, descending; of equals the later first, like the authors' code."""
     areas = [int(PixelPolygons(((points, TARGET),), TARGET).mask(size).sum()) for points, _ in shapes]
     return tuple(shapes[i] for i in np.argsort(areas, kind="stable")[::-1])

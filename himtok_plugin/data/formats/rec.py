@@ -1,7 +1,7 @@
-"""Referring boxes: REC jsonl as Qwen-VL and InternVL evaluate with, and Qwen-VL's conversations with `<box>`.
+"""Referring boxes: the REC jsonl that Qwen-VL and InternVL evaluate with, and Qwen-VL's conversations with `<box>`.
 
-Contract: an entry is one record, with a region (a box without a mask) per box. `bbox` is x1, y1, x2, y2 in pixels;
-`<box>(x1,y1),(x2,y2)</box>` counts in thousandths of the image. Does not know prompts and rows.
+Contract: an entry is one record, with one region (a box without a mask) per box. `bbox` is x1, y1, x2, y2 in pixels;
+`<box>(x1,y1),(x2,y2)</box>` is in thousandths of the image size.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from typing import Any
 from himtok_plugin.data.records import (
     BAD_BOX,
     BAD_ENTRY,
-    BadEntry,
+    AnnotationError,
+    Box,
     Query,
     Record,
     Region,
     SkipLog,
-    size_of,
+    parse_size,
 )
 from himtok_plugin.metrics.boxes import boxes_in_text
 from himtok_plugin.validation import abridged
 
-from .entries import EntryFiles, files_of, first_of
+from .entries import EntryFiles, find_entry_files, first_field
 from .reader import ImageFinder, Reader, Source
 from .refer import IMAGE_FOLDERS
 
@@ -33,64 +34,66 @@ _REFERENT = re.compile(r"<ref>([^<]*)</ref>\s*((?:<box>\(\d+,\s*\d+\),\s*\(\d+,\
 
 
 class RecReader(Reader):
-    """`*<split>*.jsonl` or `.json` below the root, those of one dataset."""
+    """`*<split>*.jsonl` or `.json` below the root, of one dataset."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        files = files_of(source.root, source.annotations, ("*.jsonl", "*.json"), source.split, one_dataset=True)
+        files = find_entry_files(source.root, source.annotations, ("*.jsonl", "*.json"), source.split, one_dataset=True)
         self.files = EntryFiles(files, fields=("bbox", "boxes", "conversations"))
         self.finder = ImageFinder(source, ("", *IMAGE_FOLDERS))
 
-    def tasks(self, log: SkipLog) -> Sequence[Any]:
-        return self.files.tasks(log)
+    def list_items(self, log: SkipLog) -> Sequence[Any]:
+        return self.files.list_items(log)
 
-    def records(self, task: Any, log: SkipLog) -> Iterator[Record]:
-        for name, entry in self.files.load(task):
+    def read_records(self, item: Any, log: SkipLog) -> Iterator[Record]:
+        for name, entry in self.files.load(item):
             try:
-                yield self._of_conversation(name, entry) if "conversations" in entry else self._of_box(name, entry)
-            except BadEntry as error:
-                log.skip(error.reason, f"{name}: {error.detail}")
+                yield (
+                    self._conversation_record(name, entry)
+                    if "conversations" in entry
+                    else self._box_record(name, entry)
+                )
+            except AnnotationError as error:
+                log.add(error.reason, f"{name}: {error.detail}")
 
-    def _of_box(self, name: str, entry: dict[str, Any]) -> Record:
-        size = None
+    def _box_record(self, name: str, entry: dict[str, Any]) -> Record:
+        annotated = None
         if entry.get("height") is not None and entry.get("width") is not None:
-            size = size_of(entry["height"], entry["width"])
-        path, size = self.finder.find_elsewhere(first_of(entry, "image", "img_path", "file_name"), size)
-        texts = first_of(entry, "sent", "expression", "caption", "text", "ref")
+            annotated = parse_size(entry["height"], entry["width"])
+        path, size = self.finder.find_by_base_name(first_field(entry, "image", "img_path", "file_name"), annotated)
+        texts = first_field(entry, "sent", "expression", "caption", "text", "ref")
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-            raise BadEntry(BAD_ENTRY, f"expression is {abridged(texts)}: expected a text")
-        boxes = first_of(entry, "bbox", "boxes")
+            raise AnnotationError(BAD_ENTRY, f"expression is {abridged(texts)}: expected a text")
+        boxes = first_field(entry, "bbox", "boxes")
         boxes = boxes if isinstance(boxes, list) and boxes and isinstance(boxes[0], list) else [boxes]
-        regions = tuple(Region(None, box=_checked(box)) for box in boxes)
+        regions = tuple(Region(None, box=_parse_box(box)) for box in boxes)
         id = str(entry.get("id", entry.get("question_id", name)))
         query = Query(tuple(" ".join(text.split()) for text in texts), tuple(range(len(regions))), id=id)
         return Record(path, size, Path(path).stem, regions, (query,))
 
-    def _of_conversation(self, name: str, entry: dict[str, Any]) -> Record:
+    def _conversation_record(self, name: str, entry: dict[str, Any]) -> Record:
         turns = entry["conversations"]
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            raise BadEntry(BAD_ENTRY, f"conversations is {abridged(turns)}: expected a list of turns")
+            raise AnnotationError(BAD_ENTRY, f"conversations is {abridged(turns)}: expected a list of turns")
         text = "\n".join(str(turn.get("value", turn.get("content", ""))) for turn in turns)
         named = _IMAGE.search(text)
-        path, size = self.finder.find_elsewhere(named[1].strip() if named else first_of(entry, "image", "images"))
+        path, size = self.finder.find_by_base_name(named[1].strip() if named else first_field(entry, "image", "images"))
         regions: list[Region] = []
-        queries = []
+        queries: list[Query] = []
         for phrase, boxes in dict.fromkeys(_REFERENT.findall(text)):
             first = len(regions)
             regions += [Region(None, box=box) for box in boxes_in_text(boxes, size)]
             id = f"{entry.get('id', name)}/{len(queries)}"
             queries.append(Query((" ".join(phrase.split()),), tuple(range(first, len(regions))), id=id))
         if not queries:
-            raise BadEntry(BAD_ENTRY, "no <ref>…</ref><box>…</box> in its conversations")
+            raise AnnotationError(BAD_ENTRY, "no <ref>…</ref><box>…</box> in its conversations")
         return Record(path, size, Path(path).stem, tuple(regions), tuple(queries))
 
 
-def _checked(box: Any) -> tuple[float, ...]:
+def _parse_box(box: Any) -> Box:
     try:
-        values = tuple(float(value) for value in box)
-        if len(values) != 4:
-            raise ValueError(f"{len(values)} numbers")
+        x1, y1, x2, y2 = (float(value) for value in box)
     except (TypeError, ValueError) as error:
-        raise BadEntry(BAD_BOX, f"got {abridged(box)}: expected x1, y1, x2, y2") from error
-    return values
+        raise AnnotationError(BAD_BOX, f"got {abridged(box)}: expected x1, y1, x2, y2") from error
+    return x1, y1, x2, y2

@@ -1,8 +1,8 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg as the REFER toolkit has them, and gRefCOCO, which adds none and several targets.
+"""RefCOCO, RefCOCO+ and RefCOCOg in the files of the REFER toolkit, and gRefCOCO, with none or several targets.
 
-Contract: one record per image, one query per reference, in the order of the file. The references' pickle may hold plain
-data only: nothing that it names is ever imported. The annotations' own `instances.json` gives the masks, and all
-classes of an image. Does not know prompts and rows.
+Contract: one record per image, one query per reference, in the order of the file. The pickle of the references may
+contain plain data only: loading it never imports anything. `instances.json` beside it has the masks, and all classes of
+an image.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from himtok_plugin.data.byte_ranges import group_number, read_json
+from himtok_plugin.data.byte_ranges import id_to_int, read_json_at
 from himtok_plugin.data.records import (
     BAD_ENTRY,
     NOT_UTF8,
     REPEATED_ID,
     UNKNOWN_ID,
-    BadEntry,
+    AnnotationError,
     Query,
     Record,
     Region,
     SkipLog,
-    size_of,
+    parse_size,
 )
 from himtok_plugin.validation import abridged
 
-from .coco_index import CocoIndex, ImageClasses, region_of
+from .coco_index import CocoIndex, ImageClasses, annotation_to_region
 from .reader import ImageFinder, Reader, Source, find_path
 
 IMAGE_FOLDERS = (
@@ -43,21 +43,21 @@ IMAGE_FOLDERS = (
     "images",
     "",
 )
-NO_TARGET = -1  # gRefCOCO's id of the annotation that there is not
+NO_TARGET = -1  # gRefCOCO's annotation id for "no target"
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads lists, dictionaries, strings and numbers; whatever a pickle wants to import is refused."""
+    """Loads lists, dictionaries, strings and numbers; everything that a pickle would import is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise ValueError(f"the pickle asks for {module}.{name}: expected plain lists, dictionaries, text and numbers")
 
 
 def load_plain_pickle(path: Path) -> Any:
-    """A pickle of plain data; text of Python 2 that is not UTF-8 comes with lone surrogates.
+    """Load a pickle of plain data; bytes of Python 2 strings that are not UTF-8 become lone surrogates.
 
     Raises:
-        ValueError: it asks for anything else, or is cut off.
+        ValueError: it contains anything else, or is truncated.
     """
     with open(path, "rb") as file:
         try:
@@ -88,7 +88,7 @@ class ReferReader(Reader):
     def load_refs(self) -> Any:
         return load_plain_pickle(self.refs_file)
 
-    def tasks(self, log: SkipLog) -> Sequence[Any]:
+    def list_items(self, log: SkipLog) -> Sequence[Any]:
         refs = self.load_refs()
         if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
             raise ValueError(f"{self.refs_file}: holds {abridged(refs)}: expected a list of references")
@@ -102,34 +102,34 @@ class ReferReader(Reader):
                 continue
             name = f"ref {ref.get('ref_id')}"
             if ref.get("ref_id") in seen:
-                log.skip(REPEATED_ID, name)
+                log.add(REPEATED_ID, name)
             elif not isinstance(ref.get("sentences"), list) or "image_id" not in ref or "ann_id" not in ref:
-                log.skip(BAD_ENTRY, f"{name}: expected image_id, ann_id and sentences")
+                log.add(BAD_ENTRY, f"{name}: expected image_id, ann_id and sentences")
             else:
                 seen.add(ref.get("ref_id"))
                 by_image.setdefault(ref["image_id"], []).append(ref)
         if not by_image:
             raise ValueError(f"--split: got {self.source.split!r}, expected one of {sorted(map(str, splits))}")
-        tasks = []
+        items = []
         for image_id, own in by_image.items():
-            places = index.images.of(group_number(image_id))
+            places = index.images.in_group(id_to_int(image_id))
             if places:
-                number = group_number(image_id)
-                tasks.append((places[0], index.annotations.of(number), index.left_out.get(number, []), own))
+                number = id_to_int(image_id)
+                items.append((places[0], index.annotations.in_group(number), index.duplicates.get(number, []), own))
             else:
-                log.skip_many(UNKNOWN_ID, [f"ref {ref.get('ref_id')}: image {image_id}" for ref in own])
-        return tasks
+                log.add_all(UNKNOWN_ID, [f"ref {ref.get('ref_id')}: image {image_id}" for ref in own])
+        return items
 
-    def records(self, task: Any, log: SkipLog) -> Iterator[Record]:
-        where, places, left_out, refs = task
-        image = read_json(self.instances_file, where)
+    def read_records(self, item: Any, log: SkipLog) -> Iterator[Record]:
+        where, places, duplicates, refs = item
+        image = read_json_at(self.instances_file, where)
         try:
-            path, size = self.finder.find(image.get("file_name"), size_of(image.get("height"), image.get("width")))
-        except BadEntry as error:
-            raise BadEntry(error.reason, f"image {image.get('id')}: {error.detail}") from error
+            path, size = self.finder.find(image.get("file_name"), parse_size(image.get("height"), image.get("width")))
+        except AnnotationError as error:
+            raise AnnotationError(error.reason, f"image {image.get('id')}: {error.detail}") from error
         annotations = {}
         for place in places:
-            annotation = read_json(self.instances_file, place)
+            annotation = read_json_at(self.instances_file, place)
             annotations[annotation.get("id")] = annotation
         regions: list[Region] = []
         known: dict[Any, int] = {}
@@ -138,16 +138,16 @@ class ReferReader(Reader):
             name = f"image {image.get('id')}, ref {ref.get('ref_id')}"
             try:
                 targets = [self._target(id, annotations, regions, known, size) for id in annotation_ids(ref["ann_id"])]
-                expressions = tuple(_expressions(ref["sentences"], name, log))
+                expressions = tuple(_ref_expressions(ref["sentences"], name, log))
                 if expressions:
                     queries.append(Query(expressions, tuple(targets), id=str(ref.get("ref_id"))))
-            except BadEntry as error:
-                log.skip(error.reason, f"{name}: {error.detail}")
+            except AnnotationError as error:
+                log.add(error.reason, f"{name}: {error.detail}")
         classes = ImageClasses(self.names)
         for id, annotation in annotations.items():
-            # What nobody refers to is no region.
+            # An annotation that no expression refers to has no region.
             classes.add(annotation, regions[known[id]] if id in known else None)
-        for place in left_out:
+        for place in duplicates:
             classes.add_at(self.instances_file, place)
         yield Record(
             path,
@@ -160,11 +160,19 @@ class ReferReader(Reader):
             incomplete_classes=frozenset(classes.incomplete),
         )
 
-    def _target(self, id: Any, annotations: dict, regions: list[Region], known: dict[Any, int], size) -> int:
+    def _target(
+        self,
+        id: Any,
+        annotations: dict[Any, dict[str, Any]],
+        regions: list[Region],
+        known: dict[Any, int],
+        size: tuple[int, int],
+    ) -> int:
+        """The index of an annotation's region, which is created when it is first referred to."""
         if id not in known:
             if id not in annotations:
-                raise BadEntry(UNKNOWN_ID, f"annotation {abridged(id)}")
-            regions.append(region_of(annotations[id], self.names, size))
+                raise AnnotationError(UNKNOWN_ID, f"annotation {abridged(id)}")
+            regions.append(annotation_to_region(annotations[id], self.names, size))
             known[id] = len(regions) - 1
         return known[id]
 
@@ -183,21 +191,21 @@ class GrefReader(ReferReader):
 
 
 def annotation_ids(value: Any) -> list[Any]:
-    """The annotations that a reference means; RefCOCO names one, gRefCOCO a list, in which -1 is none."""
+    """The annotations that a reference refers to: one id in RefCOCO, a list in gRefCOCO, where -1 is "no target"."""
     ids = value if isinstance(value, list) else [value]
     return list(dict.fromkeys(id for id in ids if id != NO_TARGET))
 
 
-def _expressions(sentences: list[Any], name: str, log: SkipLog) -> Iterator[str]:
-    """The sentences as they are evaluated ("sent": lower case, no punctuation), or else as they were written."""
+def _ref_expressions(sentences: list[Any], name: str, log: SkipLog) -> Iterator[str]:
+    """The sentences in the form that is evaluated ("sent": lower case, no punctuation), or else the raw ones."""
     for sentence in sentences:
         text = sentence.get("sent") or sentence.get("raw") if isinstance(sentence, dict) else sentence
         if not isinstance(text, str) or not text.strip():
-            log.skip(BAD_ENTRY, f"{name}: sentence {abridged(sentence)} has no text")
+            log.add(BAD_ENTRY, f"{name}: sentence {abridged(sentence)} has no text")
             continue
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            log.skip(NOT_UTF8, f"{name}: {error}")
+            log.add(NOT_UTF8, f"{name}: {error}")
             continue
         yield " ".join(text.split())

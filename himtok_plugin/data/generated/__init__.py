@@ -1,1 +1,1 @@
-"""Data that this package draws itself: scenes of coloured shapes with questions about them, and masks of objects."""
+"""Generated data: scenes of coloured shapes with questions about them, and masks of objects. Knows no models."""

@@ -1,10 +1,8 @@
-"""Generated referring-expression scenes: images of coloured shapes, requests about them, and the masks they mean.
+"""Generated scenes: images of coloured shapes, requests with referring expressions, and their masks.
 
-Contract: everything follows from the seed; the same arguments give the same pixels and words on every machine.
-`generate_scenes` yields scenes, `write_rows` writes them in the dataset format of the design, `write_mask_rows` writes
-mask-only rows for training the mask tokenizer. Different seeds give independent scenes, so training and held-out data
-are simply two seeds.
-Does not know: models, tokenizers, ms-swift, torch.
+Contract: everything follows from the seed; the same arguments give the same pixels and texts on every machine.
+`generate_scenes` yields scenes, `write_rows` writes them in the dataset format, `write_mask_rows` writes masks alone
+for stage 1. Different seeds give independent scenes: use two seeds for training and held-out data.
 """
 
 import json
@@ -16,19 +14,19 @@ import numpy as np
 from PIL import Image
 
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER, MASK_PLACEHOLDER
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 
-from .expressions import EXPRESSION_KINDS, Expression, refer
-from .scene_questions import Question, ask
-from .shapes import COLOURS, SHAPE_KINDS, SHAPE_SIZES, SceneShape, coverage
+from .expressions import EXPRESSION_KINDS, Expression, generate_expression
+from .scene_questions import Question, generate_question
+from .shapes import COLOURS, SHAPE_KINDS, SHAPE_SIZES, SceneShape, rasterise_shape
 
 DEFAULT_SIDE = 64
-MIN_SIDE = 32  # Below it, a small shape has fewer pixels than `MIN_VISIBLE_PIXELS`.
+MIN_SIDE = 32  # In smaller images a small shape has fewer pixels than `MIN_VISIBLE_PIXELS`.
 MAX_SHAPES = 3
-# Of 100 requests: mostly one shape by its looks, the rest exercises reading the layout, several masks, and none.
+# Mostly one shape by its attributes; the rest trains relations, several masks, and answers without a mask.
 TASK_SHARES: Mapping[str, float] = {"attribute": 0.55, "relation": 0.2, "two": 0.15, "none": 0.1}
 MIN_VISIBLE_PIXELS = 24
-MIN_VISIBLE_SHAPE = 0.8  # A shape hidden further no longer looks like its kind.
+MIN_VISIBLE_SHAPE = 0.8  # A shape that is covered further no longer looks like its kind.
 PLACEMENT_TRIES = 50
 SCENE_TRIES = 1000
 EXPRESSION_TRIES = 10
@@ -41,10 +39,14 @@ BACKGROUND_NOISE = 6.0
 
 @dataclass(frozen=True)
 class Scene:
-    """``image`` RGB; ``shapes`` in drawing order; ``shape_masks`` their visible pixels, bool (h, w).
+    """A scene and a conversation about it.
 
-    ``turns`` are the conversation about the image: requests for masks, `expressions`, of which `expression` is the
-    first, and questions that words answer. ``named`` says whether an answer names what its masks show.
+    Attributes:
+        image: RGB.
+        shapes: in drawing order.
+        shape_masks: the visible pixels of each shape, bool (h, w).
+        turns: the conversation: requests for masks (`expressions`; the first one is `expression`) and questions.
+        named: whether answers name the shape of each mask.
     """
 
     image: Image.Image
@@ -63,12 +65,12 @@ class Scene:
 
     @property
     def masks(self) -> list[np.ndarray]:
-        """The masks of all expressions in turn, bool (h, w), left to right within one; none for what is not there."""
+        """The masks of all expressions in order, bool (h, w), left to right within one expression."""
         return [self.shape_masks[i] for expression in self.expressions for i in expression.targets]
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The conversation: every question or request and its answer, with a ``<mask>`` per target."""
+        """The conversation in the dataset format, with one ``<mask>`` per target."""
         messages = []
         for number, turn in enumerate(self.turns):
             image = IMAGE_PLACEHOLDER if number == 0 else ""
@@ -82,7 +84,7 @@ class Scene:
 
     def _answer(self, expression: Expression) -> str:
         if not expression.targets:
-            return f"There is no {expression.attributes.words()} in the image."
+            return f"There is no {expression.attributes.phrase()} in the image."
         one = len(expression.targets) == 1
         if self.named:
             found = [self.shapes[i] for i in expression.targets]
@@ -106,36 +108,36 @@ def generate_scenes(
     """Yield ``count`` scenes of ``side`` x ``side`` pixels with 1 to ``max_shapes`` shapes.
 
     ``task_shares`` gives the probability of each task of `expressions.EXPRESSION_KINDS`; they need not add up to 1.
-    ``turns`` is the most requests about one image; there are fewer when the scene has nothing new to ask for.
-    ``questions`` is the most questions that words answer, asked in between. With ``named``, an answer says which shape
-    a mask shows before it shows it: to have found a shape in words is a step on the way to its codes.
+    ``turns`` is the most requests per image; there are fewer if no further request asks for something new.
+    ``questions`` is the most questions with answers in words, between the requests. With ``named``, an answer describes
+    the shape before its mask, an intermediate step on the way to the codes.
     """
-    _check(count, side, max_shapes)
+    _check_arguments(count, side, max_shapes)
     if turns < 1:
         raise ValueError(f"turns: got {turns}, expected at least 1")
     if questions < 0:
         raise ValueError(f"questions: got {questions}, expected 0 or more")
-    shares = _shares(task_shares)
+    shares = _task_probabilities(task_shares)
     rng = np.random.default_rng(seed)
     for _ in range(count):
         task = str(rng.choice(EXPRESSION_KINDS, p=shares))
-        shapes, masks, expression = _layout(task, side, max_shapes, rng)
+        shapes, masks, expression = _place_shapes_for(task, side, max_shapes, rng)
         expressions = [expression]
         while len(expressions) < turns and (more := _next_expression(shapes, expressions, side, shares, rng)):
             expressions.append(more)
-        conversation = _with_questions(expressions, questions, shapes, side, rng) if questions else expressions
-        yield Scene(_draw(shapes, masks, side, rng), tuple(shapes), tuple(masks), tuple(conversation), named)
+        conversation = _insert_questions(expressions, questions, shapes, side, rng) if questions else expressions
+        yield Scene(_draw_image(shapes, masks, side, rng), tuple(shapes), tuple(masks), tuple(conversation), named)
 
 
 def generate_masks(
     count: int, seed: int, side: int = DEFAULT_SIDE, max_shapes: int = MAX_SHAPES
 ) -> Iterator[np.ndarray]:
     """Yield ``count`` masks, bool (side, side), each the visible part of one shape of a scene."""
-    _check(count, side, max_shapes)
+    _check_arguments(count, side, max_shapes)
     rng = np.random.default_rng(seed)
     left = count
     while left:
-        _, masks = _place(side, int(rng.integers(1, max_shapes + 1)), rng)
+        _, masks = _place_shapes(side, int(rng.integers(1, max_shapes + 1)), rng)
         for mask in masks[:left]:
             yield mask
             left -= 1
@@ -166,17 +168,17 @@ def write_rows(
 
 
 def with_saved_images(out_dir: str | Path, scenes: Iterable[Scene]) -> Iterator[tuple[Scene, str]]:
-    """Every scene and the absolute path of its image, which was written to ``out_dir/images``."""
+    """Write the image of every scene to ``out_dir/images``; yields (scene, absolute path of its image)."""
     images = Path(out_dir).resolve() / "images"
     images.mkdir(parents=True, exist_ok=True)
     for i, scene in enumerate(scenes):
         path = images / f"{i:06d}.png"
-        scene.image.save(path, compress_level=1)  # Speed: the images live as long as the demo does.
+        scene.image.save(path, compress_level=1)  # fast; these files are temporary
         yield scene, str(path)
 
 
 def scene_row(scene: Scene, image_path: str) -> dict:
-    """A scene in the dataset format: the conversation, its image, and its masks as COCO RLE in order of appearance."""
+    """A scene in the dataset format: the conversation, the image, and the masks as COCO RLE in order of appearance."""
     return {
         "messages": scene.messages,
         "images": [image_path],
@@ -201,7 +203,7 @@ def write_mask_rows(
     return path
 
 
-def _check(count: int, side: int, max_shapes: int) -> None:
+def _check_arguments(count: int, side: int, max_shapes: int) -> None:
     if count < 0:
         raise ValueError(f"count: got {count}, expected 0 or more")
     if side < MIN_SIDE:
@@ -210,7 +212,7 @@ def _check(count: int, side: int, max_shapes: int) -> None:
         raise ValueError(f"max_shapes: got {max_shapes}, expected at least 1")
 
 
-def _shares(task_shares: Mapping[str, float]) -> np.ndarray:
+def _task_probabilities(task_shares: Mapping[str, float]) -> np.ndarray:
     unknown = sorted(set(task_shares) - set(EXPRESSION_KINDS))
     if unknown:
         raise ValueError(f"task_shares: got {unknown}, expected tasks among {EXPRESSION_KINDS}")
@@ -220,16 +222,16 @@ def _shares(task_shares: Mapping[str, float]) -> np.ndarray:
     return shares / shares.sum()
 
 
-def _layout(
+def _place_shapes_for(
     task: str, side: int, max_shapes: int, rng: np.random.Generator
 ) -> tuple[list[SceneShape], list[np.ndarray], Expression]:
-    """Shapes that afford an expression of ``task``, drawn again until they do."""
+    """Random shapes with an expression of the kind ``task``."""
     fewest = 2 if task in ("relation", "two") else 1
     if max_shapes < fewest:
         raise ValueError(f"max_shapes: got {max_shapes}, expected at least {fewest} for the task {task!r}")
     for _ in range(SCENE_TRIES):
-        shapes, masks = _place(side, int(rng.integers(fewest, max_shapes + 1)), rng)
-        expression = refer(shapes, task, side, rng)
+        shapes, masks = _place_shapes(side, int(rng.integers(fewest, max_shapes + 1)), rng)
+        expression = generate_expression(shapes, task, side, rng)
         if expression is not None:
             return shapes, masks, expression
     raise RuntimeError(f"no scene for the task {task!r} in {SCENE_TRIES} tries (side {side}, max_shapes {max_shapes})")
@@ -240,12 +242,12 @@ def _next_expression(
 ) -> Expression | None:
     """A further request about the same shapes, or None if none was found.
 
-    It asks for a shape that no earlier request named, or for one that is not there: a mask that stands in the
-    conversation already could be answered by copying it.
+    It refers to a shape that no earlier request referred to, or to none: a mask that is already in the conversation
+    could be copied.
     """
     named = {i for expression in earlier for i in expression.targets}
     for _ in range(EXPRESSION_TRIES):
-        expression = refer(shapes, str(rng.choice(EXPRESSION_KINDS, p=shares)), side, rng)
+        expression = generate_expression(shapes, str(rng.choice(EXPRESSION_KINDS, p=shares)), side, rng)
         if expression is None or expression.text in [e.text for e in earlier]:
             continue
         if not expression.targets or set(expression.targets) - named:
@@ -253,22 +255,22 @@ def _next_expression(
     return None
 
 
-def _with_questions(
+def _insert_questions(
     expressions: list[Expression], count: int, shapes: list[SceneShape], side: int, rng: np.random.Generator
 ) -> list[Expression | Question]:
     """Up to ``count`` different questions at random places between the expressions, which stay in their order."""
-    asked: dict[str, Question] = {}
+    chosen: dict[str, Question] = {}
     for _ in range(count * QUESTION_TRIES):
-        if len(asked) < count and (question := ask(shapes, side, rng)):
-            asked.setdefault(question.text, question)
+        if len(chosen) < count and (question := generate_question(shapes, side, rng)):
+            chosen.setdefault(question.text, question)
     turns: list[Expression | Question] = list(expressions)
-    for question in asked.values():
+    for question in chosen.values():
         turns.insert(int(rng.integers(len(turns) + 1)), question)
     return turns
 
 
-def _place(side: int, count: int, rng: np.random.Generator) -> tuple[list[SceneShape], list[np.ndarray]]:
-    """Up to ``count`` shapes (fewer if no room is left, at least one) and their visible pixels."""
+def _place_shapes(side: int, count: int, rng: np.random.Generator) -> tuple[list[SceneShape], list[np.ndarray]]:
+    """Up to ``count`` shapes (fewer if there is no room, at least one) and their visible pixels."""
     shapes: list[SceneShape] = []
     masks: list[np.ndarray] = []
     areas: list[int] = []
@@ -277,9 +279,9 @@ def _place(side: int, count: int, rng: np.random.Generator) -> tuple[list[SceneS
             break
         kind, colour, size = (str(rng.choice(list(names))) for names in (SHAPE_KINDS, COLOURS, SHAPE_SIZES))
         radius = side * float(rng.uniform(*SHAPE_SIZES[size]))
-        reach = radius * 1.1 + 1  # Stars reach a tenth further than their half extent.
+        reach = radius * 1.1 + 1  # The points of a star lie 10 % outside its half extent.
         x, y = (float(v) for v in rng.uniform(reach, side - reach, size=2))
-        own = coverage(kind, x, y, radius, side)
+        own = rasterise_shape(kind, x, y, radius, side)
         visible = [mask & ~own for mask in masks]
         if all(
             after.sum() >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHAPE * area)
@@ -291,7 +293,7 @@ def _place(side: int, count: int, rng: np.random.Generator) -> tuple[list[SceneS
     return shapes, masks
 
 
-def _draw(shapes: list[SceneShape], masks: list[np.ndarray], side: int, rng: np.random.Generator) -> Image.Image:
+def _draw_image(shapes: list[SceneShape], masks: list[np.ndarray], side: int, rng: np.random.Generator) -> Image.Image:
     """The image: a grey background with a slope and noise, flat shapes with a jittered colour."""
     ramp = np.linspace(-1, 1, side)
     slope_x, slope_y = rng.uniform(-BACKGROUND_SLOPE, BACKGROUND_SLOPE, size=2)

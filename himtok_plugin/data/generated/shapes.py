@@ -1,8 +1,7 @@
-"""One coloured shape in a scene: its attributes and the pixels it covers.
+"""A coloured shape of a scene: its attributes and its pixels.
 
-Contract: `SceneShape` carries what an expression may speak of (kind, colour, size name, centre); `coverage` rasterises
-a shape to bool (h, w). Coordinates are (x, y) in pixels, origin at the top left, y downwards.
-Does not know: the other shapes of a scene, who hides whom, or any wording.
+Contract: a `SceneShape` has the attributes that expressions use (kind, colour, size, centre); `rasterise_shape` returns
+its pixels, bool (h, w). Coordinates are (x, y) in pixels, origin at the top left, y downwards.
 """
 
 import math
@@ -20,18 +19,17 @@ COLOURS = {
     "purple": (150, 50, 190),
     "cyan": (60, 205, 215),
 }
-# Half extents as a share of the image side. The gap between the two ranges keeps "small" and "large" a matter of sight
-# rather than of measuring.
+# Half extents as a share of the image side. The gap between the ranges makes "small" and "large" easy to tell apart.
 SHAPE_SIZES = {"small": (0.14, 0.17), "large": (0.23, 0.28)}
 
 SUPERSAMPLING = 4  # A pixel belongs to a shape when at least half of its 4 x 4 sub-pixels do.
 STAR_POINTS = 5
-STAR_INNER_RADIUS = 0.5  # The exact pentagram has 0.38, whose points vanish at a radius of 8 pixels.
+STAR_INNER_RADIUS = 0.5  # The points of an exact pentagram (0.38) would vanish at a radius of 8 pixels.
 
 
 @dataclass(frozen=True)
 class SceneShape:
-    """A shape before drawing: one of `SHAPE_KINDS`, `COLOURS` and `SHAPE_SIZES`, its centre and half extent."""
+    """A shape: one each of `SHAPE_KINDS`, `COLOURS` and `SHAPE_SIZES`, its centre and half extent."""
 
     kind: str
     colour: str
@@ -41,10 +39,10 @@ class SceneShape:
     radius: float
 
 
-def outline(kind: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
+def shape_corners(kind: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
     """The corners of a polygonal ``kind`` within the box of half extent ``radius`` around (x, y)."""
     if kind == "square":
-        half = radius * 0.9  # Equal boxes would make the square the heaviest shape by far.
+        half = radius * 0.9  # With the same box, a square would have a much larger area than the other shapes.
         return [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
     if kind == "triangle":
         return [(x, y - radius), (x + radius, y + radius * 0.8), (x - radius, y + radius * 0.8)]
@@ -58,7 +56,7 @@ def outline(kind: str, x: float, y: float, radius: float) -> list[tuple[float, f
     raise ValueError(f"kind: got {kind!r}, expected one of {SHAPE_KINDS} with corners")
 
 
-def coverage(kind: str, x: float, y: float, radius: float, side: int) -> np.ndarray:
+def rasterise_shape(kind: str, x: float, y: float, radius: float, side: int) -> np.ndarray:
     """The pixels of a shape: bool (side, side)."""
     scale = SUPERSAMPLING
     canvas = Image.new("L", (side * scale, side * scale))
@@ -67,5 +65,5 @@ def coverage(kind: str, x: float, y: float, radius: float, side: int) -> np.ndar
         box = [(x - radius) * scale, (y - radius) * scale, (x + radius) * scale, (y + radius) * scale]
         draw.ellipse(box, fill=255)
     else:
-        draw.polygon([(px * scale, py * scale) for px, py in outline(kind, x, y, radius)], fill=255)
+        draw.polygon([(px * scale, py * scale) for px, py in shape_corners(kind, x, y, radius)], fill=255)
     return np.asarray(canvas.reduce(scale)) >= 128

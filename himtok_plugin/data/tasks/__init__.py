@@ -1,23 +1,21 @@
-"""Tasks: what is asked about a record and what the answer is, as rows of the dataset format.
+"""Tasks: each is a function that turns a record into samples, questions with their answers. `--task` selects them.
 
-Purpose: one function per task turns a record into rows; which ones run is the caller's choice (`--task`).
-Contract: a row has `messages`, `images`, `masks` (compressed RLE) and `source`; with boxes also `objects`; for scoring
-also `asks_for_masks` (whether a question asks for masks, of which there may be none), `ignore` (RLE of pixels that are
-not to count), `category`, `referent` and its `expressions`. What a row cannot be made of is told to the log. Everything
-random comes from `Maker.rng`. Does not know formats, files and processes. `making` holds what they share; importing
-this package registers all of them.
+Contract: a sample has `messages`, `images`, `masks` (compressed RLE) and `source`; with boxes also `objects`. For
+evaluation it also has `asks_for_masks` (whether the question asks for masks, of which there may be none), `ignore` (RLE
+of the pixels that are not scored), `category`, `referent` and its `expressions`. Importing this package registers all
+tasks. It knows records, but not formats, files and processes.
 """
 
-from . import referring, classes, regions, conversations  # noqa: F401, I001 - in the order in which TASKS lists them
-from .making import DEFAULT_SENTENCES, TASKS, Maker, Phrase, TaskOptions, named_share
-from .wording import clean
+from . import referring, classes, regions, conversations  # noqa: F401, I001 - the order of TASKS
+from .sample_builder import DEFAULT_SENTENCES, TASKS, SampleBuilder, Phrase, TaskOptions, parse_task_share
+from .wording import clean_text
 
 __all__ = [
     "DEFAULT_SENTENCES",
     "TASKS",
-    "Maker",
+    "SampleBuilder",
     "Phrase",
     "TaskOptions",
-    "clean",
-    "named_share",
+    "clean_text",
+    "parse_task_share",
 ]

@@ -1,4 +1,4 @@
-"""Tasks about classes: the masks of one, of all, of those of a list that are there."""
+"""Tasks about classes: the masks of one class, of all objects, of those classes of a list that are present."""
 
 from __future__ import annotations
 
@@ -6,95 +6,97 @@ from collections.abc import Iterator, Sequence
 
 from pycocotools import mask as coco
 
-from himtok_plugin.data.records import BAD_TEXT, BadEntry, Record, union
+from himtok_plugin.data.records import BAD_TEXT, AnnotationError, Record, union_rles
 from himtok_plugin.mask_text import MASK_PLACEHOLDER
 
-from .making import (
-    Maker,
-    Row,
-    by_class,
-    check_count,
-    ignored,
+from .sample_builder import (
+    Sample,
+    SampleBuilder,
+    check_mask_count,
+    draw_mask_answer,
+    group_by_class,
+    ignore_column,
     is_absent,
-    mask_answer,
-    task,
+    register_task,
     uncountable_classes,
 )
-from .wording import clean
+from .wording import clean_text
 
-ABSENT_CLASSES = 3  # asked for beside those that are there, at most
+ABSENT_CLASSES = 3  # the most absent classes in a question of `open_vocabulary`
 
 
-@task("class to one mask of all of it, crowds included")
-def segment_class(record: Record, make: Maker) -> Iterator[Row]:
+@register_task("class to one mask of everything of that class, crowds included")
+def segment_class(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
     with_mask = [i for i, region in enumerate(record.regions) if region.mask is not None]
-    for name, regions in by_class(record, with_mask).items():
+    for name, regions in group_by_class(record, with_mask).items():
         if name in record.incomplete_classes:
-            continue  # its mask would miss what is not annotated
-        if make.is_sampled():
-            with make.skipping_bad_entries(record, name):
-                # A class whose mask misses one of its objects would be wrong, so one bad mask costs the row.
-                mask = union([record.rle(i) for i in regions], record.size)
-                question = make.draw("segment_class", "questions", category=clean(name))
-                answer = make.draw("segment_class", "one")
-                yield make.row(record, name, question, answer, [mask], category=name, **ignored(record.void, record))
+            continue  # its mask would miss objects that are not annotated
+        if builder.is_sampled():
+            with builder.skip_on_error(record, name):
+                # One bad mask skips the sample: a class mask without one of its objects would be wrong.
+                mask = union_rles([record.rle(i) for i in regions])
+                question = builder.draw("segment_class", "questions", category=clean_text(name))
+                answer = builder.draw("segment_class", "one")
+                yield builder.build(
+                    record, name, question, answer, [mask], category=name, **ignore_column(record.void, record)
+                )
 
 
-@task("class to a mask per object")
-def segment_instances(record: Record, make: Maker) -> Iterator[Row]:
+@register_task("class to a mask per object")
+def segment_instances(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
     uncountable = uncountable_classes(record)
-    for name, regions in by_class(record, record.objects(make.log)).items():
+    for name, regions in group_by_class(record, record.objects(builder.log)).items():
         if name in uncountable:
-            continue  # as `objects` or the reader has told
-        if make.is_sampled():
-            with make.skipping_bad_entries(record, name):
-                check_count(regions, make.options)
+            continue  # already logged, by `objects` or by the reader
+        if builder.is_sampled():
+            with builder.skip_on_error(record, name):
+                check_mask_count(regions, builder.options)
                 masks = [record.rle(i) for i in regions]
-                question = make.draw("segment_instances", "questions", category=clean(name))
-                answer = mask_answer(make, "segment_instances", len(masks))
-                yield make.row(record, name, question, answer, masks, category=name)
+                question = builder.draw("segment_instances", "questions", category=clean_text(name))
+                answer = draw_mask_answer(builder, "segment_instances", len(masks))
+                yield builder.build(record, name, question, answer, masks, category=name)
 
 
-@task("all objects, each as a line of label and mask")
-def label_objects(record: Record, make: Maker) -> Iterator[Row]:
-    objects = [i for i in record.objects(make.log) if record.regions[i].category]
+@register_task("all objects, each as a line of label and mask")
+def label_objects(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
+    objects = [i for i in record.objects(builder.log) if record.regions[i].category]
     if uncountable_classes(record):
-        return  # they are not all, be it that one is of a class of which there is no mask at all
-    if objects and make.is_sampled():
-        with make.skipping_bad_entries(record, "all objects"):
-            check_count(objects, make.options)
+        return  # these are not all objects of the image
+    if objects and builder.is_sampled():
+        with builder.skip_on_error(record, "all objects"):
+            check_mask_count(objects, builder.options)
             masks = {i: record.rle(i) for i in objects}
             objects.sort(key=lambda i: (-int(coco.area(masks[i])), i))
-            answer = _lines([record.regions[i].category for i in objects])
-            question = make.draw("label_objects", "questions")
-            yield make.row(record, "", question, answer, [masks[i] for i in objects])
+            answer = _label_lines([record.regions[i].category or "" for i in objects])
+            question = builder.draw("label_objects", "questions")
+            yield builder.build(record, "", question, answer, [masks[i] for i in objects])
 
 
-@task("which of some classes are there, each as a line of label and mask", needs_negatives=True)
-def open_vocabulary(record: Record, make: Maker) -> Iterator[Row]:
-    if record.present is None or not make.is_sampled():
+@register_task("which of some classes are in the image, each as a line of label and mask", needs_negatives=True)
+def open_vocabulary(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
+    if record.present is None or not builder.is_sampled():
         return
-    with make.skipping_bad_entries(record, "open vocabulary"):
+    with builder.skip_on_error(record, "open vocabulary"):
         with_mask = [i for i, region in enumerate(record.regions) if region.mask is not None]
-        there = by_class(record, with_mask)
-        there = {name: regions for name, regions in there.items() if name not in record.incomplete_classes}
-        names = {phrase.text for phrase in make.negatives if phrase.is_class and is_absent(phrase, record)}
-        names = sorted(names - there.keys())
-        names = make.rng.sample(names, min(ABSENT_CLASSES, len(names))) + list(there)
+        present = group_by_class(record, with_mask)
+        present = {name: regions for name, regions in present.items() if name not in record.incomplete_classes}
+        absent = {phrase.text for phrase in builder.negatives if phrase.is_class and is_absent(phrase, record)}
+        absent -= present.keys()
+        names = builder.rng.sample(sorted(absent), min(ABSENT_CLASSES, len(absent))) + list(present)
         if not names:
             return
-        make.rng.shuffle(names)
-        found = [name for name in names if name in there]
-        check_count(found, make.options)
-        masks = [union([record.rle(i) for i in there[name]], record.size) for name in found]
-        question = make.draw("open_vocabulary", "questions", names=", ".join(map(clean, names)))
-        answer = _lines(found) if found else make.draw("open_vocabulary", "none")
-        yield make.row(record, "", question, answer, masks)
+        builder.rng.shuffle(names)
+        found = [name for name in names if name in present]
+        check_mask_count(found, builder.options)
+        masks = [union_rles([record.rle(i) for i in present[name]]) for name in found]
+        question = builder.draw("open_vocabulary", "questions", names=", ".join(map(clean_text, names)))
+        answer = _label_lines(found) if found else builder.draw("open_vocabulary", "none")
+        yield builder.build(record, "", question, answer, masks)
 
 
-def _lines(labels: Sequence[str]) -> str:
-    """`label: <mask>`, one per line: what `--mask_labels` lets a model answer."""
+def _label_lines(labels: Sequence[str]) -> str:
+    """`label: <mask>`, one per line: the form of answers that `--mask_labels` reads."""
     for label in labels:
         if any(character in label for character in ":<\n\r"):
-            raise BadEntry(BAD_TEXT, f"got {label!r:.120} for a label")
-    return "\n".join(f"{clean(label)}: {MASK_PLACEHOLDER}" for label in labels)
+            raise AnnotationError(BAD_TEXT, f"got {label!r:.120} for a label")
+    return "\n".join(f"{clean_text(label)}: {MASK_PLACEHOLDER}" for label in labels)

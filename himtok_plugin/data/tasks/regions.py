@@ -1,4 +1,4 @@
-"""Tasks about one region: its mask for its box, its box, its class, and its mask alone."""
+"""Tasks about one region: box to mask, mask to box, mask to class, and the mask alone."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ from collections.abc import Iterator
 
 from himtok_plugin.data.records import Record
 
-from .making import Maker, Row, task
-from .wording import clean
+from .sample_builder import Sample, SampleBuilder, register_task
+from .wording import clean_text
 
 
-@task("box to its mask")
-def box_to_mask(record: Record, make: Maker) -> Iterator[Row]:
-    yield from _region_rows(record, make, "box_to_mask")
+@register_task("box to its mask")
+def box_to_mask(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
+    yield from _region_samples(record, builder, "box_to_mask")
 
 
-@task("mask to its box")
-def mask_to_box(record: Record, make: Maker) -> Iterator[Row]:
-    yield from _region_rows(record, make, "mask_to_box")
+@register_task("mask to its box")
+def mask_to_box(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
+    yield from _region_samples(record, builder, "mask_to_box")
 
 
-def _region_rows(record: Record, make: Maker, pool: str) -> Iterator[Row]:
-    for i in record.objects(make.log):
-        if make.is_sampled():
+def _region_samples(record: Record, builder: SampleBuilder, pool: str) -> Iterator[Sample]:
+    for i in record.objects(builder.log):
+        if builder.is_sampled():
             region = record.regions[i]
-            with make.skipping_bad_entries(record, f"region {region.id or i}"):
+            with builder.skip_on_error(record, f"region {region.id or i}"):
                 masks, boxes = [record.rle(i)], [record.box(i)]
-                question, answer = make.draw(pool, "questions"), make.draw(pool, "answers")
+                question, answer = builder.draw(pool, "questions"), builder.draw(pool, "answers")
                 asks = pool == "box_to_mask"
-                yield make.row(record, region.id, question, answer, masks, boxes, asks_for_masks=asks)
+                yield builder.build(record, region.id, question, answer, masks, boxes, asks_for_masks=asks)
 
 
-@task("mask to its class")
-def name_region(record: Record, make: Maker) -> Iterator[Row]:
-    for i in record.objects(make.log):
+@register_task("mask to its class")
+def name_region(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
+    for i in record.objects(builder.log):
         region = record.regions[i]
-        if region.category and make.is_sampled():
-            with make.skipping_bad_entries(record, f"region {region.id or i}"):
-                answer = make.draw("name_region", "answers", category=clean(region.category))
-                question = make.draw("name_region", "questions")
-                yield make.row(record, region.id, question, answer, [record.rle(i)], asks_for_masks=False)
+        if region.category and builder.is_sampled():
+            with builder.skip_on_error(record, f"region {region.id or i}"):
+                answer = builder.draw("name_region", "answers", category=clean_text(region.category))
+                question = builder.draw("name_region", "questions")
+                yield builder.build(record, region.id, question, answer, [record.rle(i)], asks_for_masks=False)
 
 
-@task("mask alone, for stage 1")
-def masks(record: Record, make: Maker) -> Iterator[Row]:
+@register_task("mask alone, for stage 1")
+def masks(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
     for i, region in enumerate(record.regions):
-        if region.mask is not None and make.is_sampled():
-            with make.skipping_bad_entries(record, f"region {region.id or i}"):
-                yield {"masks": [record.rle(i)], "source": make.source(record, region.id or str(i))}
+        if region.mask is not None and builder.is_sampled():
+            with builder.skip_on_error(record, f"region {region.id or i}"):
+                yield {"masks": [record.rle(i)], "source": builder.source(record, region.id or str(i))}

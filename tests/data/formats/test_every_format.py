@@ -1,5 +1,5 @@
-"""What holds for every dataset of the catalog: its rows are sound, the same in other processes, and whatever is damaged
-is counted, or refused in one line; with `--strict` always the latter."""
+"""For every dataset of the catalog: its samples are valid, and the same from other processes; damaged files are skipped
+and counted, or refused in one line, as always with `--strict`."""
 
 import pickle
 
@@ -11,25 +11,27 @@ from tiny_datasets import SIZE, THING, write
 
 from himtok_plugin.data import prepare as prepare_module
 from himtok_plugin.data.catalog import FORMATS
-from himtok_plugin.masks.sources import load_mask
+from himtok_plugin.masks import load_mask
 
 MISSING, UNREADABLE, WRONG = "image is missing", "image cannot be read", "image has another size than its annotation"
 TURNED = "image is stored turned or mirrored (EXIF orientation)"
-WITHOUT_IMAGES = {"sa1b"}  # they lie within its tar files, and are not looked at
-# Nothing in these says how large an image is, or their masks fit any.
+WITHOUT_IMAGES = {"sa1b"}  # its images are inside tar files and are not read
+# No image sizes in the annotations, or masks of relative coordinates.
 OF_ANY_SIZE = {"pope", "vqav2", "yolo", "reasonseg"}
-OF_MAPS = {"ade20k", "voc", "pascal-context", "cityscapes", "png", "grandf", "mask-perception"}  # only masks say it
-WITHOUT_TEXT = {"voc", "pascal-context", "cityscapes", "sa1b"}  # their classes' names are ours, or there are none
-LISTS = (".txt", ".yaml")  # a shorter one is as good
+# The only size in these is that of the masks.
+OF_MAPS = {"ade20k", "voc", "pascal-context", "cityscapes", "png", "grandf", "mask-perception"}
+# Their class names are constants of the reader, or there are none.
+WITHOUT_TEXT = {"voc", "pascal-context", "cityscapes", "sa1b"}
+LISTS = (".txt", ".yaml")  # a truncated list is still a valid one
 
 
 @pytest.fixture(params=FORMATS)
 def dataset(request, tmp_path):
-    """(name, what was written)"""
+    """(name, files)"""
     return request.param, write(request.param, tmp_path / "data")
 
 
-def test_rows_are_sound(dataset, prepare, himtok, tmp_path):
+def test_samples_are_valid(dataset, prepare, himtok, tmp_path):
     name, tiny = dataset
     rows, summary, _ = prepare(name, tiny.root)
     assert rows and summary["images"] == 2 and summary["skipped"] == {}
@@ -44,8 +46,8 @@ def test_rows_are_sound(dataset, prepare, himtok, tmp_path):
     assert name in WITHOUT_TEXT or any(THING in text for text in texts)
 
 
-def test_readers_rows_and_limits_survive_the_way_to_other_processes(dataset, prepare, monkeypatch):
-    """What goes to a process and back is pickled; the processes themselves are tested on one dataset."""
+def test_readers_and_samples_can_be_pickled(dataset, prepare, monkeypatch):
+    """Worker processes get and return pickles; the processes themselves are tested with one dataset."""
     name, tiny = dataset
     rows = prepare(name, tiny.root)[0]
 
@@ -60,7 +62,7 @@ def test_readers_rows_and_limits_survive_the_way_to_other_processes(dataset, pre
 
 
 @pytest.mark.parametrize("damage", ["missing", "unreadable", "of another size"])
-def test_a_bad_image_is_counted_and_the_other_one_stays(dataset, prepare, damage):
+def test_a_bad_image_is_counted_and_the_other_one_is_used(dataset, prepare, damage):
     name, tiny = dataset
     if name in WITHOUT_IMAGES or (damage == "of another size" and name in OF_ANY_SIZE):
         return
@@ -68,7 +70,7 @@ def test_a_bad_image_is_counted_and_the_other_one_stays(dataset, prepare, damage
     image = tiny.images[0]
     if damage == "missing":
         image.unlink()
-        reason = "id is not in the file" if name == "png" else MISSING  # its images are what there is
+        reason = "id is not in the file" if name == "png" else MISSING  # its images are found by listing the folder
     elif damage == "unreadable":
         image.write_bytes(b"no image at all")
         reason = UNREADABLE
@@ -81,7 +83,7 @@ def test_a_bad_image_is_counted_and_the_other_one_stays(dataset, prepare, damage
     assert reason in prepare(name, tiny.root, "--strict", status=2)
 
 
-def test_images_that_are_stored_turned_are_counted_and_others_read(dataset, prepare):
+def test_rotated_images_are_counted_and_upright_ones_are_read(dataset, prepare):
     name, tiny = dataset
     if name in WITHOUT_IMAGES:
         return
@@ -95,7 +97,7 @@ def test_images_that_are_stored_turned_are_counted_and_others_read(dataset, prep
 
 
 @pytest.mark.parametrize("share", [0.45, 0.97])
-def test_files_that_are_cut_off_are_never_read_as_if_they_were_whole(dataset, himtok, tmp_path, share):
+def test_truncated_files_are_never_read_as_if_they_were_complete(dataset, himtok, tmp_path, share):
     name, tiny = dataset
     for number, path in enumerate(tiny.annotations):
         if path.suffix in LISTS:
@@ -114,7 +116,7 @@ def test_files_that_are_cut_off_are_never_read_as_if_they_were_whole(dataset, hi
         path.write_bytes(whole)
 
 
-def test_text_that_is_not_utf8_gets_into_no_row(dataset, prepare, himtok, tmp_path):
+def test_text_that_is_not_utf8_is_in_no_sample(dataset, prepare, himtok, tmp_path):
     name, tiny = dataset
     if name in WITHOUT_TEXT:
         return

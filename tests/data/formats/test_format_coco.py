@@ -1,4 +1,4 @@
-"""COCO's layout: every kind of segmentation is read to the pixel, whatever is wrong with an entry is counted."""
+"""COCO's layout: every form of segmentation is decoded exactly, every fault of an entry is counted."""
 
 import json
 
@@ -47,7 +47,7 @@ def rewrite(root, content):
     write_json(root / "annotations" / "instances_train2017.json", content)
 
 
-def test_masks_are_pycocotools_own(dataset, prepare):
+def test_masks_equal_those_of_pycocotools(dataset, prepare):
     root, content = dataset
     rows, summary, _ = prepare("coco", root, "--task", "box_to_mask")
     assert [row["source"]["image_id"] for row in rows] == ["7", "7", "9", "9"]  # images in the order of the file
@@ -64,7 +64,7 @@ def test_masks_are_pycocotools_own(dataset, prepare):
     assert summary["images"] == 3 and not summary["skipped"]
 
 
-def test_a_class_is_one_mask_of_all_its_objects_and_instances_one_each(dataset, prepare):
+def test_a_class_has_one_mask_of_all_its_objects_and_instances_one_each(dataset, prepare):
     root, content = dataset
     rows, _, _ = prepare("coco", root)
     lights = [row for row in rows if row["source"]["id"] == "traffic light" and row["source"]["image_id"] == "9"]
@@ -75,7 +75,7 @@ def test_a_class_is_one_mask_of_all_its_objects_and_instances_one_each(dataset, 
     assert "traffic light" in of_instances["messages"][0]["content"]
 
 
-def test_the_file_is_read_the_same_however_it_is_cut_into_chunks(dataset, prepare, monkeypatch):
+def test_the_chunk_size_of_reading_changes_nothing(dataset, prepare, monkeypatch):
     root, _ = dataset
     rows, _, _ = prepare("coco", root)
     for chunk in (1, 7, 100):
@@ -105,7 +105,7 @@ def test_the_file_is_read_the_same_however_it_is_cut_into_chunks(dataset, prepar
         ("crowd: no single object", lambda c: c["annotations"][2].update(iscrowd=1)),
     ],
 )
-def test_a_bad_annotation_is_counted_and_the_others_stay(dataset, prepare, reason, spoil):
+def test_a_bad_annotation_is_counted_and_the_others_are_used(dataset, prepare, reason, spoil):
     root, content = dataset
     before = len(prepare("coco", root, "--task", "box_to_mask")[0])
     spoil(content)
@@ -139,7 +139,7 @@ def test_a_bad_image_is_counted(dataset, prepare, reason, spoil):
     assert reason in prepare("coco", root, "--strict", status=2)
 
 
-def test_images_need_not_be_there_when_they_are_not_checked(dataset, prepare):
+def test_images_may_be_missing_if_they_are_not_checked(dataset, prepare):
     root, _ = dataset
     (root / "train2017" / "000000000007.jpg").unlink()
     rows, summary, _ = prepare("coco", root, "--no_check_images", "--relative_paths", "--task", "box_to_mask")
@@ -148,7 +148,7 @@ def test_images_need_not_be_there_when_they_are_not_checked(dataset, prepare):
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
-def test_a_file_that_is_cut_off_is_an_error_that_says_where(dataset, prepare, share):
+def test_a_truncated_file_is_an_error_with_the_position(dataset, prepare, share):
     root, _ = dataset
     path = root / "annotations" / "instances_train2017.json"
     data = path.read_bytes()
@@ -165,7 +165,7 @@ def test_text_that_is_not_utf8_is_counted(dataset, prepare):
     assert summary["skipped"] == {"text is not UTF-8": 1} and len(rows) == 2
 
 
-def test_a_class_whose_name_is_not_utf8_is_counted_and_what_shows_it(dataset, prepare):
+def test_a_class_whose_name_is_not_utf8_is_counted_and_so_are_its_annotations(dataset, prepare):
     root, content = dataset
     path = root / "annotations" / "instances_train2017.json"
     path.write_bytes(path.read_bytes().replace(b"traffic light", b"caf\xe9"))
@@ -184,13 +184,13 @@ def test_a_class_whose_name_is_not_utf8_is_counted_and_what_shows_it(dataset, pr
         ('{"images": []} 5', "expected nothing more"),
     ],
 )
-def test_another_file_is_refused(dataset, prepare, content, message):
+def test_a_file_in_another_layout_is_refused(dataset, prepare, content, message):
     root, _ = dataset
     (root / "annotations" / "instances_train2017.json").write_text(content)
     assert message in prepare("coco", root, status=2)
 
 
-def test_polygons_that_reach_beyond_the_image_are_cut_at_its_border(dataset, prepare):
+def test_polygons_are_clipped_to_the_image(dataset, prepare):
     root, content = dataset
     content["annotations"] = [coco_annotation(1, 7, [[-10, -10, 20, -10, 20, 30, -10, 30]])]
     rewrite(root, content)
@@ -201,7 +201,7 @@ def test_polygons_that_reach_beyond_the_image_are_cut_at_its_border(dataset, pre
     assert set(rows[0]) == {"masks", "source"}
 
 
-def test_polygons_that_reach_beyond_any_border_are_pycocotools_own(dataset, prepare):
+def test_polygons_beyond_any_border_equal_those_of_pycocotools(dataset, prepare):
     root, content = dataset
     rng = np.random.default_rng(0)
     ends = np.array([SIZE[1], SIZE[0]])
@@ -229,7 +229,7 @@ def test_a_crowd_counts_for_its_class_and_for_no_single_object(dataset, prepare)
     assert summary["skipped"] == {"crowd: no single object": 1}
 
 
-def test_lvis_finds_images_by_their_url_and_negatives_among_the_classes_it_checked(tmp_path, prepare):
+def test_lvis_finds_images_by_their_url_and_negatives_among_its_verified_classes(tmp_path, prepare):
     root = tmp_path / "lvis"
     images = [
         {"id": i, "coco_url": f"http://images.cocodataset.org/val2017/{i}.jpg", "height": 48, "width": 64,
@@ -260,7 +260,7 @@ def test_own_coco_json_with_names_beyond_ascii_and_string_ids(tmp_path, prepare)
     assert rows[0]["images"][0].endswith("größe.png")
 
 
-def test_paco_parts_are_named_after_their_objects_and_stuff_after_itself(tmp_path, prepare):
+def test_names_of_paco_parts_and_stuff_classes(tmp_path, prepare):
     images = [{"id": 1, "file_name": "train2017/1.jpg", "height": 48, "width": 64}]
     write_image(tmp_path / "train2017" / "1.jpg")
     annotations = [coco_annotation(1, 1, [polygon(1)]), coco_annotation(2, 1, [polygon(2)], category_id=2)]
@@ -298,13 +298,13 @@ def test_lvis_classes_that_are_not_exhaustive_are_incomplete(tmp_path, prepare):
         ({"dog"}, lambda c: c["annotations"][0].pop("segmentation")),  # a box only
         ({"dog"}, lambda c: c["annotations"][0].update(segmentation="x")),
         ({"dog"}, lambda c: c["annotations"][0].update(bbox=["a"])),
-        ({"dog"}, lambda c: c["annotations"][0].update(id=2)),  # the second of an id is left out
+        ({"dog"}, lambda c: c["annotations"][0].update(id=2)),  # the second annotation with an id is left out
         (set(), lambda c: c["annotations"][0].update(category_id=99)),
         (set(), lambda c: c["annotations"][0].update(image_id=1234)),
         ({"dog", "traffic light"}, lambda c: c["annotations"][0].update(caption="damaged")),
     ],
 )
-def test_a_class_is_incomplete_where_an_annotation_of_it_is_no_mask(tmp_path, incomplete, spoil):
+def test_a_class_is_incomplete_if_an_annotation_of_it_has_no_mask(tmp_path, incomplete, spoil):
     of_light = coco_annotation(3, 7, [polygon(3)], category_id=18)
     content = coco_file(
         [image(7)], [coco_annotation(1, 7, [polygon(1)]), coco_annotation(2, 7, [polygon(2)]), of_light]
@@ -318,7 +318,8 @@ def test_a_class_is_incomplete_where_an_annotation_of_it_is_no_mask(tmp_path, in
     (record,) = records("coco", tmp_path)
     assert record.incomplete_classes == incomplete
     assert record.present == {"dog", "traffic light"}
-    assert record.absent == (frozenset() if len(incomplete) > 1 else None)  # an annotation may be of anything
+    # An unreadable annotation may be of any class.
+    assert record.absent == (frozenset() if len(incomplete) > 1 else None)
 
 
 def own_coco(root, *files):
@@ -340,10 +341,10 @@ def test_a_split_of_own_coco_json_is_a_file_or_folder_of_its_name(tmp_path, prep
     named = tmp_path / "named"
     own_coco(named, "train.json", "annotations/instances_val.json")
     assert ids(named, "--split", "train") == ["1"] and ids(named, "--split", "val") == ["2"]
-    assert "nothing of" in prepare("coco-json", named, "--split", "test", status=2)
+    assert "found none of" in prepare("coco-json", named, "--split", "test", status=2)
     assert ids(named, "--split", "test", "--annotations", named / "train.json") == ["1"]
     only = tmp_path / "only"
     own_coco(only, "whatever.json")
-    assert ids(only) == ["1"] and "nothing of" in prepare("coco-json", only, "--split", "train", status=2)
+    assert ids(only) == ["1"] and "found none of" in prepare("coco-json", only, "--split", "train", status=2)
     own_coco(only, "whatever.json", "other.json")
     assert "name it with --annotations" in prepare("coco-json", only, status=2)

@@ -1,4 +1,4 @@
-"""Formats that are one entry after the other: PSALM's, GranD-f, REC, POPE, VQAv2, mask perception."""
+"""Formats that are lists of entries: PSALM's, GranD-f, REC, POPE, VQAv2, mask perception."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def check_psalm(rows):
 
 
 @pytest.mark.parametrize("kind", ["list", "lines", "parquet of text", "parquet of structs"])
-def test_psalm_entries_in_every_kind_of_file(tmp_path, prepare, kind):
+def test_psalm_entries_in_every_file_format(tmp_path, prepare, kind):
     pictures(tmp_path)
     if kind == "list":
         write_json(tmp_path / "refcoco_train.json", PSALM)
@@ -80,7 +80,7 @@ def test_psalm_entries_in_every_kind_of_file(tmp_path, prepare, kind):
     check_psalm(prepare("psalm", tmp_path)[0])
 
 
-def test_pictures_within_a_parquet_are_written_beside(tmp_path, prepare):
+def test_images_inside_parquet_files_are_extracted(tmp_path, prepare):
     stream = io.BytesIO()
     Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(stream, "JPEG")
     entries = [
@@ -129,7 +129,7 @@ def test_a_file_of_one_entry_is_one_entry(tmp_path, prepare, file, indent, mark)
     assert len(rows) == 1 and len(rows[0]["masks"]) == 2 and not summary["skipped"] and summary["images"] == 1
 
 
-def test_an_object_may_hold_entries_in_a_list_or_by_their_names_and_another_one_is_told(tmp_path, prepare):
+def test_an_object_may_hold_entries_in_a_list_or_by_name_and_others_are_counted(tmp_path, prepare):
     pictures(tmp_path)
     for content in ({"version": "1", "data": PSALM, "authors": ["x"]}, dict(enumerate(PSALM))):
         write_json(tmp_path / "train.json", content)
@@ -139,7 +139,7 @@ def test_an_object_may_hold_entries_in_a_list_or_by_their_names_and_another_one_
         assert prepare("psalm", tmp_path)[1]["skipped"] == {"entry lacks a field": count}
 
 
-def test_psalm_annotations_without_segments_are_no_targets(tmp_path, prepare):
+def test_psalm_annotations_without_segments_mean_no_target(tmp_path, prepare):
     pictures(tmp_path)
     entries = [psalm(1, [[]], "a giraffe"), psalm(2, [[], [polygon(1)]], "a dog")]
     write_json(tmp_path / "grefcoco_val.json", entries)
@@ -149,7 +149,7 @@ def test_psalm_annotations_without_segments_are_no_targets(tmp_path, prepare):
     np.testing.assert_array_equal(decoded(rows[1]["masks"][0]), by_pycocotools([polygon(1)], SIZE))
 
 
-def test_psalm_entries_say_nothing_of_the_rest_of_their_classes(tmp_path):
+def test_classes_of_psalm_entries_are_incomplete(tmp_path):
     pictures(tmp_path)
     entry = psalm(1, [[polygon(1)]], "left dog")
     entry["anns"][0]["category_name"] = "dog"
@@ -189,7 +189,7 @@ def test_a_split_is_a_word_in_the_name_of_a_file(tmp_path, prepare, name):
     assert ids("--split", "val", "--annotations", tmp_path / "of_val") == ["3"]
 
 
-def test_files_of_several_datasets_are_never_read_as_one_but_parts_are(tmp_path, prepare):
+def test_files_of_several_datasets_are_refused_but_parts_of_one_are_read(tmp_path, prepare):
     entry = {"image": "a.jpg", "sent": "a cup", "bbox": [1, 2, 30, 40]}
     write_image(tmp_path / "a.jpg", SIZE)
     for part in (0, 1):
@@ -223,7 +223,7 @@ def test_broken_files_of_entries(tmp_path, prepare):
 CAPTION = "A dog sits beside two cups."
 
 
-def test_grandf_phrases_have_their_masks_where_they_stand(tmp_path, prepare):
+def test_grandf_masks_are_placed_behind_their_phrases(tmp_path, prepare):
     entry = {
         "file_name": "a.jpg", "height": 48, "width": 64, "image_id": "a", "caption": CAPTION,
         "groundings": {
@@ -423,7 +423,7 @@ def test_mask_perception(tmp_path, prepare):
     }
 
 
-def test_mask_perception_with_masks_written_out_in_the_question(tmp_path, prepare):
+def test_mask_perception_with_mask_text_in_the_question(tmp_path, prepare):
     write_image(tmp_path / "coco" / "train2014" / "a.jpg", SIZE)
     mask = codes_to_text([7, 3, 1])
     entries = [
@@ -441,7 +441,7 @@ def test_mask_perception_with_masks_written_out_in_the_question(tmp_path, prepar
     assert summary["skipped"] == {"text is empty or holds a placeholder": 2}
 
 
-def test_pope_of_several_datasets_is_not_read_as_one(tmp_path, prepare):
+def test_pope_files_of_several_datasets_are_refused(tmp_path, prepare):
     for name in ("coco", "gqa"):
         write_lines(tmp_path / f"{name}_pope_random.json", [{"question_id": 1, "image": "a.jpg", "label": "yes"}])
     assert "expected one dataset" in prepare("pope", tmp_path, status=2)

@@ -1,4 +1,4 @@
-"""COCO panoptic, ADE20K, Pascal VOC and Context, Cityscapes: every region is where its label is in the map."""
+"""COCO panoptic, ADE20K, Pascal VOC and Context, Cityscapes, COCO stuff: every region has the pixels of its label."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def panoptic(tmp_path):
     return tmp_path, numbers, content
 
 
-def test_panoptic_segments_are_numbers_in_colours(panoptic, prepare):
+def test_panoptic_segment_ids_are_colours(panoptic, prepare):
     root, numbers, _ = panoptic
     rows, summary, _ = prepare("coco-panoptic", root, "--split", "val", "--task", "segment_class")
     check(rows, numbers, {"person": [3226956, 7], "wall": [300], "cup": [65537]})
@@ -201,7 +201,7 @@ def test_coco_stuff_as_maps_of_things_and_stuff(tmp_path, prepare):
     assert rows[0]["images"] == [str(tmp_path / "train2017" / "000000000009.jpg")]
 
 
-def test_coco_stuff_maps_say_what_is_missing_or_unknown(tmp_path, prepare):
+def test_missing_names_and_unknown_labels_of_coco_stuff_maps(tmp_path, prepare):
     stuff(tmp_path / "a", blocks(0, 94), labels=None)
     error = prepare("coco-stuff", tmp_path / "a", status=2)
     assert "no labels.txt" in error and "1: person" in error

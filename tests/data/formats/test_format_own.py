@@ -1,4 +1,4 @@
-"""The user's own data: LabelMe, YOLO-seg, CVAT and PNG pairs, each against another reading of its masks."""
+"""The user's own data: LabelMe, YOLO-seg, CVAT and PNG pairs."""
 
 import base64
 import io
@@ -65,7 +65,7 @@ def test_labelme_shapes_and_groups(tmp_path, prepare):
     assert names == ["dog", "cup", "coin", "leaf"]
 
 
-def test_labelme_rectangles_are_told_by_two_corners_or_by_all_four_in_any_order(tmp_path, prepare):
+def test_labelme_rectangles_have_two_corners_or_all_four_in_any_order(tmp_path, prepare):
     corners = [[3, 4], [20, 4], [20, 30], [3, 30]]
     shapes = [corners, corners[1:] + corners[:1], corners[::-1], [[20, 30], [3, 4]], [[3, 30], [20, 4]]]
     label_me(tmp_path, [labelled("cup", points, "rectangle") for points in shapes])
@@ -99,7 +99,7 @@ def test_labelme_bad_input_is_counted(tmp_path, prepare, reason, shape, more):
     assert reason in prepare("labelme", tmp_path, "--task", "masks", "--strict", status=2)
 
 
-def test_labelme_truncated_and_not_utf8(tmp_path, prepare):
+def test_labelme_files_that_are_truncated_or_not_utf8_are_counted(tmp_path, prepare):
     path = label_me(tmp_path, [labelled("dog", pairs(polygon(1)))])
     text = path.read_bytes()
     for data, reason in ((text[:-9], "is not JSON"), (text.replace(b"dog", b"d\xffg"), "text is not UTF-8")):
@@ -164,7 +164,7 @@ def test_yolo_bad_lines_are_counted(tmp_path, prepare, reason, line):
     assert reason in prepare("yolo", tmp_path, "--task", "masks", "--strict", status=2)
 
 
-def test_yolo_labels_of_no_image_are_counted_and_a_list_of_classes_is_none(tmp_path, prepare):
+def test_yolo_labels_without_an_image_are_counted_but_not_the_list_of_classes(tmp_path, prepare):
     yolo(tmp_path, [f"1 {normalised(polygon(1))}"])
     (tmp_path / "labels" / "train" / "classes.txt").write_text("dog\ncup\n")
     assert prepare("yolo", tmp_path, "--task", "masks")[1]["skipped"] == {}
@@ -227,7 +227,7 @@ def test_cvat_shapes(tmp_path, prepare):
     assert "the left one" in next(r for r in rows if r["source"]["task"] == "segment")["messages"][0]["content"]
 
 
-def test_cvat_boxes_are_those_around_the_turned_rectangle(tmp_path):
+def test_cvat_boxes_enclose_the_rotated_rectangle(tmp_path):
     numbers = 'xtl="10" ytl="10" xbr="30" ybr="20"'
     turned = [f'<box label="cup" {numbers} rotation="{angle}"/>' for angle in ("0.0", "90", "30", "330.0", "180")]
     cvat(tmp_path, "".join(turned))
@@ -262,7 +262,7 @@ def test_cvat_bad_shapes_are_counted(tmp_path, prepare, reason, shape):
     assert reason in prepare("cvat", tmp_path, "--task", "masks", "--strict", status=2)
 
 
-def test_cvat_that_is_cut_off_or_declares_entities_is_refused(tmp_path, prepare):
+def test_cvat_files_that_are_truncated_or_have_entities_are_refused(tmp_path, prepare):
     cvat(tmp_path, "", '<!DOCTYPE a [<!ENTITY x "y">]>')
     assert "has a document type" in prepare("cvat", tmp_path, status=2)
     cvat(tmp_path, "")
@@ -320,7 +320,7 @@ def test_png_pairs_bad_input_is_counted(tmp_path, prepare, reason, name, data):
 
 
 def png_pairs(root, images, masks):
-    """Write them; the mask of a name is `blob` of its place."""
+    """Write images and masks; the i-th mask is `blob(seed=i)`."""
     for name in images:
         write_image(root / "images" / name, SIZE)
     for seed, name in enumerate(masks):
@@ -329,7 +329,7 @@ def png_pairs(root, images, masks):
         path.write_bytes(png(blob(seed=seed)))
 
 
-def test_png_pairs_of_folders_go_with_the_image_of_their_own(tmp_path, prepare):
+def test_png_pairs_in_folders_belong_to_the_image_in_the_same_folder(tmp_path, prepare):
     images = ["a.jpg", "day1/a.jpg", "day2/a.jpg", "day2/b_1.jpg", "day2/only.jpg"]
     masks = ["a.png", "day1/a.png", "day2/a_2.png", "day1/cups/a.png", "cups/day2/a.png", "dogs/a.png", "only_3.png"]
     png_pairs(tmp_path, images, masks)
@@ -346,7 +346,7 @@ def test_png_pairs_of_folders_go_with_the_image_of_their_own(tmp_path, prepare):
     assert not summary["skipped"]
 
 
-def test_png_pairs_whose_name_fits_two_images_are_counted_and_their_class_is_incomplete(tmp_path, prepare):
+def test_ambiguous_png_pairs_are_counted_and_their_class_is_incomplete(tmp_path, prepare):
     png_pairs(tmp_path, ["day1/a.jpg", "day2/a.jpg", "day2/b.jpg", "c.jpg", "c.png"], ["cups/a.png", "c.png"])
     rows, summary, entries = prepare("png", tmp_path, "--task", "masks")
     assert not rows and summary["skipped"] == {"name fits several files": 2}
@@ -356,7 +356,7 @@ def test_png_pairs_whose_name_fits_two_images_are_counted_and_their_class_is_inc
     assert found == {"day1/a": {"cups"}, "day2/a": {"cups"}, "day2/b": set(), "c": set()}
 
 
-def test_png_pairs_expressions_of_a_name_in_two_folders_need_the_folder(tmp_path, prepare):
+def test_expressions_for_a_name_in_two_folders_need_the_folder(tmp_path, prepare):
     png_pairs(tmp_path, ["day1/a.jpg", "day2/a.jpg", "img.1.jpg"], ["day1/a.png", "day2/a.png", "img.1.png"])
     path = tmp_path / "expressions.json"
     path.write_text('{"a": "a cup", "day2/a": "a hat", "img.1": "a shoe", "zebra": "a zebra"}')
@@ -369,7 +369,7 @@ def test_png_pairs_expressions_of_a_name_in_two_folders_need_the_folder(tmp_path
 # ----- splits
 
 
-def test_splits_of_ones_own_data_are_their_folders_whatever_they_are_called(tmp_path, prepare):
+def test_splits_of_own_data_are_folders_with_any_usual_name(tmp_path, prepare):
     for folder in ("train", "valid"):
         label_me(tmp_path / "labelme" / folder, [labelled("dog", pairs(polygon(1)))], folder)
         write_image(tmp_path / "png" / "images" / folder / f"{folder}.jpg", SIZE)
@@ -380,7 +380,7 @@ def test_splits_of_ones_own_data_are_their_folders_whatever_they_are_called(tmp_
         assert [row["source"]["image_id"] for row in prepare(name, root, "--split", "val", "--task", "masks")[0]] == [
             "valid"
         ]
-        assert "nothing of" in prepare(name, root, "--split", "test", status=2)
+        assert "found none of" in prepare(name, root, "--split", "test", status=2)
 
 
 def test_yolo_reads_lists_and_several_folders(tmp_path, prepare):
@@ -450,7 +450,7 @@ def test_cvat_splits_are_subsets(tmp_path, prepare):
     assert "annotations" in prepare("cvat", files, status=2)  # all is neither of them
 
 
-def test_cvat_images_of_one_name_in_two_subsets_are_told_apart(tmp_path, prepare):
+def test_cvat_images_of_one_name_in_two_subsets(tmp_path, prepare):
     cvat_subsets(tmp_path, ("a.png", "Train"), ("a.png", "Test"))
     (tmp_path / "images" / "a.png").unlink()
     for subset in ("Train", "Test"):
@@ -459,10 +459,10 @@ def test_cvat_images_of_one_name_in_two_subsets_are_told_apart(tmp_path, prepare
     assert [row["images"] for row in rows] == [[str(tmp_path / "images" / s / "a.png")] for s in ("Train", "Test")]
 
 
-# ----- what is not all there
+# ----- incomplete classes
 
 
-def test_a_class_with_a_shape_that_is_no_mask_is_incomplete_and_present(tmp_path):
+def test_a_class_with_a_shape_without_a_mask_is_incomplete_and_present(tmp_path):
     dog, cup = labelled("dog", pairs(polygon(1))), labelled("cup", pairs(polygon(2)))
     label_me(tmp_path / "labelme", [dog, cup, labelled("dog", [[1, 1], [9, 9]], "line"), labelled("hat", [], "point")])
     (record,) = records("labelme", tmp_path / "labelme")

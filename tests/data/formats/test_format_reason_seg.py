@@ -1,4 +1,4 @@
-"""ReasonSeg: what is painted where, what is ignored, how its texts are asked."""
+"""ReasonSeg: painting order, ignored regions, texts."""
 
 import json
 
@@ -32,7 +32,7 @@ def painted(points):
     return np.array(canvas)
 
 
-def test_smaller_shapes_lie_on_top_and_ignored_ones_are_no_target(tmp_path, prepare):
+def test_smaller_shapes_lie_on_top_and_ignored_ones_are_not_targets(tmp_path, prepare):
     write(tmp_path, [shape("ignore", SMALL), shape("target", LARGE), shape("flag", LARGE)])
     rows, _, _ = prepare("reasonseg", tmp_path, "--split", "val")
     row = rows[0]
@@ -41,7 +41,7 @@ def test_smaller_shapes_lie_on_top_and_ignored_ones_are_no_target(tmp_path, prep
     assert "the thing to sit on" in row["messages"][0]["content"]
 
 
-def test_sentences_are_asked_as_they_stand_and_every_text_is_a_row(tmp_path, prepare):
+def test_sentences_are_asked_unchanged_and_every_text_is_a_sample(tmp_path, prepare):
     write(tmp_path, [shape("target", LARGE)], ("Where would one sit?", "What is it?"), True, "train")
     rows, _, _ = prepare("reasonseg", tmp_path)
     assert [row["messages"][0]["content"].removeprefix("<image>").split("?")[0] for row in rows] == [
@@ -57,7 +57,7 @@ def test_only_ignored_shapes_mean_no_target(tmp_path, prepare):
     assert rows[0]["masks"] == [] and summary["empty"] == 1 and decoded(rows[0]["ignore"][0]).any()
 
 
-def test_flags_are_nothing_however_few_points_they_have_and_a_flagpole_is_a_target(tmp_path, prepare):
+def test_flags_are_skipped_whatever_their_points_and_a_flagpole_is_a_target(tmp_path, prepare):
     flags = [shape("flag", points) for points in ([], [[3, 3]], [[3, 3], [9, 9]], "none", LARGE)]
     write(tmp_path, [shape("Flag", []), *flags, shape("flagpole", SMALL)])
     rows, summary, _ = prepare("reasonseg", tmp_path, "--split", "val")
@@ -77,7 +77,7 @@ def test_a_point_is_a_pixel_and_two_are_a_line(tmp_path, prepare):
     assert not summary["skipped"]
 
 
-def test_the_order_of_painting_is_that_of_pixels_in_the_image(tmp_path, prepare):
+def test_shapes_are_painted_in_the_order_of_their_pixels_in_the_image(tmp_path, prepare):
     # By its corners the first one is larger by far, but most of it lies beyond the image.
     outside = [[10, 10], [500, 10], [500, 14], [10, 14]]
     inside = [[0, 0], [79, 0], [79, 30], [0, 30]]
@@ -120,7 +120,7 @@ def test_a_bad_file_is_counted(tmp_path, prepare, reason, spoil):
     assert reason in prepare("reasonseg", tmp_path, "--split", "val", "--strict", status=2)
 
 
-def test_texts_in_the_authors_other_encoding_are_read(tmp_path, prepare):
+def test_texts_in_cp1252_are_read(tmp_path, prepare):
     path = write(tmp_path, [shape("target", LARGE)])
     path.write_bytes(path.read_bytes().replace(b"sit", b"s\x92t"))  # cp1252's apostrophe
     rows, _, _ = prepare("reasonseg", tmp_path, "--split", "val")

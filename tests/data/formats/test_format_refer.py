@@ -1,4 +1,4 @@
-"""REFER files and gRefCOCO: expressions, splits, masks; pickles that want more than data are refused."""
+"""REFER files and gRefCOCO: expressions, splits, masks; pickles with anything but plain data are refused."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def lay_out(root, name="refcoco", file="refs(unc).p", refs=REFS, protocol=2):
     ("name", "file", "protocol"),
     [("refcoco", "refs(unc).p", 0), ("refcoco+", "refs(unc).p", 2), ("refcocog", "refs(umd).p", 4)],
 )
-def test_every_expression_is_a_row_with_its_referents_mask(tmp_path, prepare, name, file, protocol):
+def test_every_expression_is_a_sample_with_its_referents_mask(tmp_path, prepare, name, file, protocol):
     lay_out(tmp_path, name, file, protocol=protocol)
     rows, _, _ = prepare(name, tmp_path)
     assert [row["source"]["id"] for row in rows] == ["0", "0", "2"]
@@ -78,14 +78,14 @@ def test_every_expression_is_a_row_with_its_referents_mask(tmp_path, prepare, na
         assert row["source"]["dataset"] == name and row["source"]["split"] == "train"
 
 
-def test_a_split_is_that_of_the_references(tmp_path, prepare):
+def test_a_split_is_a_field_of_the_references(tmp_path, prepare):
     lay_out(tmp_path)
     assert [row["source"]["id"] for row in prepare("refcoco", tmp_path, "--split", "val")[0]] == ["1"]
     assert "['testA', 'train', 'val']" in prepare("refcoco", tmp_path, "--split", "testB", status=2)
     assert "expected one of train, val, testA, testB" in prepare("refcoco", tmp_path, "--split", "dev", status=2)
 
 
-def test_sentences_one_by_one_drawn_or_joined(tmp_path, prepare):
+def test_a_sample_for_each_sentence_for_a_random_one_or_for_all_joined(tmp_path, prepare):
     lay_out(tmp_path)
     joined, _, _ = prepare("refcoco", tmp_path, "--sentences", "joined")
     assert "Meet all the descriptions: 1. left dog. 2. the brown dog." in joined[0]["messages"][0]["content"]
@@ -159,7 +159,7 @@ def test_a_bad_reference_is_counted(tmp_path, prepare, reason, bad):
         ("mask cannot be read", {"segmentation": {"size": [64, 48], "counts": [64 * 48]}}),
     ],
 )
-def test_a_bad_annotation_costs_what_refers_to_it(tmp_path, prepare, reason, spoil):
+def test_a_bad_annotation_skips_the_expressions_that_refer_to_it(tmp_path, prepare, reason, spoil):
     path = lay_out(tmp_path).parent / "instances.json"
     content = json.loads(path.read_text())
     content["annotations"][1].update(spoil)
@@ -200,7 +200,7 @@ def test_grefcoco_has_none_one_and_several_targets(tmp_path, prepare):
     assert len(tight) == 2 and summary["skipped"] == {"more objects than max_masks": 1}
 
 
-def test_classes_of_which_not_all_is_referred_to_are_incomplete(tmp_path):
+def test_classes_with_objects_that_no_expression_refers_to_are_incomplete(tmp_path):
     lay_out(tmp_path, refs=[ref(0, 1, 100, "train", "left dog"), ref(1, 2, 102, "train", "red light")])
     path = tmp_path / "refcoco" / "instances.json"
     first, second = records("refcoco", tmp_path)
@@ -214,13 +214,13 @@ def test_classes_of_which_not_all_is_referred_to_are_incomplete(tmp_path):
     assert second.incomplete_classes == {"dog"} and second.present == {"dog", "traffic light"}
 
 
-def test_a_cut_off_grefcoco_is_an_error(tmp_path, prepare):
+def test_a_truncated_grefcoco_is_an_error(tmp_path, prepare):
     path = lay_out(tmp_path, "grefcoco", "grefs(unc).json")
     path.write_text(json.dumps(REFS)[:-9])
     assert "is not JSON" in prepare("grefcoco", tmp_path, status=2)
 
 
-def test_negatives_are_expressions_of_other_images_whose_class_is_not_here(tmp_path, prepare):
+def test_negatives_are_expressions_of_other_images_whose_class_is_absent(tmp_path, prepare):
     annotations = [coco_annotation(100, 1, [polygon(1)]), coco_annotation(102, 2, [polygon(2)], category_id=18)]
     path = lay_out(tmp_path, refs=[ref(0, 1, 100, "train", "left dog"), ref(1, 2, 102, "train", "red light")])
     images = [{"id": i, "file_name": f"COCO_train2014_{i:012}.jpg", "height": 48, "width": 64} for i in (1, 2)]
@@ -233,14 +233,14 @@ def test_negatives_are_expressions_of_other_images_whose_class_is_not_here(tmp_p
         assert asked[id]["masks"] == [] and "<mask>" not in answer
 
 
-def test_an_image_of_all_classes_has_no_negative_and_says_so(tmp_path, prepare):
+def test_an_image_with_all_classes_has_no_negative_which_is_counted(tmp_path, prepare):
     lay_out(tmp_path)  # image 1 has both classes
     rows, summary, _ = prepare("refcoco", tmp_path, "--task", "negative", "--split", "train")
     assert not rows and summary["skipped"] == {"no expression of another image fits": 2}
 
 
 def test_missing_files_are_named(tmp_path, prepare):
-    assert "nothing of refcoco/refs(unc).p" in prepare("refcoco", tmp_path, status=2)
+    assert "found none of refcoco/refs(unc).p" in prepare("refcoco", tmp_path, status=2)
     assert "--root" in prepare("refcoco", tmp_path / "nowhere", status=2)
     path = lay_out(tmp_path)
     (path.parent / "instances.json").unlink()

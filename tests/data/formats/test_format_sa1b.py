@@ -1,4 +1,4 @@
-"""SA-1B: masks out of tar files as they are."""
+"""SA-1B: masks in tar files."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def root(tmp_path):
     return tmp_path / "sa"
 
 
-def test_every_mask_of_every_shard_is_a_row_for_stage_1(root, prepare):
+def test_every_mask_of_every_shard_is_a_sample_for_stage_1(root, prepare):
     rows, summary, _ = prepare("sa1b", root)
     assert len(rows) == 9 and summary["images"] == 3
     for row, mask in zip(rows, (mask for number in (1, 2, 3) for mask in MASKS[number]), strict=True):
@@ -55,7 +55,7 @@ def test_every_mask_of_every_shard_is_a_row_for_stage_1(root, prepare):
         np.testing.assert_array_equal(decoded(row["masks"][0]), mask)
 
 
-def test_other_tasks_need_the_images_beside(root, prepare, tmp_path):
+def test_other_tasks_need_unpacked_images(root, prepare, tmp_path):
     rows, summary, _ = prepare("sa1b", root, "--task", "box_to_mask")
     assert not rows and set(summary["skipped"]) == {"image is missing"}
     for number in (1, 2, 3):
@@ -71,10 +71,10 @@ def test_unpacked_files_are_read_as_well(tmp_path, prepare):
 
 def test_bad_shards_are_refused_and_bad_entries_counted(tmp_path, prepare):
     shard(tmp_path / "a" / "sa.tar.gz", [entry(1, MASKS[1])], "w:gz")
-    assert "unpack its tar files" in prepare("sa1b", tmp_path / "a", status=2)
+    assert "decompress its tar files" in prepare("sa1b", tmp_path / "a", status=2)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "sa.tar").write_bytes(b"no tar" * 500)
-    assert "is not a plain tar" in prepare("sa1b", tmp_path / "b", status=2)
+    assert "is not an uncompressed tar" in prepare("sa1b", tmp_path / "b", status=2)
     bad = entry(1, MASKS[1])
     bad["annotations"][0]["segmentation"]["size"] = [64, 48]
     bad["annotations"][1]["segmentation"]["counts"] = "?"
@@ -84,7 +84,7 @@ def test_bad_shards_are_refused_and_bad_entries_counted(tmp_path, prepare):
     assert summary["skipped"] == {"mask cannot be read": 2, "image has another size than its annotation": 1}
 
 
-def test_a_class_of_everything_is_incomplete_where_a_mask_cannot_be_used(root):
+def test_the_given_class_is_incomplete_if_a_mask_is_skipped(root):
     bad = entry(1, MASKS[1])
     bad["annotations"][0]["segmentation"] = None
     shard(root / "sa_000000.tar", [bad, entry(2, MASKS[2])])
@@ -92,7 +92,7 @@ def test_a_class_of_everything_is_incomplete_where_a_mask_cannot_be_used(root):
     assert found == [{"thing"}, set(), set()]
 
 
-def test_a_shard_that_is_cut_off_is_not_silent(root, prepare):
+def test_a_truncated_shard_is_an_error_of_a_strict_run(root, prepare):
     path = root / "sa_000001.tar"
     path.write_bytes(path.read_bytes()[:2500])
     assert "sa_000001.tar" in prepare("sa1b", root, "--strict", status=2)

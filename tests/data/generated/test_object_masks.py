@@ -1,4 +1,4 @@
-"""Generated masks of objects: sizes, determinism, and real masks shown elsewhere."""
+"""Generated masks of objects: sizes, determinism, and moved masks."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ import pytest
 from himtok_plugin.data.generated.object_masks import (
     MIN_PIXELS,
     PICTURE_SIZES,
+    generate_object_mask,
     generate_object_masks,
-    moved,
-    object_mask,
+    move_mask,
 )
 
 
@@ -25,20 +25,20 @@ def test_the_seed_decides_everything():
     assert not all(a.shape == b.shape and np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_areas_reach_from_small_to_nearly_everything():
+def test_areas_range_from_small_to_nearly_the_whole_image():
     rng = np.random.default_rng(0)
-    areas = np.array([object_mask((120, 160), rng).mean() for _ in range(300)])
+    areas = np.array([generate_object_mask((120, 160), rng).mean() for _ in range(300)])
     assert areas.min() < 0.002 and areas.max() > 0.3
     assert 0.2 < (areas < 32**2 / (480 * 640)).mean() < 0.6  # COCO's "small"
 
 
-def test_moved_keeps_the_picture_and_most_of_the_object():
+def test_move_mask_keeps_the_picture_and_most_of_the_object():
     mask = np.zeros((60, 80), bool)
     mask[20:30, 10:40] = True
     rng = np.random.default_rng(0)
     places = set()
     for _ in range(30):
-        seen = moved(mask, rng)
+        seen = move_mask(mask, rng)
         assert seen.shape == mask.shape and seen.dtype == bool and seen.sum() >= MIN_PIXELS
         rows, columns = np.nonzero(seen)
         places.add((round(rows.mean() / 10), round(columns.mean() / 10), round(float(np.sqrt(seen.sum())) / 5)))
@@ -49,4 +49,4 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="count: got -1"):
         list(generate_object_masks(-1, 0))
     with pytest.raises(ValueError, match="mask is empty"):
-        moved(np.zeros((4, 4), bool), np.random.default_rng(0))
+        move_mask(np.zeros((4, 4), bool), np.random.default_rng(0))

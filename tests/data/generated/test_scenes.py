@@ -1,12 +1,19 @@
-"""Scenes follow from their seed, and every expression means exactly the shapes whose masks it carries."""
+"""Generated scenes: determinism, and expressions that refer to exactly the shapes of their masks."""
 
 import json
 
 import numpy as np
 import pytest
 
-from himtok_plugin.data.generated.expressions import ANY_KIND, EXPRESSION_KINDS, Attributes, beside, matching, refer
-from himtok_plugin.data.generated.scene_questions import Question, ask
+from himtok_plugin.data.generated.expressions import (
+    ANY_KIND,
+    EXPRESSION_KINDS,
+    Attributes,
+    find_matching,
+    generate_expression,
+    lies_in_direction,
+)
+from himtok_plugin.data.generated.scene_questions import Question, generate_question
 from himtok_plugin.data.generated.scenes import (
     MIN_VISIBLE_PIXELS,
     generate_masks,
@@ -14,8 +21,8 @@ from himtok_plugin.data.generated.scenes import (
     write_mask_rows,
     write_rows,
 )
-from himtok_plugin.data.generated.shapes import COLOURS, SHAPE_KINDS, SHAPE_SIZES, SceneShape, coverage
-from himtok_plugin.masks.sources import load_mask
+from himtok_plugin.data.generated.shapes import COLOURS, SHAPE_KINDS, SHAPE_SIZES, SceneShape, rasterise_shape
+from himtok_plugin.masks import load_mask
 
 SCENES = 150
 
@@ -37,20 +44,20 @@ def read_description(words):
 
 
 def understand(text, shapes, side):
-    """All shapes that an expression can mean, from its text alone: an independent reading, not the generator's."""
+    """All shapes that an expression can refer to, parsed from its text alone, independently of the generator."""
     words = text.split()
     for direction in ("left of", "right of", "above", "below"):
         if f" {direction} the " in text:
             target_text, anchor_text = text.split(f" {direction} the ")
-            (anchor,) = matching(shapes, read_description(anchor_text.split()))
-            candidates = [i for i in matching(shapes, read_description(target_text.split())) if i != anchor]
-            placed = {i: beside(shapes[i], shapes[anchor], direction, side) for i in candidates}
+            (anchor,) = find_matching(shapes, read_description(anchor_text.split()))
+            candidates = [i for i in find_matching(shapes, read_description(target_text.split())) if i != anchor]
+            placed = {i: lies_in_direction(shapes[i], shapes[anchor], direction, side) for i in candidates}
             assert None not in placed.values(), f"{text!r} is too close to call"
             return [i for i, here in placed.items() if here]
-    return matching(shapes, read_description(words))
+    return find_matching(shapes, read_description(words))
 
 
-def test_an_expression_names_its_targets_and_nothing_else(scenes):
+def test_an_expression_refers_to_its_targets_and_nothing_else(scenes):
     for scene in scenes:
         meant = understand(scene.expression.text, list(scene.shapes), scene.image.width)
         assert sorted(scene.expression.targets) == sorted(meant), scene.expression.text
@@ -107,7 +114,7 @@ def test_further_turns_ask_for_something_new():
             named.update(expression.targets)
 
 
-def test_questions_have_the_only_right_answer_and_stand_between_the_requests():
+def test_questions_have_the_only_correct_answer_and_are_between_the_requests():
     scenes = list(generate_scenes(120, seed=4, turns=3, questions=3, max_shapes=5))
     answers, first = set(), set()
     for scene in scenes:
@@ -130,9 +137,9 @@ def test_questions_have_the_only_right_answer_and_stand_between_the_requests():
     assert first == {"<image>Segment", "<image>What", "<image>Is"}
 
 
-def test_nothing_is_asked_about_shapes_that_no_words_tell_apart():
+def test_no_question_is_about_one_of_two_equal_shapes():
     twins = [SceneShape("circle", "red", "small", x, 32, 8) for x in (16, 48)]
-    asked = {ask(twins, 64, np.random.default_rng(seed)) for seed in range(60)} - {None}
+    asked = {generate_question(twins, 64, np.random.default_rng(seed)) for seed in range(60)} - {None}
     assert {question.answer for question in asked} <= {"No.", "It is small.", "It is red.", "It is a circle."}
 
 
@@ -141,7 +148,7 @@ def test_a_negative_number_of_questions_is_named():
         next(generate_scenes(1, seed=0, questions=-1))
 
 
-def test_a_named_answer_says_what_each_mask_shows():
+def test_a_named_answer_describes_each_mask():
     plain, named = (list(generate_scenes(40, seed=6, named=named)) for named in (False, True))
     for scene, other in zip(plain, named, strict=True):
         assert scene.expression == other.expression
@@ -159,21 +166,21 @@ def test_task_shares_select_tasks():
     assert {s.expression.task for s in generate_scenes(20, seed=0, task_shares={"two": 1.0})} == {"two"}
 
 
-def test_coverage_is_centred_and_scales():
+def test_rasterised_shapes_are_centred_and_scale():
     for kind in SHAPE_KINDS:
-        mask = coverage(kind, 32, 32, 10, 64)
+        mask = rasterise_shape(kind, 32, 32, 10, 64)
         rows, columns = np.nonzero(mask)
         assert abs(columns.mean() - 31.5) < 0.6
         assert 100 < mask.sum() < 400
-        assert coverage(kind, 32, 32, 20, 64).sum() > 3.5 * mask.sum()
+        assert rasterise_shape(kind, 32, 32, 20, 64).sum() > 3.5 * mask.sum()
 
 
-def test_refer_returns_none_where_the_scene_affords_no_expression():
+def test_no_expression_is_generated_where_none_is_unambiguous():
     twins = [SceneShape("circle", "red", "small", x, 32, 8) for x in (16, 48)]
     rng = np.random.default_rng(0)
-    assert refer(twins, "attribute", 64, rng) is None
-    assert refer(twins, "two", 64, rng).targets == (0, 1)
-    assert refer(twins[:1], "relation", 64, rng) is None
+    assert generate_expression(twins, "attribute", 64, rng) is None
+    assert generate_expression(twins, "two", 64, rng).targets == (0, 1)
+    assert generate_expression(twins[:1], "relation", 64, rng) is None
     assert ANY_KIND not in SHAPE_KINDS
 
 
@@ -217,4 +224,4 @@ def test_bad_arguments_are_named(arguments, field):
 
 def test_unknown_task_is_named():
     with pytest.raises(ValueError, match="task: got 'three'"):
-        refer([], "three", 64, np.random.default_rng(0))
+        generate_expression([], "three", 64, np.random.default_rng(0))

@@ -1,9 +1,8 @@
-"""`himtok tokenize`: a dataset's masks to codes, read by any number of processes."""
+"""`himtok tokenize`: codes of the masks of a dataset, read by any number of processes."""
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,13 +19,11 @@ from coded_rows import (
     write_rows,
 )
 from paths import ROOT
-from PIL import Image
 from tiny_models import tiny_model
 
 from himtok_plugin.data import offline_codes
 from himtok_plugin.data.offline_codes import encoder_fingerprint, write_codes
-from himtok_plugin.data.samples import first_image_size
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 
 
 def test_masks_of_every_form_get_the_codes_of_the_training_step(tokenizer, tmp_path):
@@ -45,7 +42,7 @@ def test_masks_of_every_form_get_the_codes_of_the_training_step(tokenizer, tmp_p
     assert (summary.rows, summary.masks, summary.encoded, summary.reused, summary.rejected) == (7, 11, 4, 7, 0)
 
 
-def test_rows_keep_their_order_and_every_character_of_theirs(tokenizer, tmp_path):
+def test_rows_keep_their_order_and_every_character(tokenizer, tmp_path):
     rows = many_rows()
     lines = [json.dumps(row, ensure_ascii=i % 2 == 0, indent=None) for i, row in enumerate(rows)]
     lines[3] = lines[3].replace('": ', '"  :\t').replace("3", "3.00")
@@ -60,7 +57,7 @@ def test_rows_keep_their_order_and_every_character_of_theirs(tokenizer, tmp_path
     assert [json.loads(written[i]) for i in others] == [expected[i] for i in others]
 
 
-def test_the_encoder_sees_full_batches_of_different_masks(tokenizer, tmp_path):
+def test_the_encoder_gets_full_batches_of_different_masks(tokenizer, tmp_path):
     masks = [to_rle(mask) for mask in random_masks(10)]
     rows = [row_of(mask) for mask in masks for _ in range(3)]
     summary = write_codes(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", tokenizer, batch_size=4)
@@ -68,8 +65,8 @@ def test_the_encoder_sees_full_batches_of_different_masks(tokenizer, tmp_path):
     assert (summary.masks, summary.encoded, summary.reused) == (30, 10, 20)
 
 
-def test_few_remembered_masks_and_few_waiting_rows_change_no_codes(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(offline_codes, "REMEMBERED", 2)
+def test_limits_of_remembered_masks_and_waiting_rows_change_no_codes(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(offline_codes, "MAX_REMEMBERED", 2)
     monkeypatch.setattr(offline_codes, "MAX_WAITING", 10)
     rows = many_rows()
     summary = write_codes(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", tokenizer)
@@ -79,7 +76,7 @@ def test_few_remembered_masks_and_few_waiting_rows_change_no_codes(tokenizer, tm
     )
 
 
-def test_codes_that_a_row_brings_along_are_made_anew(tokenizer, tmp_path):
+def test_codes_in_the_input_are_replaced(tokenizer, tmp_path):
     mask = to_rle(random_masks(1)[0])
     rows = [{"mask_codes": [[0, 0, 0, 0]], **row_of(mask)}, {"mask_codes": None, **row_of(mask)}]
     write_codes(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", tokenizer)
@@ -96,28 +93,7 @@ def test_paths_follow_root_image_dir(tokenizer, tmp_path, monkeypatch):
     assert write_codes(source, tmp_path / "out.jsonl", tokenizer, strict=True).encoded == 1
 
 
-@pytest.mark.parametrize(
-    "columns",
-    [{"images": ["i.png"]}, {"image": "i.png"}, {"images": [{"path": "i.png", "bytes": None}]}],
-    ids=["images", "image", "dictionary"],
-)
-def test_size_of_the_first_image_is_found_in_every_form(tmp_path, monkeypatch, columns):
-    monkeypatch.chdir(tmp_path)
-    assert first_image_size(columns) is None
-    Image.new("RGB", SIZE[::-1]).save("i.png")
-    assert first_image_size(columns) == SIZE
-    Path("i.png").write_text("no image")
-    assert first_image_size(columns) is None
-
-
-@pytest.mark.parametrize(
-    "columns", [{}, {"images": []}, {"images": None}, {"images": ["https://nowhere/i.png"]}], ids=str
-)
-def test_without_an_image_to_open_no_size_is_asked_for(columns):
-    assert first_image_size(columns) is None
-
-
-def test_what_codes_do_not_depend_on_is_not_in_the_fingerprint():
+def test_the_fingerprint_depends_on_what_codes_depend_on_only():
     model = tiny_model()
     before = encoder_fingerprint(model)
     with torch.no_grad():
@@ -125,16 +101,16 @@ def test_what_codes_do_not_depend_on_is_not_in_the_fingerprint():
         assert encoder_fingerprint(model) == before
         model.quantize.embedding.weight[0, 0] += 1
     assert encoder_fingerprint(model) != before
-    scaled = tiny_model(output_scale=4.0)  # makes other masks, of which a search chooses
+    scaled = tiny_model(output_scale=4.0)  # other masks, which matter in a search only
     assert encoder_fingerprint(scaled) == encoder_fingerprint(tiny_model())
     assert encoder_fingerprint(scaled, searched=True) != encoder_fingerprint(tiny_model(), searched=True)
     assert encoder_fingerprint(tiny_model(latent_layout="legacy_reshape")) != encoder_fingerprint(tiny_model())
 
 
-# ----- reading processes
+# ----- worker processes
 
 
-def test_any_number_of_reading_processes_writes_the_same(tokenizer, tmp_path):
+def test_the_output_does_not_depend_on_the_number_of_workers(tokenizer, tmp_path):
     rows = many_rows()
     rows[7] = "no JSON"
     source = write_rows(tmp_path / "in.jsonl", rows)
@@ -144,7 +120,7 @@ def test_any_number_of_reading_processes_writes_the_same(tokenizer, tmp_path):
         assert (tmp_path / f"0.{name}").read_bytes() == (tmp_path / f"2.{name}").read_bytes()
 
 
-def test_reading_processes_import_neither_torch_nor_transformers():
+def test_workers_import_neither_torch_nor_transformers():
     code = "import sys, himtok_plugin.data.sample_reading; print({'torch', 'transformers', 'swift'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
@@ -168,8 +144,8 @@ def test_an_untrained_tokenizer_is_refused(himtok, folder, tmp_path):
         (("--batch_size", 0), "batch_size is 0: expected at least 1"),
         (("--candidates", 13), "candidates=13: expected 1 to 12"),
         (("--num_workers", -1), "num_workers is -1: expected at least 0"),
-        (("--device", "abacus"), "device is 'abacus': expected cpu, cuda"),
-        (("--device", "cuda:99"), "device is 'cuda:99': expected one of"),
+        (("--device", "abacus"), "device: got 'abacus', expected cpu, cuda"),
+        (("--device", "cuda:99"), "device: got 'cuda:99', expected cpu or one of"),
         (("--mask_tokenizer", "tests"), "holds neither a mask tokenizer"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`himtok tokenize` on rows that are wrong: set aside, or the end of a strict run."""
+"""`himtok tokenize` with bad rows: they are rejected, or stop a strict run."""
 
 import pytest
 from coded_rows import (
@@ -17,12 +17,12 @@ from tiny_models import tiny_model
 from himtok_plugin.data.offline_codes import write_codes
 from himtok_plugin.jobs.resumable_output import REJECTED
 from himtok_plugin.mask_text import codes_to_text
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 
 
 @pytest.fixture
 def bad_rows(tmp_path):
-    """(row, its error) of everything that can be wrong."""
+    """(row, its error) for every fault."""
     mask = random_masks(1)[0]
     image, good = save_image(tmp_path / "image.png", (9, 9)), to_rle(mask)
     (tmp_path / "text.png").write_text("no image")
@@ -38,7 +38,7 @@ def bad_rows(tmp_path):
         (row_of(good, images=[image]), "row {}: masks[0]: mask has size (h, w) = (24, 20): expected (9, 9)"),
         ({"image": image, "mask": good}, "row {}: masks[0]: mask has size (h, w) = (24, 20): expected (9, 9)"),
         (row_of(good, images=[nowhere]), f"row {{}}: images[0] {nowhere!r}: no such file"),
-        ({"image": {"path": text}, "mask": good}, f"row {{}}: images[0] {text!r}: no image that can be read"),
+        ({"image": {"path": text}, "mask": good}, f"row {{}}: images[0] {text!r}: not a readable image"),
         ({**row_of(good, good), "masks": [good]}, "row {}: messages hold 2 <mask>, masks holds 1: expected one mask"),
         ({**row_of(good), "masks": [good, good]}, "row {}: messages hold 1 <mask>, masks holds 2"),
         ({"messages": row_of(good)["messages"]}, "row {}: messages hold 1 <mask>, masks holds 0"),
@@ -57,15 +57,15 @@ def reference_row(placeholders):
     return {"conversations": [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": answer}]}
 
 
-def test_bad_rows_are_set_aside_with_number_error_and_text(himtok, folder, bad_rows, tmp_path):
+def test_bad_rows_are_rejected_with_number_error_and_text(himtok, folder, bad_rows, tmp_path):
     good = row_of(to_rle(random_masks(1)[0]))
     rows = [good] + [row for row, _ in bad_rows] + ["", good]
     source, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     arguments = ("tokenize", source, out, "--mask_tokenizer", folder, "--num_workers", 0)
-    for _ in range(2):  # a finished run with bad rows goes on saying so
+    for _ in range(2):  # a finished run reports its rejected rows again
         status, printed, err = himtok(*arguments)
         assert status == 1 and "rejected" in printed
-        assert f"rejected rows: {len(bad_rows)}, with errors in {out}.rejects.jsonl" in err
+        assert f"rejected rows: {len(bad_rows)}, see {out}.rejects.jsonl for the errors" in err
     assert [row["masks"] for row in read_rows(out)] == [good["masks"]] * 2
     rejects = read_rows(tmp_path / "out.jsonl.rejects.jsonl")
     assert [reject["row"] for reject in rejects] == list(range(2, 2 + len(bad_rows)))
@@ -75,8 +75,8 @@ def test_bad_rows_are_set_aside_with_number_error_and_text(himtok, folder, bad_r
         assert reject["error"].startswith(message.format(reject["row"])), reject["error"]
 
 
-def test_rows_whose_text_and_images_say_nothing_of_their_masks_pass(tokenizer, tmp_path):
-    """Stage 1's rows, those of reinforcement learning, and images that are no files."""
+def test_rows_whose_texts_and_images_cannot_contradict_their_masks_pass(tokenizer, tmp_path):
+    """Rows for stage 1 and for reinforcement learning, and images that are not files."""
     good, ask = to_rle(random_masks(1)[0]), {"role": "user", "content": "<image>Where?"}
     given = {"role": "user", "content": [{"type": "text", "text": "Beside <mask>?"}]}
     answered = {"role": "assistant", "content": "There."}
@@ -108,7 +108,7 @@ def test_no_rejects_file_without_bad_rows(himtok, folder, tmp_path):
     assert himtok(*arguments, "--overwrite")[0] == 0 and not rejects.exists()
 
 
-def test_a_strict_run_stops_at_the_first_bad_row_and_goes_on_when_its_mask_is_there(himtok, folder, tmp_path):
+def test_a_strict_run_stops_at_the_first_bad_row_and_resumes_when_it_is_fixed(himtok, folder, tmp_path):
     good = row_of(to_rle(random_masks(1)[0]))
     missing = tmp_path / "late.png"
     source = write_rows(tmp_path / "in.jsonl", [good, good, row_of(str(missing)), good, "oops"])
@@ -124,7 +124,7 @@ def test_a_strict_run_stops_at_the_first_bad_row_and_goes_on_when_its_mask_is_th
     assert himtok(*arguments[:-1])[0] == 1 and len(read_rows(out)) == 4
 
 
-def test_a_strict_run_reads_rows_again_that_another_had_set_aside(tokenizer, tmp_path):
+def test_a_strict_run_reads_rows_again_that_an_earlier_run_rejected(tokenizer, tmp_path):
     rows = many_rows()
     missing = tmp_path / "late.png"
     rows[10] = row_of(str(missing))

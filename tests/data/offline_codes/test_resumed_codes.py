@@ -1,4 +1,4 @@
-"""`himtok tokenize` through kills, from another input or mask tokenizer, and in several processes."""
+"""`himtok tokenize` resumed after a kill, with another input or mask tokenizer, and in several processes."""
 
 import json
 import os
@@ -25,12 +25,12 @@ from tiny_models import tiny_model
 
 from himtok_plugin.data.offline_codes import write_codes
 from himtok_plugin.jobs.resumable_output import BLOCK
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 
 
-def test_a_killed_run_goes_on_where_it_was_and_leaves_no_process_behind(himtok, folder, tmp_path):
+def test_a_killed_run_is_resumed_and_leaves_no_process_running(himtok, folder, tmp_path):
     stuck = tmp_path / "stuck.png"
-    os.mkfifo(stuck)  # whoever reads it waits, so that the run is killed on its way for certain
+    os.mkfifo(stuck)  # reading it blocks, so that the run is killed before its end
     rows = many_rows()
     rows[70] = row_of(str(stuck))
     source, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
@@ -69,7 +69,7 @@ def is_running(pid):
 
 @pytest.fixture
 def interrupted(tmp_path):
-    """A run over 100 rows that stopped on its way: (input, output, the part of it that is done)."""
+    """An interrupted run over 100 rows: (input, output, its part file)."""
     source, out = write_rows(tmp_path / "in.jsonl", many_rows()), tmp_path / "out.jsonl"
     interrupt(source, out, trained())
     return source, out, tmp_path / "out.jsonl.rank0-of-1.part"
@@ -89,7 +89,7 @@ def test_finished_rows_are_not_encoded_again(interrupted, tokenizer):
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30])
-def test_a_line_cut_in_the_middle_is_written_again(interrupted, tokenizer, cut):
+def test_a_truncated_line_is_written_again(interrupted, tokenizer, cut):
     source, out, part = interrupted
     whole = part.read_bytes().rstrip(b"\n").split(b"\n")
     part.write_bytes(b"\n".join(whole)[:-cut])
@@ -108,7 +108,7 @@ def test_a_run_killed_while_joining_its_parts_joins_them_again(tokenizer, tmp_pa
     assert sum(tokenizer.encoded) == encoded and read_rows(out) == with_codes(many_rows(), tiny_model())
 
 
-def test_a_finished_run_says_so_and_encodes_nothing(himtok, folder, tmp_path):
+def test_a_run_with_a_complete_output_reports_that_and_encodes_nothing(himtok, folder, tmp_path):
     source, out = write_rows(tmp_path / "in.jsonl", many_rows(20)), tmp_path / "new" / "out.jsonl"
     arguments = ("tokenize", source, out, "--mask_tokenizer", folder, "--num_workers", 0)
     status, printed, err = himtok(*arguments)
@@ -119,7 +119,7 @@ def test_a_finished_run_says_so_and_encodes_nothing(himtok, folder, tmp_path):
     assert status == 0 and "out.jsonl is complete" in err and out.stat().st_mtime_ns == before
 
 
-def test_a_lost_output_is_made_again(tokenizer, tmp_path):
+def test_a_deleted_output_is_written_again(tokenizer, tmp_path):
     source, out = write_rows(tmp_path / "in.jsonl", many_rows(20)), tmp_path / "out.jsonl"
     write_codes(source, out, tokenizer)
     out.unlink()
@@ -137,7 +137,7 @@ def test_two_runs_at_once_are_refused(interrupted, tokenizer):
     assert read_rows(out) == with_codes(many_rows(), tiny_model())
 
 
-# ----- going on from something else
+# ----- resuming from another input, mask tokenizer or output
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -145,19 +145,17 @@ def test_another_mask_tokenizer_or_input_is_refused(interrupted, tokenizer, fini
     source, out, _ = interrupted
     if finished:
         write_codes(source, out, tokenizer)
-    with pytest.raises(
-        ValueError, match="out.jsonl: was begun with mask_tokenizer [0-9a-f]{32}, this is .*--overwrite"
-    ):
+    with pytest.raises(ValueError, match="out.jsonl: was started with mask_tokenizer [0-9a-f]{32}, got .*--overwrite"):
         write_codes(source, out, trained(seed=1))
     rows = many_rows()
     write_rows(source, rows[1:] + rows[:1])  # of the same size
-    with pytest.raises(ValueError, match="out.jsonl: was begun with input [0-9a-f]{32}, this is"):
+    with pytest.raises(ValueError, match="out.jsonl: was started with input [0-9a-f]{32}, got"):
         write_codes(source, out, tokenizer)
     summary = write_codes(source, out, tokenizer, overwrite=True)
     assert summary.finished_before == 0 and read_rows(out) == with_codes(rows[1:] + rows[:1], tiny_model())
 
 
-def test_searched_codes_are_written_and_not_mixed_with_others(himtok, folder, tmp_path):
+def test_searched_codes_are_not_mixed_with_others(himtok, folder, tmp_path):
     masks = [to_rle(mask) for mask in random_masks(3)]
     source, out = write_rows(tmp_path / "in.jsonl", [row_of(*masks)]), tmp_path / "out.jsonl"
     arguments = ("tokenize", source, out, "--mask_tokenizer", folder, "--num_workers", 0)
@@ -165,14 +163,14 @@ def test_searched_codes_are_written_and_not_mixed_with_others(himtok, folder, tm
     nearest, searched = (codes_in_training(trained(), *masks, candidates=n) for n in (1, 4))
     assert read_rows(out)[0]["mask_codes"] == searched != nearest
     status, _, err = himtok(*arguments)
-    assert status == 2 and "was begun with candidates 4, this is 1: expected the same" in err
+    assert status == 2 and "was started with candidates 4, got 1: expected the same" in err
 
 
-def test_a_file_that_is_no_output_of_ours_is_kept(himtok, folder, tmp_path):
+def test_a_file_of_unknown_origin_is_kept(himtok, folder, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", many_rows(20))
     out = write_rows(tmp_path / "out.jsonl", ["mine"])
     arguments = ("--mask_tokenizer", folder, "--num_workers", 0)
-    for target, message in ((out, "give --overwrite"), (source, "the input itself: expected another file")):
+    for target, message in ((out, "pass --overwrite"), (source, "the input itself: expected another file")):
         status, printed, err = himtok("tokenize", source, target, *arguments)
         assert status == 2 and not printed and err.count("\n") == 1 and message in err
     status, _, err = himtok("tokenize", source, source, *arguments, "--overwrite")
@@ -203,13 +201,13 @@ def test_two_processes_of_torchrun_write_what_one_writes(folder, tokenizer, tmp_
         assert (tmp_path / f"two.{name}").read_bytes() == (tmp_path / f"one.{name}").read_bytes()
     assert not list(tmp_path.glob("*.part"))
     assert (alone.rows, alone.rejected) == (len(rows), 1)
-    again = write_codes(source, out, tokenizer)  # it does not matter how many processes wrote a finished one
+    again = write_codes(source, out, tokenizer)  # a complete output may be from any number of processes
     assert again.finished_before == len(rows)
 
 
-def test_a_run_of_two_processes_is_not_gone_on_with_by_one(interrupted, tokenizer):
+def test_a_run_of_two_processes_is_not_resumed_by_one(interrupted, tokenizer):
     source, out, _ = interrupted
     state = out.with_name("out.jsonl.state.json")
     state.write_text(json.dumps({**json.loads(state.read_text()), "processes": 2}))
-    with pytest.raises(ValueError, match="was begun with processes 2, this is 1: expected the same, or --overwrite"):
+    with pytest.raises(ValueError, match="was started with processes 2, got 1: expected the same, or --overwrite"):
         write_codes(source, out, tokenizer)

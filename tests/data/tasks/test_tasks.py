@@ -1,18 +1,17 @@
-"""Every task makes rows to learn from: placeholders fit masks and boxes, words say what the mask shows."""
+"""Samples of every task: placeholders fit masks and boxes, texts describe the masks."""
 
 import random
 
 import numpy as np
 import pytest
-import yaml
 from on_disk import blob, decoded
 
-from himtok_plugin.data.prompts import DEFAULT_FILE, Prompts
-from himtok_plugin.data.records import BadEntry, Dialogue, Grounded, Query, Record, Region, SkipLog
-from himtok_plugin.data.tasks import TASKS, Maker, Phrase, TaskOptions
+from himtok_plugin.data.prompts import Prompts
+from himtok_plugin.data.records import Dialogue, GroundedText, Query, Record, Region, SkipLog
+from himtok_plugin.data.tasks import TASKS, Phrase, SampleBuilder, TaskOptions
 from himtok_plugin.evaluation.protocols import PROTOCOLS, find_protocol
 from himtok_plugin.mask_text import codes_to_text
-from himtok_plugin.masks.sources import mask_bbox
+from himtok_plugin.masks import mask_bbox
 
 SIZE = (48, 64)
 DOG, CUP, CUP2 = (blob(seed=seed) for seed in (1, 2, 3))
@@ -38,18 +37,18 @@ NEGATIVES = (
 
 
 def rows(task, of=None, seed=0, log=None, share=1.0, **options):
-    make = Maker(
+    builder = SampleBuilder(
         Prompts.load(), random.Random(seed), log or SkipLog(strict=True), TaskOptions(**options), NEGATIVES, "d", "s",
         task, share,
     )  # fmt: skip
-    return list(TASKS[task].function(of or record(), make))
+    return list(TASKS[task].function(of or record(), builder))
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_placeholders_fit_what_a_row_holds(task):
+def test_placeholders_fit_the_masks_and_boxes_of_a_sample(task):
     made = [row for seed in range(30) for row in rows(task, seed=seed)]
     if task == "converse":
-        return  # tested below: needs texts
+        return  # needs texts: tested below
     assert made
     for row in made:
         text = "".join(message["content"] for message in row.get("messages", ()))
@@ -63,7 +62,7 @@ def test_placeholders_fit_what_a_row_holds(task):
         assert row["source"]["task"] == task and row["images"] == ["a.jpg"]
 
 
-def test_masks_and_boxes_are_those_of_their_region():
+def test_masks_and_boxes_belong_to_their_region():
     for row, mask in zip(rows("box_to_mask"), (DOG, CUP, CUP2), strict=True):
         np.testing.assert_array_equal(decoded(row["masks"][0]), mask)
         assert row["objects"]["bbox"] == [list(map(float, mask_bbox(mask)))]
@@ -80,7 +79,7 @@ def test_mask_then_box_answers_both_in_this_order():
     assert [row["source"]["id"] for row in of_classes] == ["dog"]  # there are two cups
 
 
-def test_classes_are_unions_instances_single_and_lines_are_labelled():
+def test_class_masks_are_unions_instances_single_masks_and_lines_labelled():
     by_class = {row["source"]["id"]: row for row in rows("segment_class")}
     np.testing.assert_array_equal(decoded(by_class["cup"]["masks"][0]), CUP | CUP2)
     assert by_class["cup"]["category"] == "cup"
@@ -92,7 +91,7 @@ def test_classes_are_unions_instances_single_and_lines_are_labelled():
     assert areas == sorted(areas, reverse=True)
 
 
-def test_open_vocabulary_names_absent_classes_and_answers_with_those_that_are_there():
+def test_open_vocabulary_asks_for_absent_classes_too_and_answers_with_present_ones():
     row = rows("open_vocabulary")[0]
     question, answer = (message["content"] for message in row["messages"])
     assert all(name in question for name in ("car", "dog", "cup")) and "car" not in answer
@@ -118,13 +117,13 @@ def test_descriptions_are_the_expressions():
     assert [row["messages"][1]["content"] for row in rows("name_region")] == ["dog", "cup", "cup"]
 
 
-def test_scoring_columns_say_referent_and_expressions():
+def test_scoring_columns_hold_referent_and_expressions():
     row = rows("segment")[1]
     assert row["referent"] == "q0" and row["expressions"] == ["left dog", "brown dog"]
 
 
 @pytest.mark.parametrize("expression", ["a zebra", "The zebra", "an zebra", "zebra"])
-def test_no_target_is_answered_by_words(expression):
+def test_a_query_without_targets_is_answered_in_words(expression):
     of = record(queries=(Query((expression,), (), id="q"),))
     for task in ("segment", "ground"):
         (row,) = rows(task, of)
@@ -132,17 +131,17 @@ def test_no_target_is_answered_by_words(expression):
         assert expression in row["messages"][0]["content"]
 
 
-def test_rows_say_whether_they_ask_for_masks():
-    """Whether an answer without one would say that there is nothing."""
+def test_asks_for_masks_is_false_where_an_answer_has_none_anyway():
+    """If it is true, an answer without a mask means that nothing matches."""
     tasks = TASKS.keys() - {"masks", "converse"}
     asking = {task: {row["asks_for_masks"] for row in rows(task)} for task in tasks}
     silent = {"describe", "ground", "mask_to_box", "name_region"}
     assert asking == {task: {task not in silent} for task in asking} and silent < set(asking)
     of = record(
-        grounded=(
-            Grounded(("Nothing of note.",), id="g0"),
-            Grounded(("Two.",), question="How many?", id="g1"),
-            Grounded((("A dog", (0,)),), question="What is it?", id="g2"),
+        grounded_texts=(
+            GroundedText(("Nothing of note.",), id="g0"),
+            GroundedText(("Two.",), question="How many?", id="g1"),
+            GroundedText((("A dog", (0,)),), question="What is it?", id="g2"),
         ),
         dialogues=(
             Dialogue("Is there a dog?", "Yes"),
@@ -153,7 +152,7 @@ def test_rows_say_whether_they_ask_for_masks():
     assert [row["asks_for_masks"] for row in rows("converse", of)] == [True, False, True, False, False, True]
 
 
-def test_expressions_are_asked_each_one_of_them_the_first_or_all_joined():
+def test_a_question_for_each_expression_one_of_them_the_first_or_all_joined():
     def asked(sentences):
         return [row["messages"][0]["content"].removeprefix("<image>") for row in rows("segment", sentences=sentences)]
 
@@ -173,14 +172,14 @@ def test_expressions_are_asked_each_one_of_them_the_first_or_all_joined():
     assert row["messages"][1]["content"].startswith("There is no")
 
 
-def test_classes_that_may_not_be_annotated_whole_are_not_asked_for():
+def test_incomplete_classes_are_in_no_question_about_all_of_a_class():
     of = record(queries=(), incomplete_classes=frozenset(("cup",)))
     for task in ("segment_class", "segment_instances"):
         assert [row["source"]["id"] for row in rows(task, of)] == ["dog"]
     for seed in range(20):
         (row,) = rows("open_vocabulary", of, seed=seed)
         assert "cup" not in str(row["messages"]) and row["messages"][1]["content"] == "dog: <mask>"
-    for incomplete in ("cup", "hat"):  # of the latter there is no mask to list
+    for incomplete in ("cup", "hat"):  # the latter has no mask at all
         assert rows("label_objects", record(queries=(), incomplete_classes=frozenset((incomplete,)))) == []
     alone = record(queries=(), regions=(Region(DOG, "dog"),), incomplete_classes=frozenset(("dog",)))
     assert rows("mask_then_box", alone) == [] and len(rows("box_to_mask", alone)) == 1
@@ -189,7 +188,7 @@ def test_classes_that_may_not_be_annotated_whole_are_not_asked_for():
     assert log.counts == {"no expression of another image fits": 2}
 
 
-def test_objects_beside_a_crowd_are_not_said_to_be_all():
+def test_an_image_with_a_crowd_has_no_list_of_all_objects():
     crowd = Region(CUP2, "cup", crowd=True, id="r2")
     of = record(queries=(), regions=(Region(DOG, "dog", id="r0"), Region(CUP, "cup", id="r1"), crowd))
     assert rows("label_objects", of, log=SkipLog()) == []
@@ -199,7 +198,7 @@ def test_objects_beside_a_crowd_are_not_said_to_be_all():
 
 def test_grounded_texts_and_dialogues():
     of = record(
-        grounded=(Grounded((("A dog", (0,)), " beside ", ("two cups", (1, 2)), "."), id="g"),),
+        grounded_texts=(GroundedText((("A dog", (0,)), " beside ", ("two cups", (1, 2)), "."), id="g"),),
         dialogues=(
             Dialogue("What is <mask>?", "A dog.", masks=(0,), id="d"),
             Dialogue("Which?", "B", ("a cat", "a dog"), id="c"),
@@ -222,11 +221,11 @@ def test_grounded_texts_and_dialogues():
     }
 
 
-def test_dialogues_may_hold_masks_written_out():
+def test_dialogues_may_contain_mask_text():
     written = codes_to_text([1, 2])
     (row,) = rows("converse", record(dialogues=(Dialogue(f"What is {written}?", "A dog."),)))
     assert row["messages"][0]["content"] == f"<image>What is {written}?" and row["masks"] == []
-    reference = codes_to_text([0] * 32)  # which becomes `<mask>` wherever rows are read
+    reference = codes_to_text([0] * 32)  # the placeholder of the paper's code
     (row,) = rows("converse", record(dialogues=(Dialogue(f"What is {reference}?", "A dog.", masks=(0,)),)))
     assert row["messages"][0]["content"] == "<image>What is <mask>?" and len(row["masks"]) == 1
     log = SkipLog()
@@ -238,7 +237,7 @@ def test_dialogues_may_hold_masks_written_out():
     assert log.counts["masks do not fit the placeholders of the text"] == 1
 
 
-def test_a_bad_mask_is_told_once_however_many_tasks_ask_for_it():
+def test_a_bad_mask_is_logged_once_however_many_tasks_use_it():
     log = SkipLog()
     of = record(regions=(Region({"size": [48, 64], "counts": "?"}, "dog"), Region(CUP, "cup")), queries=())
     for task in ("box_to_mask", "mask_to_box", "segment_class", "name_region"):
@@ -246,61 +245,17 @@ def test_a_bad_mask_is_told_once_however_many_tasks_ask_for_it():
     assert log.counts == {"mask cannot be read": 1}
 
 
-def test_labels_that_would_break_their_line_are_refused():
+def test_labels_with_a_separator_in_them_are_refused():
     log = SkipLog()
     assert rows("label_objects", record(regions=(Region(DOG, "dog: brown"),)), log=log) == []
     assert log.counts == {"text is empty or holds a placeholder": 1}
 
 
-def test_a_share_is_that_of_the_rows():
+def test_a_share_selects_that_share_of_the_samples():
     made = sum(len(rows("box_to_mask", seed=seed, share=0.3)) for seed in range(200))
     assert 130 < made < 230  # of 600
 
 
-def test_the_same_seed_draws_the_same_words_and_others_others():
+def test_the_seed_decides_the_prompts():
     assert rows("segment", seed=3) == rows("segment", seed=3)
     assert len({row["messages"][0]["content"] for seed in range(40) for row in rows("segment", seed=seed)}) > 6
-
-
-def test_weights_decide_how_often_a_text_is_drawn(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text('describe: {questions: [{text: "A <mask>", weight: 9}, "B <mask>"], answers: ["{expression}!"]}')
-    prompts, rng = Prompts.load(path), random.Random(0)
-    drawn = [prompts.draw("describe", "questions", rng) for _ in range(500)]
-    assert 0.85 < drawn.count("A <mask>") / 500 < 0.95
-    assert prompts.draw("describe", "answers", rng, expression="{x} a\\1") == "{x} a\\1!"
-    assert prompts.draw("mask_to_box", "answers", rng)  # the other pools stay
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("segment: {question: [a]}", "got the pool segment.question, expected one of segment.questions"),
-        ('segment: {questions: ["Segment it."]}', "holds [], expected ['expression']"),
-        ('segment: {one: ["There."]}', "expected ['<mask>']"),
-        ("segment: {one: []}", "expected a list of texts"),
-        ("segment: {one: [{text: <mask>, weight: 0}]}", "weight: got 0"),
-        ("segment: {one: [5]}", "got 5, expected a text"),
-        ("[a", "is not YAML"),
-        ("a", "expected tasks"),
-    ],
-)
-def test_bad_pools_are_refused(tmp_path, text, message):
-    path = tmp_path / "mine.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=".*") as error:
-        Prompts.load(path)
-    assert message in str(error.value)
-
-
-def test_every_shipped_pool_has_several_phrasings_with_the_same_fields(tmp_path):
-    pools = yaml.safe_load(DEFAULT_FILE.read_text())
-    assert all(len(pools[task]["questions"]) >= 2 for task in pools)
-    Prompts.load(DEFAULT_FILE)  # checks every text's fields against the first one's
-
-
-def test_bad_boxes_are_refused():
-    for box in ((5, 5, 5, 9), (0, 0, float("nan"), 5), (100, 0, 200, 5), "abcd", (1, 2, 3)):
-        with pytest.raises(BadEntry, match="box is not"):
-            record(regions=(Region(DOG, box=box),)).box(0)
-    assert record(regions=(Region(DOG, box=(-5, 0, 99, 9.5)),)).box(0) == (0, 0, 64, 9.5)

@@ -7,7 +7,7 @@ import pytest
 from on_disk import blob, read_rows, write_image
 
 from himtok_plugin.data.check.findings import image_key
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 
 SIZE = (48, 64)
 
@@ -47,7 +47,7 @@ def check(tmp_path, himtok):
     return run
 
 
-def test_good_rows_of_every_kind_pass(good, check):
+def test_good_samples_of_every_form_pass(good, check):
     conversations = [
         {"from": "human", "value": "<image>\nWhere?"},
         {"from": "gpt", "value": "<|mt_start|>" + "<|mt_0|>" * 32 + "<|mt_end|>"},
@@ -83,7 +83,7 @@ def test_good_rows_of_every_kind_pass(good, check):
         ("masks", {"ignore": [to_rle(np.zeros(SIZE, bool))]}, "ignore[0] has no pixels"),
         ("images", {"images": ["no.jpg"]}, "images[0] 'no.jpg' cannot be read"),
         ("boxes", {"objects": {"ref": [], "bbox": [[9, 9, 3, 12]]}}, "expected x1 < x2"),
-        ("boxes", {"objects": {"ref": [], "bbox": [[0, 0, 90, 12]]}}, "reaches beyond its image"),
+        ("boxes", {"objects": {"ref": [], "bbox": [[0, 0, 90, 12]]}}, "extends beyond its image"),
         ("boxes", {"objects": {"ref": [], "bbox": [["a", 0, 9, 12]]}}, "expected x1 < x2"),
         ("boxes", {"objects": []}, "expected lists ref and bbox"),
         ("messages", {"messages": [{"role": "user", "content": "<image><mask><bbox>"}]}, "no message of the assistant"),
@@ -106,14 +106,14 @@ def test_broken_lines_are_found(good, check, line):
 
 
 def test_a_file_without_rows_is_refused(check):
-    assert "holds no rows" in check([""], status=2)
+    assert "has no rows" in check([""], status=2)
 
 
-def test_repeated_rows_are_counted(good, check):
+def test_repeated_samples_are_counted(good, check):
     assert check([good(), good(2), good()], status=1)["repeated"] == 1
 
 
-def test_images_of_coco_are_known_by_their_number():
+def test_images_of_coco_are_identified_by_their_id():
     names = ("train2014/COCO_train2014_000000581857_16.jpg", "/x/000000581857.jpg", "COCO_val2014_000000581857.png")
     assert len({image_key(name) for name in names}) == 1
     assert image_key("a/1.jpg") != image_key("b/1.jpg")
@@ -142,7 +142,7 @@ def test_leaks_within_a_file_of_several_splits_are_counted(good, check):
     assert report["leaks"] == {"refcoco:val": {"images": 1, "rows": 1}}
 
 
-def test_several_processes_find_the_same(good, check):
+def test_the_result_does_not_depend_on_the_number_of_processes(good, check):
     rows = [good(n, **({"masks": []} if n % 7 == 0 else {})) for n in range(1, 150)]
     assert check(rows, status=1) == check(rows, "--num_workers", 2, status=1)
 
