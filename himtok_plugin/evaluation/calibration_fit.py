@@ -90,8 +90,8 @@ def fit_calibration(masks: ScoredMasks) -> tuple[Calibration, dict[str, float | 
 
     Returns:
         The calibration, and a report: `masks`, `mean_IoU`; `spearman`, `ECE_raw` and `Brier_raw` of the raw scores, see
-        `metrics.segmentation.CalibrationMetrics`; `ECE_calibrated` and `Brier_calibrated` of scores calibrated on the
-        other half of the results, None if a half has too few masks.
+        `metrics.calibration_error`; `ECE_calibrated` and `Brier_calibrated` of scores calibrated on the other half of
+        the results, None if a half has too few masks.
     Raises:
         ValueError: fewer than 20 masks.
     """
