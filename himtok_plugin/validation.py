@@ -1,4 +1,4 @@
-"""What a plain value is, and how an error message shows it."""
+"""Checks of plain values, and how error messages show them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an integer, of Python or NumPy; bool is none."""
+    """Whether a value is an integer of Python or NumPy. A bool is not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def abridged(value: Any) -> str:
-    """`repr` of a value on one line of bounded length, for error messages."""
+    """The `repr` of a value, shortened to one line, for error messages."""
     return " ".join(_REPR.repr(value).split())
 
 

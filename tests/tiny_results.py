@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from himtok_plugin.mask_text import codes_to_text
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 
 SIZE = (4, 4)
 

@@ -16,7 +16,8 @@ from typing import Any
 from himtok_plugin.masks import Masks
 from himtok_plugin.masks.run_lengths import Runs
 from himtok_plugin.metrics.boxes import BoxMetrics
-from himtok_plugin.metrics.segmentation import CalibrationMetrics, ClassMetrics, Overlap, SegmentationMetrics
+from himtok_plugin.metrics.calibration_error import CalibrationMetrics
+from himtok_plugin.metrics.segmentation import ClassMetrics, Overlap, SegmentationMetrics
 
 from .protocols import PLAIN, Protocol
 from .results import (

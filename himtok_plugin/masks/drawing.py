@@ -1,20 +1,17 @@
-"""Pictures of masks: overlays on an image, coarse-to-fine strips, and the demo's page.
+"""Pictures of masks: overlays on an image, strips from coarse to fine, side-by-side comparisons.
 
-Purpose: let a person see what a model answered; for `himtok demo`, `--mask_dir` and reports.
-Contract: takes images and masks as arrays or PIL images, returns PIL images in mode RGB, writes no files. A mask of
-another size than its image is a ValueError, never a resize.
-This module does not know models, codes, metrics or file formats.
+Contract: takes images and masks as arrays or PIL images and returns PIL images in mode RGB. A mask of another size than
+its image is a ValueError; masks are never resized to fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Bright colours that differ in hue and lightness, so that neighbours are told apart on photographs.
+# Bright colours of different hue and lightness, so that neighbouring masks can be distinguished on photographs.
 COLORS = ((230, 60, 60), (50, 130, 246), (60, 190, 90), (250, 180, 30), (170, 90, 220), (30, 200, 210), (245, 120, 190))
 TRUTH_COLOR, PREDICTION_COLOR = (40, 200, 110), (240, 50, 180)
 BACKGROUND = (255, 255, 255)
@@ -22,8 +19,8 @@ INK = (30, 34, 40)
 FAINT = (128, 134, 142)
 FRAME = (205, 209, 214)
 GAP = 8  # pixels between panels
-PANEL_ASPECT = 2  # widest panel, in its heights
-OUTLINE_SHARE = 250  # the outline is one pixel per 250 of the longer side, so that it shows at every size
+PANEL_ASPECT = 2  # maximum width of a panel divided by its height
+OUTLINE_SHARE = 250  # the outline has one pixel of width per 250 pixels of the longer side
 
 Color = tuple[int, int, int]
 
@@ -34,17 +31,17 @@ def overlay(
     alpha: float = 0.5,
     colors: Sequence[Color] | None = None,
 ) -> Image.Image:
-    """Tint each mask's foreground and outline it, within the mask: white, then its colour. Other pixels stay.
+    """Tint the foreground of each mask and draw its outline inside it, a white line and a coloured one.
 
     Args:
         image: PIL image, or uint8 (h, w) or (h, w, 3).
-        masks: bool (h, w) arrays of the image's size; later ones lie on top.
+        masks: bool (h, w), of the image's size; later masks are drawn over earlier ones.
         alpha: strength of the tint in [0, 1]; the outline is always opaque.
-        colors: RGB triples of 0 … 255, repeated if there are more masks; by default a palette of seven.
+        colors: RGB triples of 0 … 255, reused if there are more masks; by default a palette of seven.
     Returns:
         PIL RGB image of the same size.
     Raises:
-        ValueError: a mask of another size or dtype, an alpha outside [0, 1], no colors.
+        ValueError: a mask of another size or dtype, alpha outside [0, 1], or empty colors.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha!r}: expected a number in [0, 1]")
@@ -58,33 +55,35 @@ def overlay(
             raise ValueError(f"masks[{i}] is {mask.dtype} {mask.shape}: expected bool {pixels.shape[:2]}, as the image")
         color = np.array(colors[i % len(colors)], dtype=np.float32)
         pixels[mask] = (1 - alpha) * pixels[mask] + alpha * color
-        # White around the colour: an outline in the colour alone vanishes on an object of that colour.
+        # The white line is needed because the coloured one is invisible on an object of that colour.
         width = 1 + max(mask.shape) // OUTLINE_SHARE
         pixels[_outline(mask, 2 * width)] = color
         pixels[_outline(mask, width)] = 255
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def mask_strip(masks: Iterable[np.ndarray], labels: Sequence[str] | None = None, height: int = 128) -> Image.Image:
-    """A row of masks, foreground white, with a label below each: a mask from coarse to fine.
+def draw_mask_strip(masks: Iterable[np.ndarray], labels: Sequence[str] | None = None, height: int = 128) -> Image.Image:
+    """Masks in a row with labels below them, such as one mask from coarse to fine; foreground is white.
 
     Args:
-        masks: bool (h, w), or float (h, w) probabilities in [0, 1], shown grey.
+        masks: bool (h, w), or float (h, w) probabilities in [0, 1], drawn as grey levels.
         labels: one text per mask.
         height: height of each panel in pixels, without its label.
     Raises:
-        ValueError: no mask, a wrong array, or another number of labels than of masks.
+        ValueError: no masks, an array of another shape or dtype, or not one label per mask.
     """
-    panels = [panel_of(to_grey(mask, f"masks[{i}]"), height) for i, mask in enumerate(masks)]
+    panels = [make_panel(to_grey(mask, f"masks[{i}]"), height) for i, mask in enumerate(masks)]
     if not panels:
         raise ValueError("masks is empty: expected at least one")
     if labels is not None and len(labels) != len(panels):
         raise ValueError(f"labels has {len(labels)} entries: expected one for each of the {len(panels)} masks")
-    return stacked([beside([titled(p, text) for p, text in zip(panels, labels or [""] * len(panels), strict=True)])])
+    return join_vertically(
+        [join_horizontally([add_title(p, text) for p, text in zip(panels, labels or [""] * len(panels), strict=True)])]
+    )
 
 
-def comparison(image: Image.Image | np.ndarray, target: np.ndarray, prediction: np.ndarray) -> Image.Image:
-    """Image, true mask on it, predicted mask on it: side by side, for logs.
+def draw_comparison(image: Image.Image | np.ndarray, target: np.ndarray, prediction: np.ndarray) -> Image.Image:
+    """The image, the image with the true mask, and the image with the predicted mask, side by side.
 
     Args:
         image: see `overlay`.
@@ -97,18 +96,16 @@ def comparison(image: Image.Image | np.ndarray, target: np.ndarray, prediction: 
         overlay(image, [target], colors=[TRUTH_COLOR]),
         overlay(image, [prediction], colors=[PREDICTION_COLOR]),
     ]
-    return beside(panels)
-
-
-
-
+    return join_horizontally(panels)
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
+    """PIL image, or uint8 (h, w) or (h, w, 3), as a PIL image in mode RGB."""
     return (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).convert("RGB")
 
 
 def to_grey(mask: np.ndarray, name: str) -> Image.Image:
+    """Mask, bool or float in [0, 1] (h, w), as a grey PIL image in mode RGB; errors begin with `name`."""
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype.kind not in "bf":
         raise ValueError(f"{name} is {mask.dtype} {mask.shape}: expected bool or float (h, w)")
@@ -116,7 +113,7 @@ def to_grey(mask: np.ndarray, name: str) -> Image.Image:
 
 
 def _outline(mask: np.ndarray, width: int) -> np.ndarray:
-    """Foreground pixels within `width` steps of the background; the image's border is none."""
+    """Foreground pixels within `width` steps of background pixels; the image's border does not count as background."""
     inner = mask
     for _ in range(width):
         padded = np.pad(inner, 1, mode="edge")
@@ -125,25 +122,21 @@ def _outline(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def _fit(size: tuple[int, int], height: int) -> tuple[int, int]:
-    """Largest (width, height) of the same shape within the panel's height and twice its width: panoramas stay small."""
+    """Largest (width, height) of the same aspect ratio that is at most `height` high and twice as wide."""
     scale = min(height / size[1], PANEL_ASPECT * height / size[0])
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def panel_of(image: Image.Image, height: int) -> Image.Image:
-    """Scale to a panel; small scenes stay crisp when enlarged, so that their real pixels are seen."""
+def make_panel(image: Image.Image, height: int) -> Image.Image:
+    """Scale an image to the height of a panel and frame it. Enlarging keeps the pixels visible as squares."""
     size = _fit(image.size, height)
     panel = image.resize(size, Image.Resampling.NEAREST if size[1] > image.height else Image.Resampling.LANCZOS)
     ImageDraw.Draw(panel).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=FRAME)
     return panel
 
 
-
-
-
-
-def titled(panel: Image.Image, text: str) -> Image.Image:
-    """A panel with its label centred below; wide enough for both."""
+def add_title(panel: Image.Image, text: str) -> Image.Image:
+    """Add a centred label below a panel, widening it if the label is wider."""
     if not text:
         return panel
     font = label_font(13)
@@ -154,9 +147,8 @@ def titled(panel: Image.Image, text: str) -> Image.Image:
     return result
 
 
-
-
-def beside(panels: Sequence[Image.Image]) -> Image.Image:
+def join_horizontally(panels: Sequence[Image.Image]) -> Image.Image:
+    """Join panels horizontally, aligned at the top."""
     width = sum(panel.width for panel in panels) + GAP * (len(panels) - 1)
     row = Image.new("RGB", (width, max(panel.height for panel in panels)), BACKGROUND)
     x = 0
@@ -166,7 +158,8 @@ def beside(panels: Sequence[Image.Image]) -> Image.Image:
     return row
 
 
-def stacked(blocks: Sequence[Image.Image], margin: int = GAP, gap: int = 4) -> Image.Image:
+def join_vertically(blocks: Sequence[Image.Image], margin: int = GAP, gap: int = 4) -> Image.Image:
+    """Join blocks vertically, aligned at the left, with a margin around the page; distances in pixels."""
     width = max(block.width for block in blocks) + 2 * margin
     height = sum(block.height for block in blocks) + gap * (len(blocks) - 1) + 2 * margin
     page = Image.new("RGB", (width, height), BACKGROUND)
@@ -178,4 +171,5 @@ def stacked(blocks: Sequence[Image.Image], margin: int = GAP, gap: int = 4) -> I
 
 
 def label_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's built-in font at a size in points."""
     return ImageFont.load_default(size)

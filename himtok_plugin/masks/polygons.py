@@ -1,107 +1,157 @@
-"""Outlines of a mask as polygons, for clients that draw or store masks as such.
+"""Polygons to masks and masks to polygons, filled by COCO's rule.
 
-Contract: `mask_polygons` is exact: filled by COCO's rule (`coco_masks.polygons_to_mask`), its polygons give the mask
-back. Does not know where the mask comes from.
+Contract: `mask_polygons` is exact: `polygons_to_mask`, and therefore pycocotools, fills its polygons to the same mask.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from scipy import ndimage
-import reprlib
 from collections.abc import Sequence
 from typing import Any
+
 import numpy as np
 from pycocotools import mask as coco
-from .rle import check_size, rle_to_mask
+from scipy import ndimage
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order
+
 from himtok_plugin.validation import abridged
 
-_TOUCHING = np.ones((3, 3), bool)  # background pixels belong together across corners, foreground ones do not
-_RIGHT, _DOWN, _LEFT, _UP = range(4)
+from .rle import check_size, rle_to_mask
+
+POLYGON_TOLERANCE = 0.5  # pixels; conventions differ in whether coordinates name pixel corners or centres
+_EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
 def mask_polygons(mask: np.ndarray) -> list[list[int]]:
-    """Outline a mask.
+    """Outline a mask; the inverse of `polygons_to_mask`.
 
-    COCO's polygons have no holes: a part of the mask that has one is cut through it, row-wise, into parts without.
+    Polygons have no holes in COCO's format, so parts with holes are cut horizontally into parts without holes.
 
     Args:
         mask: bool (h, w).
 
     Returns:
-        One [x1, y1, x2, y2, …] per part, clockwise along pixel borders, 0 <= x <= w and 0 <= y <= h; none for an empty
-        mask.
+        One [x1, y1, x2, y2, …] per part, corners only, clockwise along pixel borders, 0 <= x <= w and 0 <= y <= h, in
+        the order of the parts' first pixels; an empty list for an empty mask.
     """
-    polygons = []
-    pending = _parts(mask, 0, 0)
-    while pending:
-        part, top, left = pending.pop()
-        row = _row_of_a_hole(part)
-        if row is None:
-            polygons.append(_outline(part, top, left))
-        else:
-            pending += _parts(part[:row], top, left) + _parts(part[row:], top + row, left)
-    return polygons
+    return _trace_outlines(_label_parts_without_holes(mask)) if mask.any() else []
 
 
-def _parts(mask: np.ndarray, top: int, left: int) -> list[tuple[np.ndarray, int, int]]:
-    """Connected parts, each as small as it can be, and where they lie."""
-    labels, _ = ndimage.label(mask)
-    return [
-        (labels[rows, columns] == number, top + rows.start, left + columns.start)
-        for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1)
-    ]
+def _label_parts_without_holes(mask: np.ndarray) -> np.ndarray:
+    """Label the connected parts of a mask after cutting those with holes.
+
+    Foreground pixels are connected at their sides, background pixels also at their corners. A part is cut above the
+    median of all rows that its holes cover, which opens every hole that the cut touches and creates no new one. The
+    pieces are cut in the same way until no holes are left.
+
+    Returns:
+        int32 (h, w): 0 for background, parts are numbered from 1 in the order of their first pixels.
+    """
+    h, w = mask.shape
+    parts, count = ndimage.label(mask)
+    tops, bottoms, above = _find_holes(mask)
+    # Rows of pixels alternate with rows that say whether the pixels above and below are connected.
+    connected = np.empty((2 * h - 1, w), bool)
+    connected[::2] = mask
+    np.logical_and(mask[:-1], mask[1:], out=connected[1::2])
+    while len(tops):
+        owners = parts.ravel()[above]
+        cuts = np.zeros(count + 1, np.int64)  # row below the cut, by part; 0 for no cut
+        holed, cuts_of_holed = _median_rows(owners, tops, bottoms, h)
+        cuts[holed] = cuts_of_holed
+        for row in np.unique(cuts_of_holed):
+            connected[2 * row - 1] &= cuts[parts[row]] != row
+        closed = (cuts[owners] < tops) | (cuts[owners] > bottoms + 1)
+        parts, count = ndimage.label(connected)
+        parts = parts[::2]
+        tops, bottoms, above = tops[closed], bottoms[closed], above[closed]
+    return parts
 
 
-def _row_of_a_hole(part: np.ndarray) -> int | None:
-    """The middle one of the rows with holes, never the first row: cutting above it opens every hole that it crosses."""
-    background, count = ndimage.label(~np.pad(part, 1), _TOUCHING)
-    if count == 1:
-        return None
-    rows = np.flatnonzero((background > 1).any(axis=1)) - 1  # the padding, scanned first, has label 1
-    return int(rows[len(rows) // 2])
+def _find_holes(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find holes, which are parts of the background that do not reach the border of the image.
+
+    Returns:
+        int64 (holes,) each: first row, last row, and the flat index of the pixel above the hole's first pixel. That
+        pixel belongs to the part around the hole.
+    """
+    w = mask.shape[1]
+    background, count = ndimage.label(np.pad(~mask, 1, constant_values=True), _EIGHT_NEIGHBOURS)
+    labels = background[1:-1, 1:-1].ravel()
+    pixels = np.flatnonzero(labels > 1)  # label 1 is what the padding belongs to
+    holes = labels[pixels] - 2
+    first, last = np.empty((2, count - 1), np.int64)
+    first[holes[::-1]] = pixels[::-1]  # the last assignment to an element counts
+    last[holes] = pixels
+    return first // w, last // w, first - w
 
 
-def _outline(part: np.ndarray, top: int, left: int) -> list[int]:
-    """Walk once around a connected part without holes, the foreground on the right hand; corners only."""
-    h, w = part.shape
-    around = np.pad(part, 1)
-    edges = np.zeros((h + 1, w + 1), np.uint8)  # bit d: a border goes from this pixel corner in direction d
-    edges[:-1, :-1] |= (part & ~around[:-2, 1:-1]).astype(np.uint8) << _RIGHT
-    edges[:-1, 1:] |= (part & ~around[1:-1, 2:]).astype(np.uint8) << _DOWN
-    edges[1:, 1:] |= (part & ~around[2:, 1:-1]).astype(np.uint8) << _LEFT
-    edges[1:, :-1] |= (part & ~around[1:-1, :-2]).astype(np.uint8) << _UP
-    steps = (1, w + 1, -1, -(w + 1))
-    leaving = edges.tobytes()  # plain integers: the walk goes corner by corner
-    start = int(np.flatnonzero(part[0])[0])
-    corners, position, direction = [start], start, _RIGHT
-    while True:
-        position += steps[direction]
-        right = (direction + 1) % 4
-        # Where two pixels touch at this corner only, the turn to the right stays with the own one.
-        if leaving[position] >> right & 1:
-            direction = right
-        elif leaving[position] >> direction & 1:
-            continue
-        else:
-            direction = (direction - 1) % 4
-        if position == start and direction == _RIGHT:
-            break
-        corners.append(position)
-    y, x = np.divmod(np.array(corners), w + 1)
-    return np.stack([x + left, y + top], axis=1).ravel().tolist()
-POLYGON_TOLERANCE = 0.5  # pixels; conventions differ in whether coordinates name pixel corners or centres
+def _median_rows(owners: np.ndarray, tops: np.ndarray, bottoms: np.ndarray, h: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of the parts with holes, and for each the median of the rows that its holes cover."""
+    heights = bottoms - tops + 1
+    rows = np.arange(heights.sum()) - np.repeat(np.cumsum(heights) - heights - tops, heights)
+    covered = np.unique(np.repeat(owners.astype(np.int64) * h, heights) + rows)
+    holed, begin, count = np.unique(covered // h, return_index=True, return_counts=True)
+    return holed, covered[begin + count // 2] % h
+
+
+def _trace_outlines(parts: np.ndarray) -> list[list[int]]:
+    """Trace the outline of each part; `parts` holds the labels 1, 2, … of parts without holes, int (h, w).
+
+    An outline is a cycle of pixel sides, which are numbered 4 * pixel + side, with sides 0 to 3 for top, right, bottom
+    and left, each traversed clockwise. All successors are computed at once.
+    """
+    padded = np.pad(parts, 1)
+    w = padded.shape[1]
+    labels = padded.ravel()
+    beyond = np.array([-w, 1, w, -1])  # offset of the pixel beyond each side
+    foreground = np.flatnonzero(labels)
+    is_border = labels[foreground[:, None] + beyond] != labels[foreground, None]
+    pixel, side = foreground[np.nonzero(is_border)[0]], np.nonzero(is_border)[1]
+    part = labels[pixel]
+
+    # At the end of a side the outline turns right around the same pixel, goes straight on, or turns left.
+    ahead = pixel + beyond[(side + 1) % 4]
+    ahead_left = ahead + beyond[side]
+    successor = np.where(
+        labels[ahead] != part,
+        4 * pixel + (side + 1) % 4,
+        np.where(labels[ahead_left] != part, 4 * ahead + side, 4 * ahead_left + (side - 1) % 4),
+    )
+    index = np.empty(4 * labels.size, np.int32)
+    index[4 * pixel + side] = np.arange(len(pixel))
+    successor = index[successor]
+
+    # The cycles are joined into one chain, each continuing in the next, which SciPy's search follows in compiled code.
+    start = np.unique(part, return_index=True)[1]
+    is_start = np.zeros(len(pixel), bool)
+    is_start[start] = True
+    last = np.flatnonzero(is_start[successor])
+    successor[last] = np.roll(start, -1)[part[last] - 1]
+    chain = csr_array((np.ones(len(pixel)), successor, np.arange(len(pixel) + 1)))
+    order = breadth_first_order(chain, start[0], return_predecessors=False)
+
+    is_corner = is_start[order] | (side[order] != np.roll(side[order], 1))
+    corners = order[is_corner]
+    y, x = np.divmod(pixel[corners], w)
+    x += np.isin(side[corners], (1, 2)) - 1  # -1 for the padding
+    y += np.isin(side[corners], (2, 3)) - 1
+    numbers = np.stack([x, y], axis=1).ravel().tolist()
+    ends = 2 * np.cumsum(np.bincount(part[corners]))
+    return [numbers[begin:end] for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
 
 
 def polygons_to_mask(polygons: Sequence[Sequence[float]], size: Sequence[int]) -> np.ndarray:
-    """Union of polygons, filled by COCO's rule; no polygon gives an empty mask.
+    """Union of polygons, filled by COCO's rule; the inverse of `mask_polygons`.
 
     Args:
-        polygons: [[x1, y1, x2, y2, …], …] in pixels, at least three points each, with 0 <= x <= w and 0 <= y <= h
-            (half a pixel beyond is taken as the border).
+        polygons: [[x1, y1, x2, y2, …], …] in pixels, at least three points each, with 0 <= x <= w and 0 <= y <= h.
+            Points up to half a pixel outside are moved to the border.
         size: [h, w].
     Returns:
-        bool (h, w).
+        bool (h, w), all False if there are no polygons.
+    Raises:
+        ValueError: something else than polygons, fewer than three points, or a point outside the image.
     """
     h, w = check_size(size)
     if not isinstance(polygons, Sequence | np.ndarray) or isinstance(polygons, str | bytes):
@@ -114,7 +164,7 @@ def polygons_to_mask(polygons: Sequence[Sequence[float]], size: Sequence[int]) -
 
 
 def _check_polygon(polygon: Any, name: str, h: int, w: int) -> np.ndarray:
-    """One polygon as float64 (points, 2) within the image."""
+    """Convert a polygon to float64 (points, 2) within the image."""
     try:
         flat = np.asarray(polygon, dtype=np.float64)
     except (TypeError, ValueError) as error:

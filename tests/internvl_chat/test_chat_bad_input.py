@@ -340,7 +340,7 @@ def test_an_unreachable_hub_is_reported(refused, monkeypatch):
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    refused("someone/InternVL2_5-HiMTok-8B", "cannot be had from the hub (no route to the hub)")
+    refused("someone/InternVL2_5-HiMTok-8B", "downloading it from the hub failed (no route to the hub)")
 
 
 def test_only_the_needed_files_are_downloaded_from_a_hub(himtok, tmp_path, monkeypatch):

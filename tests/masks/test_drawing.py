@@ -1,11 +1,10 @@
-"""visualization.py: sizes, which pixels change, and refusals."""
+"""drawing.py: sizes, which pixels change, and what is rejected."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from himtok_plugin.demo.figure import DemoRow, demo_figure
-from himtok_plugin.masks.drawing import mask_strip, overlay
+from himtok_plugin.masks.drawing import draw_mask_strip, overlay
 
 IMAGE = Image.new("RGB", (30, 20), (100, 100, 100))
 MASK = np.zeros((20, 30), dtype=bool)
@@ -53,31 +52,16 @@ def test_overlay_refuses_bad_settings():
 
 
 def test_strip_shows_masks_and_probabilities_in_a_row():
-    plain = mask_strip([MASK, MASK * 0.5], height=40)
-    labelled = mask_strip([MASK, MASK * 0.5], ["1 token", "2 tokens"], height=40)
+    plain = draw_mask_strip([MASK, MASK * 0.5], height=40)
+    labelled = draw_mask_strip([MASK, MASK * 0.5], ["1 token", "2 tokens"], height=40)
     assert plain.width > 2 * 60 and labelled.height > plain.height
     assert {0, 128, 255} <= set(np.unique(np.asarray(plain)).tolist())
 
 
 def test_strip_refuses_nothing_and_uncounted_labels():
     with pytest.raises(ValueError, match="masks is empty"):
-        mask_strip([])
+        draw_mask_strip([])
     with pytest.raises(ValueError, match="labels has 1"):
-        mask_strip([MASK, MASK], ["1"])
+        draw_mask_strip([MASK, MASK], ["1"])
     with pytest.raises(ValueError, match=r"masks\[0\]"):
-        mask_strip([MASK[0]])
-
-
-def test_demo_figure_lays_out_rows_with_and_without_an_answer():
-    growth = {1: MASK * 0.3, 2: MASK, 4: MASK}
-    answered = DemoRow("the red shape", IMAGE, MASK, MASK, growth, "IoU 1.00")
-    silent = DemoRow("a title much longer than its row " * 9, IMAGE, MASK, None)
-    one, two = demo_figure([answered], height=60), demo_figure([answered, silent], height=60)
-    assert one.mode == "RGB" and one.width > 6 * 90 and two.width == one.width and two.height > 2 * 60 + one.height / 2
-    with pytest.raises(ValueError, match="rows is empty"):
-        demo_figure([])
-
-
-def test_demo_figure_refuses_a_mask_of_another_size():
-    with pytest.raises(ValueError, match="expected bool"):
-        demo_figure([DemoRow("x", IMAGE, MASK.T, None)])
+        draw_mask_strip([MASK[0]])

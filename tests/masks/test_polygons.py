@@ -1,10 +1,12 @@
-"""Outlines fill to the mask that they were made of, whatever its shape."""
+"""polygons.py: outlines fill back to the very mask that they were made from, and bad polygons are named."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pycocotools import mask as coco
+from scipy import ndimage
 
 from himtok_plugin.masks.polygons import mask_polygons, polygons_to_mask
 
@@ -19,6 +21,15 @@ def picture(*rows: str) -> np.ndarray:
 def assert_fills_back(mask: np.ndarray) -> None:
     polygons = mask_polygons(mask)
     assert np.array_equal(polygons_to_mask(polygons, mask.shape), mask)
+    if polygons:
+        encoded = coco.merge(coco.frPyObjects(polygons, *mask.shape))
+        assert np.array_equal(coco.decode(encoded).astype(bool), mask)
+
+
+def signed_area(polygon: list[int]) -> float:
+    """Positive for a clockwise polygon, as y points down."""
+    x, y = np.array(polygon).reshape(-1, 2).T
+    return float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)) / 2)
 
 
 def test_empty_mask_has_no_polygon():
@@ -61,11 +72,75 @@ def test_awkward_shapes_fill_back(mask):
     assert_fills_back(mask)
 
 
-@settings(deadline=None, max_examples=200)
-@given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
+MASKS = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
+
+
+@settings(deadline=None, max_examples=300)
+@given(MASKS)
 def test_any_mask_fills_back(mask):
     assert_fills_back(mask)
 
 
-def test_noise_of_many_holes_fills_back():
-    assert_fills_back(np.random.default_rng(0).random((120, 150)) < 0.7)
+@settings(deadline=None, max_examples=300)
+@given(MASKS)
+def test_polygons_are_clockwise_turn_at_every_corner_and_share_no_pixel(mask):
+    polygons = mask_polygons(mask)
+    assert sum(map(signed_area, polygons)) == mask.sum()
+    for polygon in polygons:
+        steps = np.diff(np.array([*polygon, *polygon[:2]]).reshape(-1, 2), axis=0)
+        assert ((steps != 0).sum(axis=1) == 1).all()  # along pixel borders
+        assert ((steps[:, 0] != 0) != (np.roll(steps[:, 0], 1) != 0)).all()
+        assert signed_area(polygon) > 0
+
+
+@settings(deadline=None, max_examples=300)
+@given(MASKS)
+def test_parts_without_holes_are_not_cut(mask):
+    filled = np.zeros_like(mask)
+    parts, count = ndimage.label(mask)
+    background = ndimage.label(np.pad(~mask, 1, constant_values=True), np.ones((3, 3)))[0][1:-1, 1:-1]
+    beside_holes = ndimage.binary_dilation(background > 1) & mask
+    holed = np.unique(parts[beside_holes])
+    filled[~np.isin(parts, holed)] = True
+    assert len(mask_polygons(mask & filled)) == count - len(holed)
+
+
+@pytest.mark.parametrize("sigma", [0, 1, 3])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_noise_with_many_holes_fills_back(sigma, share):
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).random((120, 150)), sigma)
+    assert_fills_back(noise < np.quantile(noise, share))
+
+
+def test_polygons_come_in_the_order_of_their_first_pixels():
+    polygons = mask_polygons(np.random.default_rng(0).random((40, 50)) < 0.5)
+    first_pixels = [(polygon[1], polygon[0]) for polygon in polygons]
+    assert first_pixels == sorted(first_pixels)
+
+
+def test_polygons_are_united():
+    mask = polygons_to_mask([[0, 0, 4, 0, 4, 3, 0, 3], [6, 1, 8, 1, 8, 4, 6, 4]], [5, 10])
+    expected = np.zeros((5, 10), dtype=bool)
+    expected[0:3, 0:4] = expected[1:4, 6:8] = True
+    assert np.array_equal(mask, expected)
+    assert not polygons_to_mask([], [5, 10]).any()
+
+
+@pytest.mark.parametrize(
+    "polygon",
+    [
+        [0, 0, 5, 0, 5, 99],
+        [-3, 0, 5, 0, 5, 5],
+        [0, 0, 5, 0, 5],
+        [0, 0, 5, 5],
+        [],
+        [0, 0, 5, 0, 5, np.nan],
+        ["a"] * 6,
+        4,
+        [[0, 0], [5, 0], [5, 5]],
+    ],
+)
+def test_a_bad_polygon_is_refused_by_index(polygon):
+    with pytest.raises(ValueError, match=r"polygons\[1\]") as error:
+        polygons_to_mask([[0, 0, 4, 0, 4, 4], polygon], [10, 10])
+    assert "\n" not in str(error.value)

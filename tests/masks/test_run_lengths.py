@@ -1,4 +1,4 @@
-"""run_lengths.py against pixels, and its areas and overlaps against pycocotools."""
+"""run_lengths.py, compared with pixels and with pycocotools."""
 
 import time
 
@@ -7,8 +7,8 @@ import pytest
 from pycocotools import mask as coco
 from scipy import ndimage
 
+from himtok_plugin.masks import to_rle
 from himtok_plugin.masks.run_lengths import Runs
-from himtok_plugin.masks.sources import to_rle
 
 SIZE = (13, 17)
 
