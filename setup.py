@@ -1,9 +1,7 @@
-"""Packaging of himtok_plugin: metadata, the `--plugin` start-up hook and the shipped training configs.
+"""Packaging of himtok_plugin: metadata, the start-up hook for `--plugin`, and the shipped training configs.
 
-Contract: `pip install .`, `pip install -e .` and a wheel installed elsewhere all put `himtok_plugin_startup.pth` into
-site-packages (listed in RECORD, so that uninstalling removes it), and the installed package finds its YAML configs.
-Does not know: what the hook does (himtok_plugin/startup.py) or what the configs say. Tool settings are in
-pyproject.toml.
+Contract: `pip install .`, `pip install -e .` and installing a wheel put `himtok_plugin_startup.pth` into site-packages
+(listed in RECORD, so that uninstalling removes it) and install the YAML configs. Tool settings are in pyproject.toml.
 """
 
 import re
@@ -17,7 +15,7 @@ STARTUP_HOOK = "himtok_plugin_startup.pth"
 
 
 def read_version() -> str:
-    """The package's `__version__`, read as text: building must not need the package's dependencies."""
+    """The package's `__version__`, read as text, because building must not import the package's dependencies."""
     text = (ROOT / "himtok_plugin" / "__init__.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if match is None:
@@ -26,15 +24,16 @@ def read_version() -> str:
 
 
 def read_readme() -> str:
+    """Text of README.md, which source distributions may lack."""
     readme = ROOT / "README.md"
     return readme.read_text(encoding="utf-8") if readme.is_file() else ""
 
 
 class BuildStartupHook(Command):
-    """A step of `build` that puts the `.pth` file where site-packages' modules come from.
+    """A step of `build` that installs the `.pth` file into site-packages.
 
-    `data_files` would not do: they go below the prefix, where Python reads no `.pth`, and editable wheels ignore them.
-    Implements setuptools' SubCommand protocol (setuptools.command.build), which sets `editable_mode`.
+    `data_files` are installed below the prefix, where Python does not read `.pth` files, and editable wheels ignore
+    them. Implements setuptools' SubCommand protocol (setuptools.command.build), which sets `editable_mode`.
     """
 
     user_options: list = []
@@ -47,7 +46,7 @@ class BuildStartupHook(Command):
         self.set_undefined_options("build", ("build_lib", "build_lib"))
 
     def run(self):
-        # Of build_lib an editable wheel takes nothing; its contents are what lies in the folder named as install_lib.
+        # An editable wheel consists of the files in the folder install_lib, not of those in build_lib.
         folder = self.get_finalized_command("install").install_lib if self.editable_mode else self.build_lib
         self.mkpath(folder)
         self.copy_file(str(ROOT / STARTUP_HOOK), folder)
@@ -66,10 +65,10 @@ class BuildWithStartupHook(build):
     sub_commands = [*build.sub_commands, ("build_startup_hook", None)]
 
 
-# Lower bounds are what the code needs, upper bounds the next major version. Tried together, on Python 3.11:
+# Lower bounds are what the code needs, upper bounds the next major version. Tested together on Python 3.11:
 # ms-swift 4.6.0, torch 2.15, torchvision 0.29, transformers 5.19, peft 0.20, datasets 4.8, accelerate 1.15.
 INSTALL_REQUIRES = [
-    # Minor version pinned: swift_integration/ overrides methods that ms-swift does not promise to keep.
+    # The minor version is pinned, because swift_integration/ overrides methods that are not a stable API of ms-swift.
     "ms-swift>=4.6,<4.7",
     "torch>=2.15,<3",
     "torchvision>=0.29,<1",
@@ -84,7 +83,7 @@ INSTALL_REQUIRES = [
     "pycocotools>=2.0.7,<3",
     "pyyaml>=6,<7",
     "pyarrow>=20,<27",
-    "sentencepiece>=0.2,<1",  # the released model's text tokenizer, read once when it is converted
+    "sentencepiece>=0.2,<1",  # text tokenizer of the released model, read when it is converted
     "protobuf>=6,<8",
     "jinja2>=3.1,<4",  # the HTML pages; torch and transformers need it as well
     "rich>=15,<16",
@@ -99,16 +98,17 @@ EXTRAS_REQUIRE = {
         "pytest-xdist>=3.8,<4",
         "hypothesis>=6.100,<7",
         "ruff>=0.6,<1",
+        "mypy>=2.4,<3",
         "scikit-image>=0.24,<1",  # reference values of the metrics
         "tensorboard>=2.16,<3",
-        "qwen-vl-utils>=0.0.14,<1",  # with decord: what ms-swift's Qwen-VL templates need, for tests of that base
+        "qwen-vl-utils>=0.0.14,<1",  # with decord: needed by ms-swift's templates for Qwen-VL, a base model in tests
         "decord>=0.6,<1",
-        "xgrammar>=0.2,<1",  # what servers compile our regular expressions with
+        "xgrammar>=0.2,<1",  # with outlines_core: libraries that servers compile regular expressions with
         "outlines_core>=0.2,<0.3",
-        "deepspeed>=0.19,<1",  # runs on a CPU, for the tests of several processes
-        "bitsandbytes>=0.49,<1",  # QLoRA, on a CPU as well
+        "deepspeed>=0.19,<1",  # on CPUs, for tests of several processes
+        "bitsandbytes>=0.49,<1",  # QLoRA, also on CPUs
         "evalscope>=1.14,<2",
-        "msgspec>=0.19,<1",  # ms-swift's GRPO
+        "msgspec>=0.19,<1",  # for GRPO in ms-swift
         "scikit-learn>=1.5,<2",  # reference values of the metrics
         "build>=1.2,<2",
         "setuptools>=70.1",  # tests/test_packaging.py builds wheels without build isolation
@@ -117,8 +117,8 @@ EXTRAS_REQUIRE = {
     "rl": ["msgspec>=0.19,<1"],
     "deepspeed": ["deepspeed>=0.19,<1"],
     "qlora": ["bitsandbytes>=0.49,<1"],
-    "app": ["gradio>=5,<6"],  # ms-swift's page is written for it
-    # The refiners are models of transformers, already required; the name is kept so that it may grow.
+    "app": ["gradio>=5,<6"],  # the version that ms-swift's page needs
+    # Empty, because the refiners are models of transformers, which is required anyway.
     "refine": [],
 }
 
@@ -133,8 +133,8 @@ setup(
     python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
-    # Namespace packages, because plugin/ has no __init__.py (see himtok_plugin/plugin/himtok.py). swift_configs/ stays
-    # at the top of the repository, its one place, and is installed inside the package (himtok_plugin/resources.py).
+    # Namespace packages, because plugin/ has no __init__.py (see himtok_plugin/plugin/himtok.py). swift_configs/ is at
+    # the top of the repository and is installed inside the package (himtok_plugin/resources.py).
     packages=[*find_namespace_packages(include=["himtok_plugin", "himtok_plugin.*"]), "himtok_plugin.swift_configs"],
     package_dir={"himtok_plugin.swift_configs": "swift_configs"},
     package_data={"": ["*.yaml", "*.json", "*.txt", "*.safetensors", "*.jinja", "*.j2", "*.md"]},

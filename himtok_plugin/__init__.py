@@ -1,9 +1,7 @@
-"""himtok_plugin: segmentation masks as words for any multimodal LMM that ms-swift knows.
+"""himtok_plugin: segmentation masks as tokens for any large multimodal model that ms-swift supports.
 
-Purpose: the package's public names, so that a user writes `from himtok_plugin import MaskTokenizer, Masks`.
-Contract: names resolve on first use (PEP 562). Importing the package imports neither torch nor swift nor numpy,
-because the start-up hook and the command line import it in processes that may never need them.
-This module does not know what any of the names do.
+Public names are imported on first use (PEP 562). Importing the package itself imports neither torch nor numpy nor
+ms-swift, because the start-up hook and the command line import it in processes that may not need them.
 """
 
 from importlib import import_module
@@ -11,7 +9,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# public name -> submodule that defines it
+# public name -> module that it is imported from
 _PUBLIC = {
     "MaskTokenizer": "mask_tokenizer",
     "MaskTokenizerConfig": "mask_tokenizer",
@@ -29,7 +27,7 @@ __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the submodule that defines `name` and keep the value, so that this runs once per name."""
+    """Import a public name and store it in the module, so that this runs once per name."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)

@@ -1,9 +1,9 @@
-"""Stage 2's loss: code probabilities -> masks -> coarse-to-fine loss, and the loss terms that stage 1 shares with it.
+"""The mask loss of stage 2: code probabilities are decoded to masks and compared with targets from coarse to fine.
 
-Contract: `code_probabilities` turns an LMM's logits of the code columns into probabilities; `HierarchicalMaskLoss`
-decodes them and compares full masks and prefixes with their targets. `mask_bce`, `mask_dice`, `coarse_target` and
-`draw_levels` are the parts, which stage 1's objective and the code search use as well. Nothing here copies to the host.
-Formulas and constants are those of HiMTok (arXiv 2503.13026, section 3.3).
+Contract: `code_probabilities` turns an LMM's logits of the codes into probabilities. `HierarchicalMaskLoss` decodes
+them, and prefixes of them, and compares the masks with their targets. Its parts, `mask_bce`, `mask_dice`,
+`coarse_target` and `draw_prefix_lengths`, also serve stage 1 and the code search. Nothing here copies from the device
+to the host. Formulas and constants are those of HiMTok (arXiv 2503.13026, section 3.3).
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from torch import Tensor, nn
 __all__ = [
     "HierarchicalMaskLoss",
     "MaskLosses",
-    "bce_of_each",
+    "bce_per_mask",
     "coarse_sigma",
     "coarse_target",
     "code_probabilities",
-    "dice_of_each",
-    "draw_levels",
+    "dice_per_mask",
+    "draw_prefix_lengths",
     "mask_bce",
     "mask_dice",
 ]
 
-LOGIT_SCALE = 2.0  # probabilities are softmax(2 x logits), in training as in inference
-NUM_LEVELS = 3  # coarse levels drawn in a step
+LOGIT_SCALE = 2.0  # probabilities are softmax(2 x logits), in training and at inference
+NUM_LEVELS = 3  # prefix lengths drawn per step
 PROBABILITY_CLAMP = 1e-6
 DICE_EPS = 1e-6
-DICE_WEIGHT = 0.25  # of the Dice term beside BCE
-# sigma(n) = 100 / (n + 2) - 2 pixels, stated for 32 tokens and squares of 256.
+DICE_WEIGHT = 0.25  # of Dice, relative to BCE
+# sigma(n) = 100 / (n + 2) - 2 pixels, for 32 tokens and squares of 256 pixels.
 SIGMA_NUMERATOR, SIGMA_OFFSET, SIGMA_SHIFT = 100.0, 2.0, 2.0
 REFERENCE_TOKENS, REFERENCE_SIDE = 32, 256
-SUPPORT_SIGMAS = 3  # the kernel reaches ceil(3 sigma) pixels to either side
+SUPPORT_SIGMAS = 3  # the kernel extends ceil(3 sigma) pixels to either side
 LEVEL_OFFSET = 9.0  # prefix lengths are drawn with p(n) proportional to 1 / (n + 9)
 
 
 class SoftDecoder(Protocol):
-    """What the loss needs of a mask tokenizer: `MaskTokenizer`, or one whose weights are sharded over processes."""
+    """The interface that the loss needs: a `MaskTokenizer`, or a wrapper of one whose weights are sharded."""
 
     @property
     def config(self) -> Any:
@@ -55,24 +55,24 @@ def mask_bce(probabilities: Tensor, target: Tensor, weights: Tensor | None = Non
 
     Args:
         probabilities: (..., s, s) float in [0, 1]; clamped to [1e-6, 1 - 1e-6].
-        target: the same shape, float in [0, 1].
-        weights: (...,) float, one per square: the result is then the weighted *sum* of each square's mean.
+        target: float in [0, 1], of the same shape.
+        weights: (...,) float, one per square. The result is then the weighted *sum* of the squares' means.
 
     Returns:
-        () float32; zero for no square.
+        () float32; zero for an empty batch.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: the shapes do not match.
     """
     _check_shapes(probabilities, target, weights)
     if weights is not None:
-        return (bce_of_each(probabilities, target) * weights).sum()
+        return (bce_per_mask(probabilities, target) * weights).sum()
     loss = _bce_of_pixels(probabilities, target)
     return loss.mean() if loss.numel() else loss.sum()
 
 
-def bce_of_each(probabilities: Tensor, target: Tensor) -> Tensor:
-    """`mask_bce` of every square by itself: (..., s, s) in [0, 1] twice, of one shape -> (...,) float32."""
+def bce_per_mask(probabilities: Tensor, target: Tensor) -> Tensor:
+    """`mask_bce` of each square: two tensors (..., s, s) in [0, 1] -> (...,) float32."""
     return _bce_of_pixels(probabilities, target).mean(dim=(-2, -1))
 
 
@@ -85,24 +85,24 @@ def _bce_of_pixels(probabilities: Tensor, target: Tensor) -> Tensor:
 def mask_dice(probabilities: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Dice loss, 1 - (2 I + eps) / (A + B + eps).
 
-    Without `weights` the sums run over the whole batch, as in the reference. That is no sum of per-mask terms, so
-    a batch and its halves disagree; with `weights` (...,) every mask gets a Dice of its own and the result is their
-    weighted sum, which accumulated or distributed batches need in order to agree with one big batch.
+    Without `weights`, the sums run over the whole batch, as in the reference. Then the loss of a batch is not the sum
+    of the losses of its parts. With `weights` (...,), Dice is computed per mask and the result is the weighted sum, so
+    that accumulated and distributed batches give the same loss as one large batch.
 
     Returns:
-        () float32; zero for no square.
+        () float32; zero for an empty batch.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: the shapes do not match.
     """
     _check_shapes(probabilities, target, weights)
     if weights is None:
         return _dice_over(probabilities, target, dims=None)
-    return (dice_of_each(probabilities, target) * weights).sum()
+    return (dice_per_mask(probabilities, target) * weights).sum()
 
 
-def dice_of_each(probabilities: Tensor, target: Tensor) -> Tensor:
-    """`mask_dice` of every square by itself: (..., s, s) in [0, 1] twice, of one shape -> (...,) float32."""
+def dice_per_mask(probabilities: Tensor, target: Tensor) -> Tensor:
+    """`mask_dice` of each square: two tensors (..., s, s) in [0, 1] -> (...,) float32."""
     return _dice_over(probabilities, target, dims=(-2, -1))
 
 
@@ -114,7 +114,7 @@ def _dice_over(probabilities: Tensor, target: Tensor, dims: tuple[int, int] | No
 
 
 def _check_shapes(probabilities: Tensor, target: Tensor, weights: Tensor | None) -> None:
-    """Broadcasting would make a number of nearly any two shapes."""
+    """Reject shapes that differ, because broadcasting would hide the mistake."""
     if probabilities.shape != target.shape:
         raise ValueError(
             f"probabilities of shape {tuple(probabilities.shape)}, target of shape {tuple(target.shape)}: expected the "
@@ -130,10 +130,10 @@ def _check_shapes(probabilities: Tensor, target: Tensor, weights: Tensor | None)
 def coarse_sigma(
     num_tokens: int | Tensor, num_mask_tokens: int = REFERENCE_TOKENS, image_size: int = REFERENCE_SIDE
 ) -> float | Tensor:
-    """Blur in pixels for a prefix of `num_tokens`.
+    """Standard deviation in pixels of the blur for a prefix of `num_tokens`.
 
-    The formula is stated for 32 tokens on squares of 256; other tokenizers scale it: the same share of the tokens is
-    blurred over the same share of the square.
+    The paper's formula is for 32 tokens and squares of 256 pixels. It is scaled for other tokenizers: the same fraction
+    of the tokens gets a blur of the same fraction of the square.
     """
     share = num_tokens * (REFERENCE_TOKENS / num_mask_tokens)
     return (SIGMA_NUMERATOR / (share + SIGMA_OFFSET) - SIGMA_SHIFT) * (image_size / REFERENCE_SIDE)
@@ -142,23 +142,23 @@ def coarse_sigma(
 def coarse_target(
     target: Tensor, num_tokens: int | Tensor | None = None, sigma: float | Tensor | None = None
 ) -> Tensor:
-    """Blurred target of a prefix, divided by its own maximum.
+    """Blurred target of a prefix, divided by its maximum.
 
     Args:
         target: (..., s, s) float in [0, 1].
-        num_tokens: prefix length n; the blur is then `coarse_sigma(n)`.
-        sigma: blur in pixels instead of `num_tokens`; () or the leading shape of `target`, one per square. A sigma
-            that is not positive leaves the square as it is.
+        num_tokens: prefix length n, for a blur of `coarse_sigma(n)`.
+        sigma: blur in pixels, instead of `num_tokens`; () or one per square, with the leading shape of `target`. A
+            square whose sigma is not positive is not blurred.
 
     Returns:
-        Shape of `target`, float32; a square without foreground stays zero.
+        float32, shape of `target`; a square without foreground stays zero.
 
     Raises:
-        ValueError: both or none of `num_tokens` and `sigma`, a length below 1, or shapes that do not fit each other.
+        ValueError: both or neither of `num_tokens` and `sigma` are set, a length is below 1, or shapes do not match.
     """
     if (num_tokens is None) == (sigma is None):
-        raise ValueError("coarse_target: give either num_tokens or sigma")
-    if sigma is None:
+        raise ValueError("coarse_target: expected either num_tokens or sigma")
+    if num_tokens is not None:
         if isinstance(num_tokens, int) and num_tokens < 1:
             raise ValueError(f"num_tokens={num_tokens}: expected at least 1")
         sigma = coarse_sigma(num_tokens)
@@ -176,8 +176,10 @@ def coarse_target(
 
 
 def _blur_matrix(sigma: Tensor, side: int) -> Tensor:
-    """(..., s, s) matrix that blurs a column: the separable Gaussian with zero padding is two small products,
-    which unlike a convolution allow a sigma of its own for every square of a batch."""
+    """(..., s, s) matrix that blurs a column by a Gaussian with zero padding.
+
+    The Gaussian is separable. Unlike a convolution, two matrix products allow a different sigma for each square.
+    """
     distance = torch.arange(side, device=sigma.device, dtype=torch.float32)
     distance = (distance[:, None] - distance[None, :]).abs()
     sigma = sigma[..., None, None]
@@ -186,13 +188,16 @@ def _blur_matrix(sigma: Tensor, side: int) -> Tensor:
     return torch.where(sigma > 0, kernel, (distance == 0).float())
 
 
-def draw_levels(count: int, num_mask_tokens: int, generator: torch.Generator | None = None) -> Tensor:
-    """(count,) int64 on the CPU: distinct prefix lengths in 1 ... k - 1, p(n) proportional to 1 / (n + 9).
+def draw_prefix_lengths(count: int, num_mask_tokens: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw distinct prefix lengths from 1 … k - 1, with p(n) proportional to 1 / (n + 9).
 
-    Drawn on the CPU so that no step waits for the device; every process may pass its own generator.
+    They are drawn on the CPU, so that training steps do not wait for the device.
+
+    Returns:
+        (count,) int64 on the CPU.
 
     Raises:
-        ValueError: fewer than `count` lengths exist.
+        ValueError: there are fewer than `count` lengths.
     """
     if not 1 <= count <= num_mask_tokens - 1:
         raise ValueError(f"num_coarse_levels={count}: expected 1 to {num_mask_tokens - 1} for {num_mask_tokens} tokens")
@@ -205,19 +210,23 @@ def code_probabilities(logits: Tensor, scale: float = LOGIT_SCALE) -> Tensor:
     """Probabilities over the codes.
 
     Args:
-        logits: (..., v) any float dtype: the code columns only.
+        logits: (..., v) of any float dtype: the logits of the codes only.
         scale: factor on the logits before the softmax.
 
     Returns:
-        (..., v) float32, rows sum to 1.
+        (..., v) float32, which sum to 1.
     """
     return (logits.float() * scale).softmax(dim=-1)
 
 
 @dataclass(frozen=True)
 class MaskLosses:
-    """Unweighted loss terms, () float32 each: BCE and Dice of the full prediction, and the hierarchical loss, which is
-    BCE + dice_weight * Dice summed over coarse levels."""
+    """Unweighted loss terms, () float32 each.
+
+    Attributes:
+        bce, dice: of the masks decoded from all codes.
+        hierarchical: BCE + dice_weight * Dice, summed over the prefix lengths drawn.
+    """
 
     bce: Tensor
     dice: Tensor
@@ -225,11 +234,11 @@ class MaskLosses:
 
 
 class HierarchicalMaskLoss(nn.Module):
-    """Mask loss on the full prediction plus the hierarchical one on random prefixes.
+    """Mask loss on masks decoded from all codes, and the hierarchical loss on masks decoded from random prefixes.
 
     Args:
-        num_levels: prefixes drawn per step, without replacement; capped by the tokenizer's length.
-        dice_weight: weight of Dice beside BCE.
+        num_levels: prefix lengths drawn per step, without replacement; at most k - 1 are drawn.
+        dice_weight: weight of Dice relative to BCE.
     """
 
     def __init__(self, num_levels: int = NUM_LEVELS, dice_weight: float = DICE_WEIGHT):
@@ -250,30 +259,30 @@ class HierarchicalMaskLoss(nn.Module):
         """Losses of a batch of masks.
 
         Args:
-            mask_tokenizer: decodes; gradient flows into its de-tokenizer where that is trainable.
-            probabilities: (b, k, v) float32 code probabilities, with gradient.
+            mask_tokenizer: decodes the masks. Its de-tokenizer gets gradients if it is trainable.
+            probabilities: (b, k, v) float32 code probabilities.
             target: (b, s, s) float in [0, 1].
-            weights: (b,) float: per-mask weights; the loss is then a weighted sum of per-mask terms, which adds up
-                over accumulated and distributed batches. None: means over the batch, as in the reference.
-            levels: (l,) int64 prefix lengths in [1, k), on the CPU, instead of drawn ones.
-            full, hierarchical: False skips a term, which is then a zero.
+            weights: (b,) float, one per mask. The losses are then weighted sums of terms per mask, which add up over
+                accumulated and distributed batches. None: means over the batch, as in the reference.
+            levels: (l,) int64 on the CPU, prefix lengths in [1, k) to use instead of random ones.
+            full, hierarchical: False skips this term, which is zero then.
 
         Returns:
-            Zeros for no mask; nothing is decoded then.
+            The losses; zeros for an empty batch, for which nothing is decoded.
 
         Raises:
-            ValueError: shapes that do not fit each other, or `levels` out of range.
+            ValueError: shapes do not match, or `levels` are out of range.
         """
         self._check(mask_tokenizer, probabilities, target, levels)
         if not len(target):
-            nothing = probabilities.float().sum()  # a zero that may be differentiated like any loss
-            return MaskLosses(nothing, nothing, nothing)
+            zero = probabilities.float().sum()  # has a gradient function, as any other loss
+            return MaskLosses(zero, zero, zero)
         bce = dice = coarse = probabilities.new_zeros(())
         if full:
             prediction = mask_tokenizer.decode_probabilities(probabilities)
             bce, dice = mask_bce(prediction, target, weights), mask_dice(prediction, target, weights)
         if hierarchical and probabilities.shape[1] > 1:
-            coarse = self._coarse(mask_tokenizer, probabilities, target, weights, levels)
+            coarse = self._hierarchical_loss(mask_tokenizer, probabilities, target, weights, levels)
         return MaskLosses(bce, dice, coarse)
 
     @staticmethod
@@ -286,16 +295,16 @@ class HierarchicalMaskLoss(nn.Module):
             )
         if levels is None:
             return
-        # Read here, so lengths on another device would make every step wait for it.
+        # The values are read here: on another device than the CPU, every training step would wait for it.
         if levels.device.type != "cpu" or levels.ndim != 1 or not len(levels) or levels.dtype != torch.int64:
             raise ValueError(
                 f"levels of shape {tuple(levels.shape)}, {levels.dtype} on {levels.device}: expected (l,) int64 on the "
                 "CPU"
             )
         if not all(1 <= n < probabilities.shape[1] for n in levels.tolist()):
-            raise ValueError(f"levels {levels.tolist()}: expected 1 <= n < {probabilities.shape[1]}, shorter prefixes")
+            raise ValueError(f"levels {levels.tolist()}: expected 1 <= n < {probabilities.shape[1]}")
 
-    def _coarse(
+    def _hierarchical_loss(
         self,
         mask_tokenizer: SoftDecoder,
         probabilities: Tensor,
@@ -305,15 +314,16 @@ class HierarchicalMaskLoss(nn.Module):
     ) -> Tensor:
         k = probabilities.shape[1]
         if levels is None:
-            levels = draw_levels(min(self.num_levels, k - 1), k)
+            levels = draw_prefix_lengths(min(self.num_levels, k - 1), k)
         count, batch = len(levels), len(target)
-        # All levels go through the de-tokenizer as one batch; the tail's *probabilities* are zero, as in the paper.
+        # All prefixes are decoded as one batch. The *probabilities* after a prefix are zero, as in the paper.
         kept = torch.arange(k)[None, :] < levels[:, None]
         kept = kept.to(probabilities.device, probabilities.dtype)
         prefixes = (kept[:, None, :, None] * probabilities).flatten(0, 1)
         config = mask_tokenizer.config
-        sigma = coarse_sigma(levels.float(), config.num_mask_tokens, config.image_size).to(target.device)
-        coarse = coarse_target(target.expand(count, *target.shape), sigma=sigma[:, None].expand(count, batch))
+        sigma = torch.as_tensor(coarse_sigma(levels.float(), config.num_mask_tokens, config.image_size))
+        sigma = sigma.to(target.device)[:, None].expand(count, batch)
+        coarse = coarse_target(target.expand(count, *target.shape), sigma=sigma)
         prediction = mask_tokenizer.decode_probabilities(prefixes).unflatten(0, (count, batch))
         return torch.stack(
             [

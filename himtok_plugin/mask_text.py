@@ -1,10 +1,10 @@
-"""Mask codes as text: tokens, the `<mask>` placeholder and the grammar of legal mask text.
+"""Mask codes as text: the mask tokens, the `<mask>` placeholder and the grammar of legal mask text.
 
-Purpose: the one place that knows how a mask is written: `<|mt_start|>`, 1 to 32 codes, `<|mt_end|>`.
-Contract: `codes_to_text` and `text_to_codes` are inverses on legal masks. `codes_to_text` refuses what is not legal;
-`text_to_codes` never raises on any text, finds every mask in order and marks the malformed ones, never repairing them.
-This module does not know tokenizers, token ids, images or models; it uses the standard library only, so that the
-output of any engine, or a log file, can be read without installing one.
+A mask is written as `<|mt_start|>`, 1 to 32 codes, `<|mt_end|>`.
+
+Contract: `codes_to_text` and `text_to_codes` are inverses on legal masks. `codes_to_text` rejects illegal codes.
+`text_to_codes` accepts any text, finds every mask in order and marks malformed masks without repairing them. Only the
+standard library is imported, so that the output of any engine can be read wherever it is.
 """
 
 import operator
@@ -15,23 +15,23 @@ from dataclasses import dataclass, field
 MASK_START = "<|mt_start|>"
 MASK_END = "<|mt_end|>"
 MASK_PLACEHOLDER = "<mask>"
-# ms-swift's own, in the text of rows: each stands for the next of the row's `images`, `objects.bbox`, `objects.ref`.
+# Placeholders of ms-swift: each stands for the next entry of a sample's `images`, `objects.bbox` or `objects.ref`.
 IMAGE_PLACEHOLDER, BOX_PLACEHOLDER, OBJECT_PLACEHOLDER = "<image>", "<bbox>", "<ref-object>"
-MAX_MASK_TOKENS = 32  # latent tokens of the released mask tokenizer, arXiv 2503.13026
+MAX_MASK_TOKENS = 32  # codes per mask of the released mask tokenizer, arXiv 2503.13026
 
-# ASCII digits only ("\d" also matches other scripts) and no leading zeros: "<|mt_07|>" is not a token, just text.
+# ASCII digits only ("\d" also matches other scripts), without leading zeros: "<|mt_07|>" is text, not a token.
 _TOKEN = re.compile(r"<\|mt_(start|end|0|[1-9][0-9]*)\|>")
-_MAX_CODE_DIGITS = 9  # a longer number fits no codebook (nor int32), and int() itself refuses 5000 digits
-MASK_TOKEN_PREFIX = "<|mt_"  # what every mask token begins with, and free text must not contain
+_MAX_CODE_DIGITS = 9  # a longer number fits no codebook (nor int32), and int() raises for 5000 digits
+MASK_TOKEN_PREFIX = "<|mt_"  # of every mask token; free text must not contain it
 
 
 def mask_token(code: int) -> str:
-    """The token text of one code: `mask_token(7) == "<|mt_7|>"`."""
+    """The mask token of a code: `mask_token(7) == "<|mt_7|>"`."""
     return f"<|mt_{code}|>"
 
 
 def mask_tokens(codebook_size: int) -> list[str]:
-    """All new tokens of the vocabulary, in the order in which they are added: start, end, codes 0 … v - 1."""
+    """All mask tokens, in the order in which they are added to a vocabulary: start, end, codes 0 … v - 1."""
     _check_count("codebook_size", codebook_size)
     return [MASK_START, MASK_END, *(mask_token(code) for code in range(codebook_size))]
 
@@ -41,9 +41,9 @@ def codes_to_text(codes: Iterable[int], codebook_size: int | None = None) -> str
 
     Args:
         codes: 1 to 32 integers, each in [0, codebook_size); a list, or a one-dimensional integer array or tensor.
-        codebook_size: number of codes v; None checks the sign only.
+        codebook_size: number of codes v; None accepts all non-negative integers.
     Raises:
-        ValueError: no code, too many, or one that is not an integer of the codebook.
+        ValueError: there are no codes or too many, or one of them is not an integer in range.
     """
     upper = "" if codebook_size is None else f" below {codebook_size}"
     try:
@@ -69,9 +69,9 @@ class MaskSpan:
     """One mask found in a text.
 
     Attributes:
-        codes: the usable codes, each in [0, codebook_size), at most `max_tokens` of them; may be empty if incomplete.
-        start, end: character offsets, `text[start:end]` is what belongs to the mask, its start and end tokens included.
-        complete: True for start, 1 … max_tokens legal codes, end, with nothing but whitespace between them.
+        codes: the legal codes, each in [0, codebook_size), at most `max_tokens`; may be empty if incomplete.
+        start, end: character offsets: `text[start:end]` is the mask with its start and end tokens.
+        complete: whether the mask is start, 1 … max_tokens legal codes, end, with only whitespace between them.
     """
 
     codes: list[int]
@@ -82,7 +82,12 @@ class MaskSpan:
 
 @dataclass
 class _OpenSpan:
-    """A mask being read; `legal` falls as soon as something does not belong, `opened` says it has a start token."""
+    """A mask that is being read.
+
+    Attributes:
+        opened: whether it has a start token.
+        legal: whether all that was read so far is legal.
+    """
 
     start: int
     end: int
@@ -96,22 +101,22 @@ class _OpenSpan:
 
 
 def text_to_codes(text: str, codebook_size: int | None = None, max_tokens: int = MAX_MASK_TOKENS) -> list[MaskSpan]:
-    """Find every mask in a text, in order; the inverse of `codes_to_text`. No text makes this raise.
+    """Find every mask in a text, in order; the inverse of `codes_to_text`. Never raises.
 
-    Whitespace between the tokens of a mask is tolerated, since some engines put it there. Outcome of malformed text,
-    `complete=False` in each case:
+    Whitespace between the tokens of a mask is ignored, since some engines insert it. Malformed masks are returned with
+    `complete=False`:
 
-    - no end token (a cut answer): the codes so far; a second start closes the first mask where it stands;
-    - codes without a start, an end without a start: a span of their own (consecutive ones together);
-    - start directly followed by end: a span with no codes;
-    - a code outside the codebook, or of more than 9 digits: dropped, the other codes are kept;
-    - more than `max_tokens` codes: the first `max_tokens` are kept;
-    - other text between the tokens of a mask: the codes on both sides of it, up to the end token.
+    - Without an end token (a truncated answer), the codes so far; a second start token ends the first mask.
+    - Codes or an end token without a start token are a span of their own, consecutive ones together.
+    - A start token followed by an end token is a span without codes.
+    - A code outside the codebook, or of more than 9 digits, is dropped; the other codes are kept.
+    - Of more than `max_tokens` codes, the first `max_tokens` are kept.
+    - With other text between the tokens of a mask, the codes before and after it are kept, up to the end token.
 
     Args:
         text: any string.
-        codebook_size: number of codes v; None accepts every code of at most 9 digits.
-        max_tokens: most codes that a complete mask has.
+        codebook_size: number of codes v; None accepts all codes of at most 9 digits.
+        max_tokens: maximum number of codes of a complete mask.
     """
     spans: list[MaskSpan] = []
     current: _OpenSpan | None = None
@@ -154,9 +159,9 @@ def count_placeholders(text: str) -> int:
 
 
 def reference_placeholder_to_mask(text: str, num_mask_tokens: int = MAX_MASK_TOKENS) -> str:
-    """Turn the reference's placeholder (start, 32 times code 0, end) into `<mask>`; all else stays.
+    """Replace the authors' placeholder (start, 32 times code 0, end) by `<mask>`.
 
-    The authors' dataset rows write the mask's place as a mask of zeros, which their loader overwrites with real codes.
+    The authors' datasets have a mask of zeros in place of each mask, which their loader overwrites with real codes.
     """
     return text.replace(MASK_START + mask_token(0) * num_mask_tokens + MASK_END, MASK_PLACEHOLDER)
 
@@ -164,8 +169,8 @@ def reference_placeholder_to_mask(text: str, num_mask_tokens: int = MAX_MASK_TOK
 def mask_regex(codebook_size: int, num_mask_tokens: int = MAX_MASK_TOKENS) -> str:
     """Regular expression of one legal mask: start, 1 … num_mask_tokens codes below codebook_size, end.
 
-    Only groups, classes and counts are used, so that engines which compile it to an automaton (outlines, xgrammar)
-    take it as well as Python's `re`.
+    It consists of groups, classes and counts only, so that Python's `re` and libraries that compile expressions to
+    automata (outlines, xgrammar) accept it.
     """
     _check_count("codebook_size", codebook_size)
     _check_count("num_mask_tokens", num_mask_tokens)
@@ -180,11 +185,19 @@ def answer_regex(
     max_masks: int | None = None,
     labels: bool = False,
 ) -> str:
-    """Regular expression of a whole answer: any text, `min_masks` to `max_masks` legal masks, nothing stray.
+    """Regular expression of a whole answer: free text and `min_masks` to `max_masks` legal masks.
 
-    Free text may hold anything but `<|mt_`, the beginning of every mask token. With `labels` an answer is lines of
-    `label: MASK` and nothing else (or empty, where no mask is asked for); a label holds no line break, no colon, no "<"
-    and does not begin with a space. It uses no lookaround; match it against the whole answer.
+    Free text may contain anything but `<|mt_`, the beginning of every mask token. With `labels`, an answer consists of
+    lines `label: MASK` only, or is empty if `min_masks` is 0. A label contains no line break, colon or "<" and does not
+    begin with a space. The expression has no lookaround and must match the whole answer.
+
+    Args:
+        codebook_size: number of codes v.
+        num_mask_tokens: maximum number of codes of a mask.
+        min_masks, max_masks: range of the number of masks; None: unlimited.
+        labels: whether the answer consists of labelled masks.
+    Raises:
+        ValueError: an argument is out of range.
     """
     if min_masks < 0 or (max_masks is not None and max_masks < min_masks):
         raise ValueError(f"min_masks, max_masks is {min_masks}, {max_masks}: expected 0 <= min_masks <= max_masks")
@@ -197,19 +210,19 @@ def answer_regex(
         return lines if min_masks else f"(?:{lines})?"
     if max_masks == 0:
         return _FREE_TEXT
-    # Free text comes last: libraries that prefer the first match (outlines) would take "<" for text and drop the mask.
+    # Free text comes last, because libraries that prefer the first match (outlines) would read "<" as text.
     return f"(?:{_FREE_TEXT}{mask})" + _repeated(min_masks, max_masks) + _FREE_TEXT
 
 
-def _repeated(least: int, most: int | None) -> str:
-    return f"{{{least},{'' if most is None else most}}}"
+def _repeated(minimum: int, maximum: int | None) -> str:
+    return f"{{{minimum},{'' if maximum is None else maximum}}}"
 
 
 def _text_without_prefix() -> str:
-    """Expression of all text free of `<|mt_`, as the automaton that counts how much of it has just been read.
+    """Expression of all texts without `<|mt_`, built from how much of that prefix has just been read.
 
-    "<" stands only at the prefix's beginning, so after a partial match either "<" begins it anew or another wrong
-    character ends it; the text may stop within a partial match.
+    The prefix has its only "<" at the beginning. So a partial match is either restarted by "<" or ended by another
+    character that does not continue it; the text may also end within a partial match.
     """
     rest = MASK_TOKEN_PREFIX[1:]
     partial = [re.escape(rest[:n]) for n in range(len(rest))]  # read after "<": "", "|", "|m" …
@@ -224,7 +237,7 @@ _LABEL = r"[^\n\r:< ][^\n\r:<]*"
 
 
 def _number_below(limit: int) -> str:
-    """Expression of the decimal numbers 0 … limit - 1 without leading zeros, e.g. 1024 -> 4 short alternatives."""
+    """Expression of the decimal numbers 0 … limit - 1 without leading zeros, as a few short alternatives."""
     highest = str(limit - 1)
     options = [] if len(highest) == 1 else ["[0-9]"]
     options += [f"[1-9][0-9]{{{digits}}}" for digits in range(1, len(highest) - 1)]

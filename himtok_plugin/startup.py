@@ -1,15 +1,15 @@
 """`--plugin NAME` for every `swift` command; ms-swift itself has no such flag.
 
-ms-swift runs `swift X ...` as `python .../swift/cli/X.py ...`, under torchrun too, and takes plugins only as files:
-`--external_plugins FILE`. So the line in `himtok_plugin_startup.pth`, which Python executes at every start, calls `run`
-in exactly those processes. `run` looks NAME up in the entry-point group `swift.plugins`, adds the native flag to
-`sys.argv`, and extends ms-swift's argument classes as these are imported (`_AfterImport`): with the field `plugin`
-always, and with a plugin's own options where it has an entry point of the same name in the group
-`swift.plugin_arguments`. Processes that such a process spawns (data-loader workers, the server that `swift eval`
-starts) have another command line; they find the plugins in an environment variable.
+ms-swift runs `swift X …` as `python …/swift/cli/X.py …`, also under torchrun, and accepts plugins only as files:
+`--external_plugins FILE`. Python executes the line in `himtok_plugin_startup.pth` at every start, and it calls `run` in
+exactly these processes. `run` looks NAME up in the entry-point group `swift.plugins`, adds ms-swift's flag to
+`sys.argv`, and extends ms-swift's argument classes when they are imported (`_AfterImport`): with the field `plugin`,
+and with the options of each plugin that has an entry point of its name in the group `swift.plugin_arguments`.
+Processes that such a process spawns (data-loader workers, the server that `swift eval` starts) have another command
+line and read the plugins from an environment variable.
 
-Contract: the standard library only, neither torch nor ms-swift is imported here; everything may run twice, as `.pth`
-lines do in a virtual environment. `activate` does the same for a Python process that imports ms-swift itself.
+Contract: imports the standard library only. Everything may run twice, as `.pth` lines do in a virtual environment.
+`activate` does the same for a Python process that imports ms-swift itself.
 """
 
 import importlib
@@ -22,16 +22,16 @@ from typing import Any
 
 from .active_plugins import ACTIVE_PLUGINS_VARIABLE, active_plugins, add_active_plugins, inherited_plugins
 
-PLUGIN_GROUP = "swift.plugins"  # entry points NAME = MODULE: the file that ms-swift imports
-# Entry points NAME = MODULE:FUNCTION. FUNCTION is called with each of ARGUMENT_MODULES right after its execution.
+PLUGIN_GROUP = "swift.plugins"  # entry points NAME = MODULE, whose file ms-swift imports
+# Entry points NAME = MODULE:FUNCTION. FUNCTION is called with each of ARGUMENT_MODULES when it has been imported.
 ARGUMENTS_GROUP = "swift.plugin_arguments"
 ARGUMENT_MODULES = ("swift.arguments.base_args.template_args", "swift.arguments.base_args.base_args")
-# Also found where there is no distribution metadata, as in a source tree that is merely on PYTHONPATH.
+# Used without distribution metadata, as in a source tree on PYTHONPATH.
 OWN_ENTRY_POINTS = {
     PLUGIN_GROUP: {"himtok": "himtok_plugin.plugin.himtok"},
     ARGUMENTS_GROUP: {"himtok": "himtok_plugin.swift_integration.options.swift_arguments:add_options"},
 }
-PLUGIN_FLAG = "himtok_plugin.swift_integration.options.plugin_flag:add_plugin_flag"  # whatever the plugins
+PLUGIN_FLAG = "himtok_plugin.swift_integration.options.plugin_flag:add_plugin_flag"  # with any plugin
 USAGE_ERROR = 2
 
 _HELP_FLAGS = ("-h", "--help")
@@ -39,12 +39,12 @@ _held_back_help: list[str] = []
 
 
 def run() -> None:
-    """Entry of the `.pth` line: prepare this process if it is a `swift` command or was spawned by one."""
+    """Prepare this process if it is a `swift` command or was spawned by one; called by the `.pth` line."""
     argv = getattr(sys, "argv", None) or [""]
     if not is_swift_command(argv[0]):
         _install(inherited_plugins())
         return
-    # A `swift` command goes by its own flags, not by those of the command that may have started it.
+    # A `swift` command uses its own flags, even if another `swift` command started it.
     os.environ.pop(ACTIVE_PLUGINS_VARIABLE, None)
     names = requested_plugins(argv[1:])
     if not names:
@@ -53,10 +53,10 @@ def run() -> None:
         files = resolve_plugins(names)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        # Not sys.exit: Python has not finished starting and would call that a fatal error of its own.
+        # sys.exit would be reported as a fatal error of Python, which has not finished starting.
         os._exit(USAGE_ERROR)
-    # `swift sft` and others first look for single flags with small parsers of their own, and these would answer --help
-    # with nothing but those flags. It comes back when the argument classes are there.
+    # Some commands first parse a few flags with parsers of their own, whose --help lists only these flags. The flag is
+    # therefore removed until the argument classes are imported.
     _held_back_help[:] = _held_back_help + [a for a in argv[1:] if a in _HELP_FLAGS]
     arguments = [a for a in argv[1:] if a not in _HELP_FLAGS]
     argv[1:] = with_external_plugins(arguments, list(files.values()))
@@ -64,15 +64,19 @@ def run() -> None:
 
 
 def activate(plugin: str = "himtok") -> None:
-    """What `--plugin PLUGIN` does, for notebooks and tests. Call it before `swift.arguments` is imported.
+    """Activate a plugin as `--plugin PLUGIN` does, in notebooks and tests, before `swift.arguments` is imported.
 
-    Argument objects made afterwards (`SftArguments(...)`, `sft_main([...])`) have the plugin's fields and import it.
+    Argument objects created afterwards (`SftArguments(…)`, `sft_main([…])`) have the plugin's fields and import it.
+
+    Raises:
+        RuntimeError: the argument classes are imported already.
+        ValueError: there is no such plugin.
     """
     if plugin in active_plugins():
         return
     files = resolve_plugins([plugin])
     imported = [name for name in ARGUMENT_MODULES if name in sys.modules]
-    # A plugin without options of its own may follow another one, which has brought the field `plugin`.
+    # A plugin without options may be activated later if another one has already added the field `plugin`.
     if imported and (not active_plugins() or plugin in entry_points_of(ARGUMENTS_GROUP)):
         raise RuntimeError(f"activate({plugin!r}) must come before {imported[0]} is imported")
     _install(files)
@@ -85,7 +89,7 @@ def is_swift_command(script: str) -> bool:
 
 
 def requested_plugins(arguments: list[str]) -> list[str]:
-    """Names given with `--plugin A B` or `--plugin=A`. As with any list flag of ms-swift, the last one counts."""
+    """Names in `--plugin A B` or `--plugin=A`. As for all list flags of ms-swift, the last occurrence counts."""
     names: list[str] = []
     for i, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
@@ -95,13 +99,13 @@ def requested_plugins(arguments: list[str]) -> list[str]:
 
 
 def with_external_plugins(arguments: list[str], files: list[str]) -> list[str]:
-    """The arguments with `files` in `--external_plugins`, in front of files already there. Idempotent."""
+    """Add `files` to `--external_plugins`, before files that it has already, and return all arguments. Idempotent."""
     result, present = [], []
     i = 0
     while i < len(arguments):
         flag, equals, value = arguments[i].partition("=")
         if flag in ("--external_plugins", "--external-plugins"):
-            present = [value] if equals else _values_after(arguments, i)  # the last one counts, as in argparse
+            present = [value] if equals else _values_after(arguments, i)  # the last occurrence counts, as in argparse
             i += 1 if equals else 1 + len(present)
         else:
             result.append(arguments[i])
@@ -119,15 +123,19 @@ def _values_after(arguments: list[str], index: int) -> list[str]:
 
 
 def entry_points_of(group: str) -> dict[str, str]:
-    """Name to value of the entry points of a group; other distributions may replace this package's own ones."""
-    # Slow to import, and only `swift --plugin` needs it.
+    """Entry points of a group, name -> value. Those of other distributions replace those of this package."""
+    # Imported here because it is slow and only `swift --plugin` needs it.
     from importlib.metadata import entry_points
 
     return {**OWN_ENTRY_POINTS[group], **{entry.name: entry.value for entry in entry_points(group=group)}}
 
 
 def resolve_plugins(names: list[str]) -> dict[str, str]:
-    """Name to file, for each plugin name; nothing but the plugins' parent packages is imported."""
+    """Find the files of plugins, name -> file. Only the parent packages of their modules are imported.
+
+    Raises:
+        ValueError: a plugin is not installed, or its module is not a file.
+    """
     modules = entry_points_of(PLUGIN_GROUP)
     files = {}
     for name in names:
@@ -138,13 +146,13 @@ def resolve_plugins(names: list[str]) -> dict[str, str]:
         except ImportError:
             spec = None
         if spec is None or spec.origin is None:
-            raise ValueError(f"--plugin: got {name!r}, expected its module {modules[name]!r} to be a file, found none")
+            raise ValueError(f"--plugin: got {name!r}, expected a file for its module {modules[name]!r}, found none")
         files[name] = os.path.abspath(spec.origin)
     return files
 
 
 def _install(files: dict[str, str]) -> None:
-    """Make `files` the process's plugins, and its children's."""
+    """Activate plugins (name -> file) in this process and its child processes, and watch for argument modules."""
     if not files:
         return
     add_active_plugins(files)
@@ -153,10 +161,10 @@ def _install(files: dict[str, str]) -> None:
 
 
 class _AfterImport:
-    """Meta-path finder that finds nothing itself: it lets functions see a module right after its execution.
+    """Meta-path finder that leaves importing to others and extends argument modules right after their execution.
 
-    ms-swift builds its argument classes from `TemplateArguments` while it is imported. Replacing that class between
-    its definition and its first use needs no copy of ms-swift's code and imports nothing ahead of time.
+    ms-swift derives its argument classes from `TemplateArguments` while it is imported. Replacing this class between
+    its definition and its first use needs no copy of ms-swift's code and imports nothing early.
     """
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
@@ -171,15 +179,15 @@ class _AfterImport:
 
 
 def _extend_arguments(module: ModuleType) -> None:
-    """Let the flag `--plugin` and every active plugin extend an argument module of ms-swift."""
-    own = entry_points_of(ARGUMENTS_GROUP)
-    for extension in (PLUGIN_FLAG, *(own[name] for name in active_plugins() if name in own)):
-        extending, _, function = extension.partition(":")
-        getattr(importlib.import_module(extending), function)(module)
+    """Add the field `plugin` and the options of all active plugins to an argument module of ms-swift."""
+    extensions = entry_points_of(ARGUMENTS_GROUP)
+    for extension in (PLUGIN_FLAG, *(extensions[name] for name in active_plugins() if name in extensions)):
+        extension_module, _, function = extension.partition(":")
+        getattr(importlib.import_module(extension_module), function)(module)
 
 
 def _call_after_execution(loader: Any, function: Callable[[ModuleType], None]) -> None:
-    # On the instance, so that the loader keeps its type: tools such as inspect ask it for the module's source.
+    # The method is replaced on the instance, so that the loader keeps its type, which tools such as inspect need.
     execute = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""How long work runs: a pool of worker processes, the processes of one distributed run, output that can be resumed.
+"""Running long jobs: a pool of worker processes, the processes of a distributed run, and output that can be resumed.
 
-Nothing in here knows what the work is.
+Does not know what the jobs do.
 """

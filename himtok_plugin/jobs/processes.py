@@ -1,7 +1,6 @@
-"""The processes of one run under torchrun: who this one is, and the little that they have to tell each other.
+"""The processes of one run under torchrun and their communication, which uses gloo on the CPU.
 
-Contract: outside torchrun there is one process, and nothing here starts anything. They talk over gloo, through the CPU,
-whatever the work itself runs on. Does not know what is being worked on.
+Outside torchrun there is one process, and no process group is created.
 """
 
 from __future__ import annotations
@@ -13,43 +12,48 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-# The fastest process waits here for the slowest one, which may have hours left; torchrun notices the dead ones.
-PATIENCE = timedelta(days=7)
+# The first process to finish may wait hours for the last one. torchrun detects processes that died.
+TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's number, `0 <= rank < count`; only ones made by `started` can talk to each other."""
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        rank: number of this process, 0 <= rank < count.
+        count: number of processes. For more than one, instances come from `from_environment`.
+    """
 
     rank: int = 0
     count: int = 1
 
     @classmethod
     @contextmanager
-    def started(cls) -> Iterator[Processes]:
-        """The processes that the environment speaks of (RANK, WORLD_SIZE and the address, as torchrun sets them)."""
+    def from_environment(cls) -> Iterator[Processes]:
+        """Join the process group that torchrun's variables (RANK, WORLD_SIZE, …) describe; a context manager."""
         count = environment_int("WORLD_SIZE", 1)
         if count == 1:
             yield cls()
             return
         import torch.distributed as dist
 
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", timeout=TIMEOUT)
         try:
             yield cls(dist.get_rank(), count)
         finally:
             dist.destroy_process_group()
 
-    def first(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns in process 0, in all of them; an error there is an error in all of them."""
+    def run_on_first(self, function: Callable[[], Any]) -> Any:
+        """Call a function in process 0 only, and return its result, or raise its ValueError or OSError, in all."""
         if self.count == 1:
-            return make()
+            return function()
         import torch.distributed as dist
 
         answer: list[Any] = [None, None]
         if self.rank == 0:
             try:
-                answer[0] = make()
+                answer[0] = function()
             except (ValueError, OSError) as error:
                 answer[1] = error
         dist.broadcast_object_list(answer, src=0)
@@ -57,8 +61,8 @@ class Processes:
             raise answer[1]
         return answer[0]
 
-    def sums(self, values: list[int]) -> list[int]:
-        """Sums over all processes; returns when all of them have come here."""
+    def sum(self, values: list[int]) -> list[int]:
+        """Sum each of the values over all processes; waits for all of them."""
         if self.count == 1:
             return values
         import torch
@@ -69,7 +73,7 @@ class Processes:
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process brings, in their order, in all of them; values travel pickled."""
+        """Collect a picklable value from each process, in the order of ranks, in all processes."""
         if self.count == 1:
             return [value]
         import torch.distributed as dist
@@ -80,10 +84,10 @@ class Processes:
 
 
 def environment_int(name: str, default: int) -> int:
-    """What the environment says of this process, such as torchrun's RANK.
+    """Read an integer from an environment variable, such as torchrun's RANK.
 
     Raises:
-        ValueError: it is no integer.
+        ValueError: its value is not an integer.
     """
     text = os.environ.get(name)
     if text is None:

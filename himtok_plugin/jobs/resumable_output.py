@@ -1,16 +1,14 @@
-"""The output of a long run over a file of lines: survives a kill, goes on where it stopped, several processes at once.
+"""Output of a long run over a file of lines, written by several processes, that can be resumed after a kill.
 
-Purpose: what lies beside OUT while a run is on, and how it becomes OUT.
-Contract: each process appends one line to its part for every input line of its own, in their order, so that the number
-of whole lines in a part says where to go on. OUT appears in one stroke when all parts are finished, in the order of the
-input; before that, and after a kill, there are
+Contract: each process appends one line to its part for each of its input lines, in order, so the number of complete
+lines in a part says where to resume. OUT is created atomically when all parts are complete, in the order of the input.
+Until then there are these files:
 
-- OUT.rank<r>-of-<n>.part: lines that go into OUT, empty lines (which do not), and `REJECTED` ones, which become
-- OUT.rejects.jsonl, at the end, and only if there are any;
-- OUT.state.json: what the parts are made from, kept beside the finished OUT to say of what it is.
+- OUT.rank<r>-of-<n>.part: lines for OUT, empty lines, which are dropped, and lines that begin with `REJECTED`, for
+- OUT.rejects.jsonl, which is created at the end if there are any;
+- OUT.state.json: what the parts were made from. It stays next to the complete OUT.
 
-The input is dealt out in blocks of neighbouring lines, because equal things tend to stand together.
-Does not know what is in a line.
+Each process gets blocks of consecutive lines, because equal images tend to be on consecutive lines.
 """
 
 from __future__ import annotations
@@ -27,34 +25,38 @@ from typing import Any, BinaryIO
 
 from .processes import Processes
 
-REJECTED = b"!"  # begins a part's line that belongs into the rejects file; no JSON begins with it
-BLOCK = 64  # neighbouring lines for the same process
+REJECTED = b"!"  # prefix of lines for the rejects file; JSON cannot begin with it
+BLOCK = 64  # consecutive lines for the same process
 
 
 class OutputPart:
-    """One process's share of the output, open for appending. `finished` lines of it were there before."""
+    """The output of one process, open for appending.
+
+    Attributes:
+        finished: number of lines that it had when it was opened.
+    """
 
     def __init__(self, file: BinaryIO, finished: int) -> None:
         self.finished = finished
         self._file = file
 
     def append(self, lines: Iterable[bytes]) -> None:
-        """Add lines, without their line ends; from here on a kill of this process does not lose them."""
+        """Append lines, given without line ends. They are not lost if this process is killed afterwards."""
         self._file.write(b"".join(line + b"\n" for line in lines))
         self._file.flush()
 
 
 class ResumableOutput:
-    """OUT and the files beside it.
+    """The output file OUT and the temporary files next to it.
 
     Args:
         source: the input, a file of lines.
-        out: the file to be written.
-        made_by: name -> fingerprint of everything else that the lines depend on.
-        processes: those that share the work.
+        out: the output file.
+        made_by: name -> fingerprint of everything else that the output depends on.
+        processes: the processes that write it.
     """
 
-    def __init__(self, source: Path, out: Path, made_by: dict[str, str], processes: Processes) -> None:
+    def __init__(self, source: Path, out: Path, made_by: dict[str, str | int], processes: Processes) -> None:
         self.source, self.out = source, out
         self.processes = processes
         self.rows = 0  # lines of the input, known after `begin`
@@ -63,16 +65,16 @@ class ResumableOutput:
         self.rejects = _beside(out, ".rejects.jsonl")
 
     def begin(self, overwrite: bool = False) -> dict[str, Any] | None:
-        """Make ready, or find out that there is nothing to do; all processes call this first.
+        """Start or resume; all processes call this first.
 
         Args:
-            overwrite: forget what was done before.
+            overwrite: discard earlier output.
         Returns:
-            The state of an OUT that is complete already, else None.
+            The state if OUT is already complete, otherwise None.
         Raises:
-            ValueError: OUT was begun from something else, or is a file of which nothing is known.
+            ValueError: OUT was started from a different input or with other settings, or is a file without state.
         """
-        state = self.processes.first(lambda: self._begin(overwrite))
+        state = self.processes.run_on_first(lambda: self._begin(overwrite))
         self.rows = state["rows"]
         return state if state["complete"] else None
 
@@ -84,12 +86,12 @@ class ResumableOutput:
         expected = {"input": digest, **self._made_by, "processes": self.processes.count}
         state = None if overwrite else self._read_state()
         if state is not None:
-            self._check_same(state, expected)
+            self._check_unchanged(state, expected)
             if not state["complete"] or self.out.exists():
                 return state
         elif self.out.exists() and not overwrite:
-            raise ValueError(f"{self.out}: exists, and no {self._state_file.name} says of what it is; give --overwrite")
-        # Nobody knows any more of what parts without a state are.
+            raise ValueError(f"{self.out}: exists without {self._state_file.name}; pass --overwrite to replace it")
+        # Parts without a state cannot be resumed.
         for leftover in (*self._parts(), self.out, self.rejects):
             leftover.unlink(missing_ok=True)
         state = {**expected, "input_path": str(self.source), "rows": rows, "complete": False, "rejected": 0}
@@ -102,28 +104,28 @@ class ResumableOutput:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ValueError(f"{self._state_file}: is not JSON ({error}); give --overwrite to begin again") from error
+            raise ValueError(f"{self._state_file}: is not JSON ({error}); pass --overwrite to start again") from error
 
-    def _check_same(self, state: dict[str, Any], expected: dict[str, Any]) -> None:
+    def _check_unchanged(self, state: dict[str, Any], expected: dict[str, Any]) -> None:
         for name, value in expected.items():
             if name == "processes" and state["complete"]:
-                continue  # the result does not depend on it
+                continue  # a complete result does not depend on it
             if state.get(name) != value:
                 raise ValueError(
-                    f"{self.out}: was begun with {name} {state.get(name)}, this is {value}: expected the same, "
-                    "or --overwrite to begin again"
+                    f"{self.out}: was started with {name} {state.get(name)}, got {value}: expected the same, "
+                    "or --overwrite to start again"
                 )
 
     def _write_state(self, state: dict[str, Any]) -> None:
-        with _replacing(self._state_file) as file:
+        with _open_replacement(self._state_file) as file:
             file.write(json.dumps(state, indent=2).encode() + b"\n")
 
     @contextmanager
     def part(self, redo_rejected: bool = False) -> Iterator[OutputPart]:
-        """This process's part, cut back to its last whole line.
+        """Open the part of this process, truncated after its last complete line; a context manager.
 
         Args:
-            redo_rejected: cut it back to before its first rejected line.
+            redo_rejected: truncate it before its first rejected line.
         Raises:
             ValueError: another run is writing it.
         """
@@ -138,13 +140,13 @@ class ResumableOutput:
             file.truncate()
             yield OutputPart(file, finished)
 
-    def own_rows(self) -> int:
-        """How many lines of the input are this process's."""
+    def count_own_lines(self) -> int:
+        """Number of input lines of this process."""
         rounds, rest = divmod(self.rows, BLOCK * self.processes.count)
         return rounds * BLOCK + min(max(rest - BLOCK * self.processes.rank, 0), BLOCK)
 
     def own_lines(self, finished: int) -> Iterator[tuple[int, bytes]]:
-        """(number, counted from 1; line) of this process's input, without the first `finished` ones."""
+        """Input lines of this process after the first `finished`, with their line numbers, which start at 1."""
         with open(self.source, "rb") as file:
             own = ((n, line) for n, line in enumerate(file, 1) if self._owner(n) == self.processes.rank)
             yield from islice(own, finished, None)
@@ -153,20 +155,20 @@ class ResumableOutput:
         return (number - 1) // BLOCK % self.processes.count
 
     def finish(self) -> int:
-        """Join the parts when all processes have come here; the number of rejected lines."""
-        self.processes.sums([0])
-        return self.processes.first(self._join)
+        """Wait for all processes, join the parts to OUT, and return the number of rejected lines."""
+        self.processes.sum([0])
+        return self.processes.run_on_first(self._join)
 
     def _join(self) -> int:
         rejected = 0
         with ExitStack() as stack:
             parts = [stack.enter_context(open(self._part(rank), "rb")) for rank in range(self.processes.count)]
-            rejects = stack.enter_context(_replacing(self.rejects))
-            out = stack.enter_context(_replacing(self.out))
+            rejects = stack.enter_context(_open_replacement(self.rejects))
+            out = stack.enter_context(_open_replacement(self.out))
             for number in range(1, self.rows + 1):
                 line = parts[self._owner(number)].readline()
                 if not line.endswith(b"\n"):
-                    raise ValueError(f"{self.source}: row {number} is missing in the parts: was the input changed?")
+                    raise ValueError(f"{self.source}: row {number} is missing in the parts; has the input changed?")
                 if line.startswith(REJECTED):
                     rejects.write(line.removeprefix(REJECTED))
                     rejected += 1
@@ -191,7 +193,7 @@ def _beside(out: Path, suffix: str) -> Path:
 
 
 def _count_lines(path: Path) -> tuple[int, str]:
-    """Number of lines, and a fingerprint of the content: the same size and name would not mean the same rows."""
+    """Number of lines of a file, and a fingerprint of its content."""
     rows, digest = 0, blake2b(digest_size=16)
     with open(path, "rb") as file:
         for line in file:
@@ -201,8 +203,8 @@ def _count_lines(path: Path) -> tuple[int, str]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when it is written whole."""
+def _open_replacement(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file that replaces `path` when the context ends without an error."""
     unfinished = _beside(path, ".unfinished")
     with open(unfinished, "wb") as file:
         yield file
@@ -212,13 +214,13 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _lock(file: BinaryIO, out: Path) -> None:
-    """Two runs at once would mix their lines; a killed run's lock goes with it."""
+    """Lock a part against other runs; the lock of a killed process is released by the system."""
     try:
         import fcntl
     except ImportError:  # Windows
         return
-    with suppress(OSError):  # some network file systems know no locks
+    with suppress(OSError):  # some network file systems do not support locks
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"{out}: another run is writing it; expected one at a time") from error
+            raise ValueError(f"{out}: another run is writing it, expected one at a time") from error

@@ -1,8 +1,4 @@
-"""Work on many items in processes of their own, in order, with few of them in memory.
-
-Contract: results come in the order of the items, whatever the number of processes, and only so many are worked on ahead
-as keep the processes busy. Does not know the work.
-"""
+"""Applies a function to many items in worker processes, in order, with few items in memory at a time."""
 
 from __future__ import annotations
 
@@ -19,65 +15,71 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-AHEAD = 3  # items per process: the one it is at, and what it goes on with
+ITEMS_AHEAD = 3  # per worker: the current one and the next ones
 
-_function: Callable[[Any], Any] | None = None  # of this process, set when it starts
+_function: Callable[[Any], Any] | None = None  # of this worker, set when it starts
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on, which may be fewer than the machine has."""
+def count_usable_cores() -> int:
+    """Number of cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_workers() -> int:
-    """As many processes as cores; none beside this one where there is but one."""
-    cores = usable_cores()
+def default_num_workers() -> int:
+    """One worker per usable core; 0 (no worker processes) if there is only one core."""
+    cores = count_usable_cores()
     return cores if cores > 1 else 0
 
 
-def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int, items_ahead: int = AHEAD) -> Iterator[R]:
-    """`function` of each item, by `workers` processes; 0: this one does.
+def map_ordered(
+    function: Callable[[T], R], items: Iterable[T], workers: int, items_ahead: int = ITEMS_AHEAD
+) -> Iterator[R]:
+    """Apply a function to each item and yield the results in the order of the items.
 
     Args:
-        function: picklable; it is sent to each process once, so it may carry what it needs.
-        items_ahead: per process, that are worked on or have been before their result is asked for: bounds memory.
+        function: picklable; it is sent to each worker once, so it may hold large objects.
+        items: read as they are needed.
+        workers: number of worker processes; 0: apply the function in this process.
+        items_ahead: items per worker that are submitted before their results are needed, which limits memory.
     Raises:
-        ChildProcessError: a process was killed.
+        ChildProcessError: a worker was killed.
+        ValueError: the number of workers is negative.
     """
     if workers < 0:
         raise ValueError(f"num_workers is {workers}: expected at least 0")
     if workers == 0:
         yield from map(function, items)
         return
-    # Spawned, not forked: a fork of a process with threads and a device may hang, and these start quickly.
+    # Workers are spawned, because forking a process with threads and a device may hang.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=_begin, initargs=(function,)) as pool:
+    with ProcessPoolExecutor(workers, spawn, initializer=_initialize_worker, initargs=(function,)) as pool:
         ahead: deque = deque()
         try:
             for item in items:
-                ahead.append(pool.submit(_call, item))
+                ahead.append(pool.submit(_apply, item))
                 if len(ahead) >= workers * items_ahead:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                "a working process was killed, as happens when memory runs out: try fewer num_workers"
+                "a worker process was killed, perhaps because memory ran out: try fewer num_workers"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _begin(function: Callable[[Any], Any]) -> None:
+def _initialize_worker(function: Callable[[Any], Any]) -> None:
     global _function
-    _follow_parent()
+    _exit_with_parent()
     _function = function
 
 
-def _follow_parent() -> None:
-    """End this process with its parent, which it would wait for when that was killed, and not before."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent is the one to act on it
+def _exit_with_parent() -> None:
+    """Exit when the parent process ends; without this, a worker would wait forever for a killed parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the parent handles it
     parent = multiprocessing.parent_process()
+    assert parent is not None  # this process is a worker
 
     def watch() -> None:
         connection.wait([parent.sentinel])
@@ -86,5 +88,6 @@ def _follow_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _call(item: Any) -> Any:
+def _apply(item: Any) -> Any:
+    assert _function is not None  # set by _initialize_worker
     return _function(item)

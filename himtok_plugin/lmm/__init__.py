@@ -1,4 +1,4 @@
-"""What concerns the language model: its mask-token vocabulary, constrained generation, the tap on its logits.
+"""The language model's side: mask tokens in its vocabulary, constrained generation, and access to its logits.
 
-Nothing in here knows ms-swift, datasets or images.
+Does not know ms-swift, datasets or images.
 """

@@ -1,10 +1,9 @@
-"""A tiny large multimodal model, built from nothing, that ms-swift and transformers load like a released one.
+"""Builds tiny untrained InternVL models that transformers and ms-swift load like released ones.
 
 Contract: `build_tiny_internvl` writes a folder with an untrained `InternVLForConditionalGeneration`, its processor and
-a tokenizer trained on the given texts. One image becomes one tile. The folder loads with transformers' Auto classes and
-with ``swift sft --model DIR`` (model type `internvl` and template `internvl_hf`, both found from its config.json). The
-class, the file names and the special tokens are those of InternVL3-hf, so what works on this folder works on real ones.
-Does not know: mask tokens (they are added like to any other model), data, training, ms-swift.
+a text tokenizer trained on the given texts. An image is one tile. transformers' Auto classes load the folder, and
+`swift sft --model DIR` infers model type `internvl` and template `internvl_hf` from its config.json. Class, file names
+and special tokens are those of InternVL3-hf. Mask tokens are added as to any other model.
 """
 
 import math
@@ -26,7 +25,7 @@ from transformers import (
 
 PAD_TOKEN = "<|endoftext|>"
 TURN_END_TOKEN = "<|im_end|>"
-# What the processor asks of its tokenizer, by the names it asks for.
+# Special tokens that the processor needs, under its names for them.
 IMAGE_TOKENS = {
     "start_image_token": "<img>",
     "end_image_token": "</img>",
@@ -34,7 +33,7 @@ IMAGE_TOKENS = {
     "video_token": "<video>",
 }
 SPECIAL_TOKENS = (PAD_TOKEN, "<|im_start|>", TURN_END_TOKEN, *IMAGE_TOKENS.values())
-MIN_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # Every byte has a token, so any text can be written.
+MIN_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte has a token, so that any text can be tokenized
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -43,15 +42,25 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CHAT_ROLES = ("user", "assistant")
-PIXEL_SHUFFLE = 2  # InternVL folds 2 x 2 patches into one image token (config: downsample_ratio 0.5).
-POSITION_SCALE = 0.5  # Of the same order as the embedded patches, so that neither drowns the other.
-LAYER_SCALE = 1.0  # InternVL's 0.1 suits deep pretrained towers; from nothing, it costs thousands of steps.
+PIXEL_SHUFFLE = 2  # InternVL merges 2 x 2 patches to one image token (config: downsample_ratio 0.5)
+POSITION_SCALE = 0.5  # of the same order as the patch embeddings
+LAYER_SCALE = 1.0  # InternVL's 0.1 suits deep pretrained towers; from scratch it costs thousands of steps
 MAX_POSITIONS = 1024
 
 
 @dataclass(frozen=True)
 class TinyLmmSize:
-    """Widths and depths; ``image_size`` and ``patch_size`` in pixels, heads divide their widths."""
+    """Size of a tiny LMM.
+
+    Attributes:
+        hidden, layers, heads: of the language model.
+        vision_hidden, vision_layers, vision_heads: of the vision tower.
+        image_size, patch_size: in pixels.
+        vocabulary: maximum size of the text tokenizer.
+
+    Raises:
+        ValueError: a field is out of range, or two are inconsistent.
+    """
 
     hidden: int
     layers: int
@@ -82,7 +91,7 @@ class TinyLmmSize:
 
     @property
     def image_tokens(self) -> int:
-        """How many tokens of the language model an image takes."""
+        """Number of tokens of an image in the language model."""
         return (self.image_size // (self.patch_size * PIXEL_SHUFFLE)) ** 2
 
 
@@ -98,9 +107,19 @@ LMM_SIZES = {
 def build_tiny_internvl(
     out_dir: str | Path, texts: Iterable[str], size: str | TinyLmmSize = "demo", seed: int = 0
 ) -> Path:
-    """Write an untrained model to ``out_dir`` and return its path.
+    """Write an untrained model to a folder.
 
-    ``texts`` are what the tokenizer learns its words from: prompts and answers of the data to come.
+    Args:
+        out_dir: the folder.
+        texts: texts that the text tokenizer is trained on, such as prompts and answers of the training data.
+        size: a key of `LMM_SIZES`, or a size.
+        seed: of the random weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: there is no size of this name.
     """
     if isinstance(size, str):
         if size not in LMM_SIZES:
@@ -117,13 +136,13 @@ def build_tiny_internvl(
 
 
 def _with_roles(texts: Iterable[str]) -> Iterator[str]:
-    """Texts as they stand in a conversation: a role spelled letter by letter costs as many tokens as its question."""
+    """Texts and the names of chat roles, so that a role name is one token instead of one per letter."""
     for text in texts:
         yield from (text, *CHAT_ROLES)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most ``vocabulary`` tokens with InternVL's special tokens."""
+    """Train a byte-level BPE tokenizer of at most `vocabulary` tokens with InternVL's special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -161,7 +180,7 @@ def _config(size: TinyLmmSize, tokenizer: PreTrainedTokenizerFast) -> InternVLCo
         "num_hidden_layers": size.layers,
         "num_attention_heads": size.heads,
         "num_key_value_heads": size.heads,
-        "intermediate_size": 3 * size.hidden,  # Three matrices of width x 3 weigh about as much as two of width x 4.
+        "intermediate_size": 3 * size.hidden,  # three such matrices have about as many weights as two with factor 4
         "vocab_size": len(tokenizer),
         "max_position_embeddings": MAX_POSITIONS,
         "tie_word_embeddings": True,
@@ -172,7 +191,7 @@ def _config(size: TinyLmmSize, tokenizer: PreTrainedTokenizerFast) -> InternVLCo
     return InternVLConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKENS["context_image_token"]),
+        image_token_id=tokenizer.get_vocab()[IMAGE_TOKENS["context_image_token"]],
         image_seq_length=size.image_tokens,
         downsample_ratio=1 / PIXEL_SHUFFLE,
         tie_word_embeddings=True,
@@ -181,7 +200,7 @@ def _config(size: TinyLmmSize, tokenizer: PreTrainedTokenizerFast) -> InternVLCo
 
 def _processor(size: TinyLmmSize, tokenizer: PreTrainedTokenizerFast) -> InternVLProcessor:
     square = {"height": size.image_size, "width": size.image_size}
-    # ms-swift asks for tiles whatever the model (crop_to_patches=True); at most one tile is how to have none.
+    # ms-swift always requests tiles (crop_to_patches=True), which a maximum of one tile disables.
     image_processor = GotOcr2ImageProcessor(size=square, crop_to_patches=False, min_patches=1, max_patches=1)
     return InternVLProcessor(
         image_processor=image_processor,
@@ -194,9 +213,9 @@ def _processor(size: TinyLmmSize, tokenizer: PreTrainedTokenizerFast) -> InternV
 
 @torch.no_grad()
 def _initialise(model: InternVLForConditionalGeneration, size: TinyLmmSize) -> None:
-    """Start the positions of the patches as sines, where transformers starts them at zero.
+    """Initialize the position embeddings of the patches with sines instead of zeros.
 
-    From zero, the tower has to find out that images are two-dimensional before it can tell where anything is.
+    From zeros, the tower would first have to learn that images are two-dimensional.
     """
     positions = model.model.vision_tower.embeddings.position_embeddings
     side = size.image_size // size.patch_size
@@ -204,7 +223,7 @@ def _initialise(model: InternVLForConditionalGeneration, size: TinyLmmSize) -> N
 
 
 def _grid_sines(side: int, width: int) -> torch.Tensor:
-    """Sines and cosines of row and column: (side * side, width), row by row (as in ViT baselines and MAE)."""
+    """Sines and cosines of row and column, (side * side, width), row by row, as in ViT baselines and MAE."""
     frequencies = torch.exp(torch.arange(width // 4) * (-math.log(4 * side) / (width // 4))) * math.pi / 2
     angles = torch.arange(side)[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,9 +1,8 @@
-"""Automata over the characters of an answer, lifted to the tokens of a text tokenizer.
+"""Automata over characters, applied to the tokens of a text tokenizer: which tokens are allowed next.
 
-Purpose: say for a whole batch at once which tokens may come next, from the tokens alone. A token is a map from states
-to states; maps compose, so the state after n tokens takes log2(n) steps for all sequences together, nothing is kept
-between the steps of a generation, and beams may change places. Does not know how masks are counted, of models and of
-ms-swift.
+Each token is a map from states to states. Maps can be composed, so the states of a whole batch after n tokens are
+computed from the tokens alone in log2(n) steps. Nothing is stored between steps of generation, so beams may be
+reordered.
 """
 
 from __future__ import annotations
@@ -25,13 +24,14 @@ class TextGrammar:
     """An automaton over characters.
 
     Attributes:
-        characters: those that are told apart.
-        steps: for each state, the state after each of `characters` and, last, after any other character. The state
-            beyond these is that of a text no legal answer begins with.
+        characters: those that lead to different states; all others are equivalent.
+        steps: for each state, the next state for each of `characters` and, last, for any other character. One more
+            state, `dead`, is that of a text which no legal answer begins with.
         may_start: states in which a mask may begin.
-        may_stop: states in which the answer may be over.
-        after_mask: state in which a mask leaves the text.
-        only_text: whether a token without text, such as an image's, is illegal; else it changes nothing.
+        may_stop: states in which the answer may end.
+        after_mask: state after a mask.
+        only_text: whether tokens without text, such as image tokens, are illegal; otherwise they do not change the
+            state.
     """
 
     characters: str
@@ -43,29 +43,29 @@ class TextGrammar:
 
     @property
     def dead(self) -> int:
+        """The state of a text that cannot become legal."""
         return len(self.steps)
 
 
-def free_text() -> TextGrammar:
-    """Any text that does not spell a mask token: the state counts how much of `<|mt_` has just been read."""
+def free_text_grammar() -> TextGrammar:
+    """Any text without `<|mt_`; the state is the number of its characters that have just been read."""
     characters = MASK_TOKEN_PREFIX
     steps = []
     for read, wanted in enumerate(characters):
-        # "<" stands only at the prefix's beginning, so a wrong character leaves nothing to go on with.
+        # The prefix has its only "<" at the beginning, so any other wrong character leads back to state 0.
         after = [read + 1 if c == wanted else int(c == characters[0]) for c in characters]
         steps.append((*after, 0))
     states = frozenset(range(len(steps)))
     return TextGrammar(characters, tuple(steps), may_start=states, may_stop=states)
 
 
-def labelled_masks() -> TextGrammar:
-    """Lines of `label: MASK`; a label holds no line break, no colon, no "<" and does not begin with a space."""
-    nothing, line, label, colon, ready, done, dead = range(7)
-    begins, goes_on = (dead, dead, dead, dead, dead, label), (dead, dead, colon, dead, label, label)
+def labelled_masks_grammar() -> TextGrammar:
+    """Lines `label: MASK`; a label contains no line break, colon or "<" and does not begin with a space."""
+    empty, line, label, colon, ready, done, dead = range(7)
     steps = {
-        nothing: begins,
-        line: begins,
-        label: goes_on,
+        empty: (dead, dead, dead, dead, dead, label),
+        line: (dead, dead, dead, dead, dead, label),
+        label: (dead, dead, colon, dead, label, label),
         colon: (dead, dead, dead, dead, ready, dead),
         ready: (dead,) * 6,
         done: (line, dead, dead, dead, dead, dead),
@@ -74,7 +74,7 @@ def labelled_masks() -> TextGrammar:
         characters="\n\r:< ",
         steps=tuple(steps[state] for state in range(dead)),
         may_start=frozenset({ready}),
-        may_stop=frozenset({nothing, done}),
+        may_stop=frozenset({empty, done}),
         after_mask=done,
         only_text=True,
     )
@@ -84,17 +84,17 @@ class TokenAutomaton:
     """A `TextGrammar` over tokens.
 
     Args:
-        grammar: over characters.
-        texts: of each token, None for one that writes no text of its own.
-        vocabulary: where the mask tokens stand.
+        grammar: the grammar over characters.
+        texts: text of each token, None for a token without text; see `token_texts`.
+        vocabulary: ids of the mask tokens.
         stop_ids: tokens that end an answer.
 
     Raises:
-        ValueError: the tokens cannot write what the grammar asks for.
+        ValueError: no token continues some state of the grammar.
 
     Attributes:
-        allowed: (S + 1, V) bool, whether a token may come in a state, outside masks; of the dead state, all may: such a
-            sequence is over or lost, and must not come down to no token at all.
+        allowed: (S + 1, V) bool, whether a token is allowed in a state outside masks. In the dead state all are
+            allowed, because generation fails if no token is.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class TokenAutomaton:
         else:
             maps[stops] = np.arange(dead + 1)
         allowed = maps != dead
-        maps[mask_ids] = np.arange(dead + 1)  # inside a mask the text stands still
+        maps[mask_ids] = np.arange(dead + 1)  # the state does not change inside a mask
         maps[vocabulary.end_id] = grammar.after_mask
         allowed[mask_ids] = False
         states = np.arange(dead + 1)
@@ -124,32 +124,32 @@ class TokenAutomaton:
         allowed[stops] = np.isin(states, list(grammar.may_stop))
         stuck = [state for state in range(dead) if not allowed[:, state].any()]
         if stuck:
-            raise ValueError(f"text tokenizer: no token goes on from state {stuck[0]} of the grammar of answers")
+            raise ValueError(f"text tokenizer: no token continues an answer in state {stuck[0]} of its grammar")
         allowed[:, dead] = True
         unknown = np.full((1, dead + 1), dead) if grammar.only_text else states[None]
         self.allowed = torch.from_numpy(np.ascontiguousarray(allowed.T))
         self._maps = torch.from_numpy(np.concatenate([maps, unknown]).astype(np.uint8))
 
     def to(self, device: torch.device) -> TokenAutomaton:
-        """Itself, its tables on the device."""
+        """Move the tables to a device, in place, and return self."""
         if self.allowed.device != device:
             self.allowed, self._maps = self.allowed.to(device), self._maps.to(device)
         return self
 
     def state(self, tokens: Tensor) -> Tensor:
-        """(b, n) int64 tokens of the answers so far -> (b,) int64 states."""
+        """States after the answers' tokens so far: (b, n) int64 tokens -> (b,) int64."""
         if tokens.shape[1] == 0:
             return tokens.new_zeros(len(tokens))
         maps = self._maps[tokens.clamp(max=len(self._maps) - 1)].long()  # (b, n, states)
         while maps.shape[1] > 1:
-            last = maps[:, maps.shape[1] // 2 * 2 :]  # of an odd number, one waits for the next round
+            last = maps[:, maps.shape[1] // 2 * 2 :]  # the last of an odd number is composed in the next round
             composed = maps[:, 1::2].gather(2, maps[:, : maps.shape[1] - last.shape[1] : 2])
             maps = torch.cat([composed, last], dim=1)
         return maps[:, 0, 0]
 
 
 def _maps_of_texts(grammar: TextGrammar, texts: list[str]) -> np.ndarray:
-    """(V, S + 1) int64: the state after each text, from each state."""
+    """(V, S + 1) int64: the state after each text, starting in each state."""
     steps = np.array([*grammar.steps, (grammar.dead,) * (len(grammar.characters) + 1)])
     characters = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     classes = np.full(len(characters), len(grammar.characters))
@@ -165,16 +165,16 @@ def _maps_of_texts(grammar: TextGrammar, texts: list[str]) -> np.ndarray:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
-    """What each token writes after another one; None for special tokens and ids without one."""
+    """Text of each token when it follows another token; None for special tokens and unused ids."""
     added = tokenizer.added_tokens_decoder
     special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
     size = max(len(tokenizer), max(added, default=-1) + 1)
-    ids = [i for i, token in enumerate(tokenizer.convert_ids_to_tokens(range(size))) if token and i not in special]
-    # Behind another token, since some tokenizers write no space at the beginning of a text.
+    ids = [i for i, token in enumerate(tokenizer.convert_ids_to_tokens([*range(size)])) if token and i not in special]
+    # Decoded after another token, because some tokenizers drop a space at the beginning of a text.
     first = tokenizer.encode("a", add_special_tokens=False)[-1]
-    before = tokenizer.decode([first])
-    written = tokenizer.batch_decode([[first, i] for i in ids])
+    before = str(tokenizer.decode([first]))
+    decoded = tokenizer.batch_decode([[first, i] for i in ids])
     texts: list[str | None] = [None] * size
-    for i, text in zip(ids, written, strict=True):
+    for i, text in zip(ids, decoded, strict=True):
         texts[i] = text.removeprefix(before)
     return texts

@@ -1,8 +1,7 @@
-"""Log-probabilities as servers return them -> code probabilities.
+"""Code probabilities from the log-probabilities that servers return, for soft decoding without access to logits.
 
-Purpose: soft decoding with engines that do not show their logits. Reads OpenAI's `logprobs.content`, which vLLM,
-SGLang, LMDeploy and ms-swift's own engine return (`logprobs: true, top_logprobs: k`). Does not know of engines and of
-images.
+Reads `logprobs.content` of OpenAI's API, which vLLM, SGLang, LMDeploy and ms-swift's own engine return
+(`logprobs: true, top_logprobs: k`).
 """
 
 from __future__ import annotations
@@ -18,34 +17,34 @@ from himtok_plugin.hierarchical_loss import LOGIT_SCALE
 from himtok_plugin.mask_text import text_to_codes
 
 
-def code_probabilities_of_logprobs(
+def code_probabilities_from_logprobs(
     content: Iterable[Any], codebook_size: int, scale: float = LOGIT_SCALE
 ) -> tuple[list[int], Tensor]:
-    """Code probabilities at every code of an answer.
+    """Compute the code probabilities at every code of an answer.
 
-    A log-probability is the logit minus a constant, so softmax(scale x logits) over the codes is the codes'
-    exp(scale x log-probability), normalised. Only codes among the k alternatives are known; the others get nothing. At
-    scale 2 that is little: what all of them together would have had, before normalising, is at most their share under
-    the model times the probability of the k-th alternative.
+    A log-probability is the logit minus a constant, so softmax(scale x logits) over the codes is the normalised
+    exp(scale x log-probability). Only the codes among the k alternatives are known; the others get probability 0. With
+    scale 2 the error is small: before normalisation, the unknown codes have at most their total probability under the
+    model times the probability of the k-th alternative.
 
-    The log-probabilities must be the model's own (temperature 1; masking by a grammar does not matter): vLLM's
-    `logprobs_mode` "raw_logprobs", its default.
+    The log-probabilities must be the model's own, at temperature 1, such as vLLM's default `logprobs_mode`
+    "raw_logprobs". A grammar may mask tokens.
 
     Args:
         content: one entry per generated token, a dict or an object with `token` (its text), `logprob` and
-            `top_logprobs` (entries alike, may be missing).
+            `top_logprobs` (a list of such entries, may be missing).
         codebook_size: v, the number of codes.
         scale: factor on the logits before the softmax.
 
     Returns:
-        the codes among the tokens, in order; (codes, v) float32 probabilities, rows sum to 1. The generated code counts
-        even where it is not among the alternatives.
+        The codes among the tokens, in order, and their probabilities, (codes, v) float32, which sum to 1 over v. The
+        generated code is included even if it is not among the alternatives.
 
     Raises:
-        ValueError: an entry without a token or with a log-probability that is no number.
+        ValueError: an entry has no token, or its log-probability is not a number.
     """
     codes: list[int] = []
-    rows: list[dict[int, float]] = []
+    logprobs: list[dict[int, float]] = []  # by code
     for position, entry in enumerate(content):
         code = _code(entry, codebook_size, position)
         if code is None:
@@ -56,14 +55,14 @@ def code_probabilities_of_logprobs(
             if other is not None:
                 known[other] = _logprob(alternative, position)
         codes.append(code)
-        rows.append(known)
+        logprobs.append(known)
     probabilities = torch.zeros(len(codes), codebook_size)
-    for row, (code, known) in enumerate(zip(codes, rows, strict=True)):
+    for i, (code, known) in enumerate(zip(codes, logprobs, strict=True)):
         values = torch.tensor(list(known.values()), dtype=torch.float64)
-        if values.isneginf().all():  # a server that says -inf of what it has chosen
-            probabilities[row, code] = 1
+        if values.isneginf().all():  # the server returned -inf for the token that it generated
+            probabilities[i, code] = 1
             continue
-        probabilities[row, list(known)] = (scale * values).softmax(0).float()
+        probabilities[i, list(known)] = (scale * values).softmax(0).float()
     return codes, probabilities
 
 
@@ -72,7 +71,7 @@ def _get(entry: Any, name: str) -> Any:
 
 
 def _code(entry: Any, codebook_size: int, position: int) -> int | None:
-    """The code that an entry's token is, None for another token."""
+    """The code of an entry's token, None if the token is not a code."""
     token = _get(entry, "token")
     if not isinstance(token, str):
         raise ValueError(f"logprobs of token {position}: got token {token!r:.80}, expected a text")

@@ -1,7 +1,7 @@
-"""Mask tokens in a text tokenizer: adding them, ids <-> codes, and initialising their embedding rows.
+"""Mask tokens in a text tokenizer and in the embeddings of an LMM: adding, finding and initializing them.
 
-Works on any transformers tokenizer and on any model with input and output embeddings, tied or not. The tokens are added
-as *non-special* ones, because servers strip special tokens from their output. Does not know of masks and of ms-swift.
+Works with any transformers tokenizer and with any model that has input and output embeddings, tied or not. Mask tokens
+are added as *non-special* tokens, because servers strip special tokens from their output.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AddedToken, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AddedToken, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from himtok_plugin.mask_text import MASK_END, MASK_START, MASK_TOKEN_PREFIX, mask_token, mask_tokens
 
-ROWS_MULTIPLE = 64  # embedding matrices grow to a multiple of this, which keeps matrix products fast
-NOISE_SCALE = 0.1  # of new rows around the old rows' mean, in units of the old rows' standard deviation
-PER_LAYER_EMBEDDING = "embed_tokens_per_layer"  # Gemma 4: what every layer adds to a token
+VOCABULARY_MULTIPLE = 64  # of which the number of token embeddings is a multiple, for fast matrix products
+NOISE_SCALE = 0.1  # of new token embeddings around the mean of the old ones, in their standard deviations
+PER_LAYER_EMBEDDING = "embed_tokens_per_layer"  # Gemma 4: embeddings that are added at every layer
 
 
 @dataclass(frozen=True)
 class MaskVocabulary:
-    """Where the mask tokens stand among the ids of a text tokenizer.
+    """The ids of the mask tokens in a text tokenizer.
 
     Attributes:
         start_id, end_id: ids of `<|mt_start|>` and `<|mt_end|>`.
@@ -38,19 +39,19 @@ class MaskVocabulary:
 
     @property
     def code_ids(self) -> slice:
-        """The columns of the codes in a matrix over the vocabulary."""
+        """Ids of the codes, as a slice over the vocabulary."""
         return slice(self.first_code_id, self.first_code_id + self.codebook_size)
 
     def ids(self) -> list[int]:
-        """Ids of all mask tokens in ascending order."""
+        """Ids of all mask tokens, ascending."""
         return sorted([self.start_id, self.end_id, *range(self.code_ids.start, self.code_ids.stop)])
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> MaskVocabulary:
-        """Look the mask tokens up.
+        """Find the mask tokens in a text tokenizer.
 
         Raises:
-            ValueError: a token is missing, there are codes beyond the codebook, or the codes' ids are not in order.
+            ValueError: a token is missing, there are more codes than `codebook_size`, or their ids are not consecutive.
         """
         known = tokenizer.get_vocab()
         missing = [token for token in mask_tokens(codebook_size) if token not in known]
@@ -63,7 +64,7 @@ class MaskVocabulary:
             count = sum(number.isdigit() for number in numbers)
             raise ValueError(
                 f"text tokenizer has {count} mask codes, the mask tokenizer has codebook_size={codebook_size}: "
-                "they do not belong together"
+                "expected the same number"
             )
         first = known[mask_token(0)]
         misplaced = next((c for c in range(codebook_size) if known[mask_token(c)] != first + c), None)
@@ -76,78 +77,85 @@ class MaskVocabulary:
 
 
 def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> list[int]:
-    """Add the mask tokens that are missing; changes the tokenizer in place.
+    """Add the mask tokens to a text tokenizer, in place, unless it has them.
 
     Returns:
-        ids of the tokens that were added, empty when all were there.
+        Ids of the added tokens; empty if the tokenizer has them already.
 
     Raises:
-        ValueError: only some are there, or those there do not fit `codebook_size`.
+        ValueError: the tokenizer has only some of them, or a number of codes other than `codebook_size`.
     """
     known = tokenizer.get_vocab()
     wanted = mask_tokens(codebook_size)
     present = [token for token in wanted if token in known]
     if present:
-        MaskVocabulary.of(tokenizer, codebook_size)  # all of them, or an error that says which
+        MaskVocabulary.of(tokenizer, codebook_size)  # raises unless all are present and in order
         return []
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in wanted])
-    return tokenizer.convert_tokens_to_ids(wanted)
+    extended = tokenizer.get_vocab()
+    return [extended[token] for token in wanted]
 
 
 def extend_embeddings(
-    model: nn.Module, added_ids: list[int], vocabulary_size: int, codebook: Tensor | None = None
+    model: PreTrainedModel, added_ids: list[int], vocabulary_size: int, codebook: Tensor | None = None
 ) -> int:
-    """Make room for new tokens in a model's input and output embeddings and initialise their rows.
+    """Add token embeddings for new tokens to a model's input and output embeddings and initialize them.
 
-    Rows are also initialised where the matrices had room to spare, since those rows were never trained.
+    Embeddings beyond the old vocabulary that the model already has are initialized too, because they were never
+    trained.
 
     Args:
-        model: has `get_input_embeddings`, `get_output_embeddings`, `resize_token_embeddings`.
+        model: the LMM, changed in place.
         added_ids: ids of the new tokens.
-        vocabulary_size: entries of the text tokenizer after adding.
-        codebook: (v, d) float32; codes whose rows in it are alike then begin with rows that are alike. None: each
-            new row begins with noise of its own.
+        vocabulary_size: size of the text tokenizer, including the new tokens.
+        codebook: (v, d) float32. If set, codes with similar code vectors get similar token embeddings; otherwise all
+            are independent.
 
     Returns:
-        What the model's configuration has to say as `vocab_size`.
+        The `vocab_size` that the model's configuration must have.
     """
-    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    input_rows = full_shape(inputs.weight)[0]
-    rows = input_rows if outputs is None else min(input_rows, full_shape(outputs.weight)[0])
-    # A text tokenizer that leaves ids out (Phi-4) has ids beyond its number of entries.
+    # transformers types these layers as modules, without their weights.
+    inputs: Any = model.get_input_embeddings()
+    outputs: Any = model.get_output_embeddings()
+    num_inputs = unsharded_shape(inputs.weight)[0]
+    size = num_inputs if outputs is None else min(num_inputs, unsharded_shape(outputs.weight)[0])
+    # A text tokenizer with unused ids (Phi-4) has ids beyond its size.
     needed = max(vocabulary_size, max(added_ids) + 1)
-    if needed > rows:
-        extra, rows = input_rows - rows, -(-needed // ROWS_MULTIPLE) * ROWS_MULTIPLE
-        model.resize_token_embeddings(rows, mean_resizing=False)
+    if needed > size:
+        extra, size = num_inputs - size, -(-needed // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        model.resize_token_embeddings(size, mean_resizing=False)
         if extra:
-            # Llama 3.2 Vision: 8 input rows beyond its vocab_size, expected at reloading, forgotten by transformers.
-            wider = model._get_resized_embeddings(model.get_input_embeddings(), rows + extra, mean_resizing=False)
-            model.set_input_embeddings(wider)
+            # Llama 3.2 Vision has 8 input embeddings beyond its vocab_size, which transformers drops when resizing and
+            # expects when loading.
+            larger = model._get_resized_embeddings(
+                cast("nn.Embedding", model.get_input_embeddings()), size + extra, mean_resizing=False
+            )
+            model.set_input_embeddings(larger)
     added, first_new = torch.tensor(added_ids), min(added_ids)
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     weights = [inputs.weight]
     if outputs is not None and outputs.weight is not inputs.weight:
         weights.append(outputs.weight)
     for weight in weights:
-        with gathered_parameter(weight):
-            directions = None if codebook is None else code_directions(codebook, added_ids, weight.shape[1])
+        with gather_parameter(weight):
+            directions = None if codebook is None else project_codebook(codebook, added_ids, weight.shape[1])
             initialise_token_embeddings(weight, added.to(weight.device), first_new, directions)
     for name, module in model.named_modules():
         if name.endswith(PER_LAYER_EMBEDDING):
-            # Without noise: an adapter does not save these rows, and they must be the same when it is loaded.
-            with gathered_parameter(module.weight):
+            # Without noise, because adapters do not save these embeddings: they must be the same after loading.
+            with gather_parameter(module.weight):
                 initialise_token_embeddings(module.weight, added.to(module.weight.device), first_new, noise_scale=0)
-    return rows
+    return size
 
 
-def full_shape(weight: Tensor) -> torch.Size:
-    """Shape of a parameter, also where ZeRO-3 has left a piece of it in this process."""
+def unsharded_shape(weight: Tensor) -> torch.Size:
+    """Shape of a whole parameter, also if ZeRO-3 has sharded it."""
     return getattr(weight, "ds_shape", weight.shape)
 
 
 @contextmanager
-def gathered_parameter(weight: Tensor) -> Iterator[None]:
-    """Within it a parameter that ZeRO-3 has sharded is whole; what process 0 writes into it, all of them get."""
+def gather_parameter(weight: Tensor) -> Iterator[None]:
+    """Context in which a parameter that ZeRO-3 has sharded is whole. Changes by process 0 are sent to all others."""
     if not hasattr(weight, "ds_id"):
         yield
         return
@@ -158,14 +166,14 @@ def gathered_parameter(weight: Tensor) -> Iterator[None]:
 
 
 def check_ids_are_text(config: PretrainedConfig, ids: list[int]) -> None:
-    """Refuse ids that the model embeds as something else than text, whatever its text tokenizer says.
+    """Check that a model embeds the ids of the mask tokens as text.
 
     Args:
-        config: of the model.
-        ids: of the mask tokens.
+        config: configuration of the model.
+        ids: ids of the mask tokens.
 
     Raises:
-        ValueError: from some id on, all are images or sounds (Gemma 3n), so that no token can be added.
+        ValueError: the model uses ids from some number on for images or audio (Gemma 3n), so no tokens can be added.
     """
     for name, part in vars(config).items():
         offset = getattr(part, "vocab_offset", None)
@@ -178,38 +186,41 @@ def check_ids_are_text(config: PretrainedConfig, ids: list[int]) -> None:
 
 @torch.no_grad()
 def initialise_token_embeddings(
-    weight: Tensor, rows: Tensor, num_old: int, directions: Tensor | None = None, noise_scale: float = NOISE_SCALE
+    weight: Tensor, ids: Tensor, num_old: int, directions: Tensor | None = None, noise_scale: float = NOISE_SCALE
 ) -> None:
-    """Draw rows near the mean of the old ones, in place.
+    """Initialize token embeddings near the mean of the old ones, in place.
 
-    At the mean a new token is as likely as an average old one, so the first steps are not spent on unlearning; the
-    noise tells the new tokens apart.
+    A token with the mean embedding is about as likely as an average token, so training need not first make it less
+    likely. The noise makes the new tokens different.
 
     Args:
         weight: (vocabulary, hidden) embedding matrix.
-        rows: (n,) int64 rows to draw.
-        num_old: the first so many rows are the old ones.
-        directions: (n, hidden) float32 of unit variance instead of noise.
-        noise_scale: in units of the old rows' standard deviation.
+        ids: (n,) int64, the new tokens.
+        num_old: number of old tokens, which have the first ids.
+        directions: (n, hidden) float32 of unit variance, used instead of noise.
+        noise_scale: in standard deviations of the old embeddings.
     """
     old = weight[:num_old].float()
     mean, std = old.mean(0), old.std(0)
     if directions is None:
-        directions = torch.randn(len(rows), weight.shape[1], device=weight.device)
-    weight[rows] = (mean + noise_scale * std * directions.to(weight.device)).to(weight.dtype)
+        directions = torch.randn(len(ids), weight.shape[1], device=weight.device)
+    weight[ids] = (mean + noise_scale * std * directions.to(weight.device)).to(weight.dtype)
 
 
 @torch.no_grad()
-def code_directions(codebook: Tensor, ids: list[int], hidden: int) -> Tensor:
-    """The codebook in the embedding space, by a random map that keeps distances in expectation.
+def project_codebook(codebook: Tensor, ids: list[int], hidden: int) -> Tensor:
+    """Map the codebook to the embedding space by a random projection, which preserves distances in expectation.
 
     Args:
         codebook: (v, d) float32.
-        ids: of all mask tokens, start and end first, then the codes in order, as `mask_text.mask_tokens` lists them.
-        hidden: width of the embeddings.
+        ids: ids of all mask tokens in the order of `mask_text.mask_tokens`: start, end, codes.
+        hidden: width of the token embeddings.
 
     Returns:
-        (v + 2, hidden) float32 of unit variance; start and end are noise.
+        (v + 2, hidden) float32 of unit variance; the start and end tokens get noise.
+
+    Raises:
+        ValueError: the number of ids is not v + 2.
     """
     if len(ids) != len(codebook) + 2:
         raise ValueError(f"ids: got {len(ids)}, expected start, end and {len(codebook)} codes")

@@ -1,16 +1,18 @@
-"""The mask tokenizer: a mask becomes a few discrete codes, coarse to fine, and codes become a mask again.
+"""The mask tokenizer: encodes a mask as a few discrete codes, coarse to fine, and decodes codes to a mask.
 
-Knows nothing of language models, of text and of ms-swift. One file per part: `configuration` sizes and switches,
-`sizes` the named ones, `transformer` the shared block, `encoder`, `quantizer`, `decoder` and `pixel_decoder` the four
-parts, `modeling` the model put together, `code_search` better codes than nearest, `reconstruction_loss` the loss
-terms, `objective` stage 1's training objective, `conversion` released weights. Names are imported when they are asked
-for, so that the command line can list sizes without torch.
+`configuration` holds the model's fields and `sizes` named sets of them; `transformer` is the block that `encoder` and
+`decoder` share; `quantizer` holds the codebook; `pixel_decoder` is the second half of the de-tokenizer; `modeling`
+combines them to a transformers model; `code_search` finds better codes than the nearest; `objective` is the training
+objective of stage 1; `released_weights` reads the authors' weights. Public names are imported on first use, so that the
+command line can list sizes without torch.
+
+Does not know language models, text or ms-swift.
 """
 
 from importlib import import_module
 from typing import Any
 
-# public name -> submodule that defines it
+# public name -> module that it is imported from
 _PUBLIC = {
     "SIZES": "sizes",
     "MaskTokenizer": "modeling",

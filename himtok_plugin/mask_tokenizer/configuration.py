@@ -1,7 +1,7 @@
-"""Every size and switch of the mask tokenizer, flat, typed and validated.
+"""The configuration of the mask tokenizer, flat, typed and validated.
 
-Does not know what the sizes mean to the parts: each part reads its own fields. Defaults are those of the released
-weights (`large`), except `latent_layout`, where tokenizers made here use the causal one.
+Defaults are those of the released weights (`large`), except `latent_layout`, which is causal in tokenizers trained with
+this package.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import inspect
 from transformers import PretrainedConfig
 
 LATENT_LAYOUTS = ("transpose", "legacy_reshape")
-GROUP_NORM_GROUPS = 32  # of the MaskGIT-VQGAN pixel decoder; a field, because channels must be a multiple of it
+GROUP_NORM_GROUPS = 32  # of the MaskGIT-VQGAN pixel decoder; channels must be a multiple of it
 
 
 class MaskTokenizerConfig(PretrainedConfig):
@@ -19,27 +19,26 @@ class MaskTokenizerConfig(PretrainedConfig):
 
     Args:
         image_size: side of the square s in pixels.
-        patch_size: side of an encoder patch; equals the pixel decoder's total upsampling, 2 ** (levels - 1).
+        patch_size: side of an encoder patch in pixels; equals the upsampling of the pixel decoder, 2 ** (levels - 1).
         encoder_width, encoder_layers, encoder_heads: the encoder's transformer.
         decoder_width, decoder_layers, decoder_heads: the de-tokenizer's transformer.
         mlp_ratio: hidden width of a block's feed-forward layer, in multiples of the width.
-        num_mask_tokens: k, the codes of a mask.
+        num_mask_tokens: k, the number of codes per mask.
         codebook_size: v, the number of codes.
-        code_width: d, numbers in a code's codebook row.
-        latent_layout: how (k, width) latents become (width, k) before the 1x1 convolution: `transpose` keeps each
-            code causal, `legacy_reshape` mixes tokens as the released weights (and TiTok before them) do.
-        normalize_codebook: feed L2-normalised codebook rows to the decoder (the released decoder takes them as
-            they are).
+        code_width: d, the width of a code vector.
+        latent_layout: how (k, width) latents become (width, k) before the 1x1 convolution. `transpose` keeps codes
+            causal; `legacy_reshape` mixes tokens, as in the released weights and in TiTok.
+        normalize_codebook: decode L2-normalised code vectors; the released decoder takes them unnormalised.
         pixel_hidden_width, pixel_input_channels: the two 1x1 convolutions between transformer and pixel decoder.
         pixel_channels, pixel_channel_multipliers, pixel_res_blocks, pixel_groups: the pixel decoder; multipliers
             run from the last (full resolution) level to the first.
-        output_channels: channels of the last convolution; their mean is the mask's logit before shift and scale.
+        output_channels: channels of the last convolution, which are averaged.
         output_shift, output_scale: probability = sigmoid((mean - shift) * scale).
-        codebook_ready: False until a fresh codebook was placed among the encoder's outputs by training.
-        initializer_range: standard deviation of freshly drawn weights.
+        codebook_ready: False until training has initialized the codebook from the encoder's outputs.
+        initializer_range: minimum standard deviation of newly initialized weights.
 
     Raises:
-        ValueError: a field is out of range or two fields do not fit each other.
+        ValueError: a field is out of range, or two fields are inconsistent.
     """
 
     model_type = "himtok_mask_tokenizer"
@@ -87,8 +86,8 @@ class MaskTokenizerConfig(PretrainedConfig):
         self.code_width = code_width
         self.latent_layout = latent_layout
         self.normalize_codebook = normalize_codebook
-        if pixel_hidden_width is None and _is_positive_integer(decoder_width):
-            pixel_hidden_width = 2 * decoder_width
+        if pixel_hidden_width is None:
+            pixel_hidden_width = 2 * decoder_width if _is_positive_integer(decoder_width) else 0
         self.pixel_hidden_width = pixel_hidden_width
         self.pixel_input_channels = pixel_input_channels
         self.pixel_channels = pixel_channels
@@ -105,16 +104,16 @@ class MaskTokenizerConfig(PretrainedConfig):
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side of the square."""
+        """Number of patches along one side of the square."""
         return self.image_size // self.patch_size
 
     @classmethod
     def field_names(cls) -> set[str]:
-        """Names of the fields above, without those of every `PretrainedConfig`."""
+        """Names of the fields of this class, without those of `PretrainedConfig`."""
         return set(inspect.signature(cls).parameters) - {"kwargs"}
 
     def check(self) -> None:
-        """Raise the class's ValueError if the fields, perhaps set one by one, are out of range."""
+        """Check all fields, which may have been set after construction; raises the ValueError of the class."""
         positive = (
             "image_size patch_size encoder_width encoder_layers encoder_heads decoder_width decoder_layers "
             "decoder_heads mlp_ratio num_mask_tokens codebook_size code_width pixel_hidden_width "
@@ -152,7 +151,7 @@ class MaskTokenizerConfig(PretrainedConfig):
         for multiplier in self.pixel_channel_multipliers:
             if (self.pixel_channels * multiplier) % self.pixel_groups:
                 raise ValueError(
-                    f"pixel_channels={self.pixel_channels}: {multiplier} times it is no multiple of "
+                    f"pixel_channels={self.pixel_channels}: expected {multiplier} times it to be a multiple of "
                     f"pixel_groups={self.pixel_groups}"
                 )
 

@@ -1,7 +1,4 @@
-"""Codebook rows to a grid of features: the transformer half of the de-tokenizer.
-
-Never sees an image: what it knows of the mask is the codes. Does not know the codebook.
-"""
+"""First half of the de-tokenizer: a transformer from code vectors to a grid of features. It does not see the image."""
 
 from __future__ import annotations
 
@@ -37,12 +34,12 @@ class MaskDecoder(nn.Module):
             nn.Conv2d(config.pixel_hidden_width, config.pixel_input_channels, kernel_size=1),
         )
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """(b, n, d) codebook rows, 1 <= n <= k -> (b, channels, grid, grid)."""
-        batch, given, _ = rows.shape
-        latents = self.decoder_embed(rows.to(self.decoder_embed.weight.dtype))
-        # A missing tail is zero behind the embedding: no bias, unlike a zero row before it.
-        latents = F.pad(latents, (0, 0, 0, self.num_mask_tokens - given))
+    def forward(self, code_vectors: Tensor) -> Tensor:
+        """(b, n, d) code vectors, 1 <= n <= k -> (b, channels, grid, grid)."""
+        batch, length, _ = code_vectors.shape
+        latents = self.decoder_embed(code_vectors.to(self.decoder_embed.weight.dtype))
+        # Missing codes are zeros after the embedding. A zero code vector before it would add the bias.
+        latents = F.pad(latents, (0, 0, 0, self.num_mask_tokens - length))
         latents = latents + self.latent_token_positional_embedding
         blank = self.mask_token.expand(batch, self.grid_size**2, -1)
         canvas = torch.cat([self.class_embedding.expand(batch, 1, -1).to(blank.dtype), blank], dim=1)

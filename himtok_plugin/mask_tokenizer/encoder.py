@@ -1,7 +1,6 @@
-"""Squares to latents: the first part of the mask tokenizer.
+"""The encoder: squares to latents.
 
-Latent i sees the whole mask and the latents before it, which is what orders the codes from coarse to fine. Does not
-know the codebook.
+Latent i attends to the whole mask and to latents up to i, which orders the codes from coarse to fine.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from torch import Tensor, nn
 from .configuration import MaskTokenizerConfig
 from .transformer import Block
 
-RGB_CHANNELS = 3  # the patch convolution of the released weights expects an image; the mask is repeated
+RGB_CHANNELS = 3  # of the released patch convolution; the mask is repeated over them
 
 
 class MaskEncoder(nn.Module):
-    """Transformer encoder with latent tokens behind the patches (arXiv 2503.13026 section 3.1; 2406.07550)."""
+    """Transformer encoder with latent tokens after the patches (arXiv 2503.13026, section 3.1; arXiv 2406.07550)."""
 
     def __init__(self, config: MaskTokenizerConfig):
         super().__init__()
@@ -38,7 +37,7 @@ class MaskEncoder(nn.Module):
 
         Args:
             squares: (b, s, s) float in [0, 1].
-            latent_tokens: (k, width) learned queries; a parameter of the whole model in the released weights.
+            latent_tokens: (k, width) learned queries, which are a parameter of the whole model in the released weights.
 
         Returns:
             (b, k, d) float.
@@ -56,7 +55,10 @@ class MaskEncoder(nn.Module):
 
     @staticmethod
     def _allowed_attention(num_image: int, num_latents: int, device: torch.device) -> Tensor:
-        """(n, n) bool: image tokens see image tokens, latent i sees image tokens and latents up to itself."""
+        """(n, n) bool, True where a query (row) may attend to a key (column).
+
+        Image tokens attend to image tokens, latent i to image tokens and to latents up to i.
+        """
         length = num_image + num_latents
         order = torch.arange(length, device=device)
         group = order.clamp(min=num_image - 1)  # all image tokens share one place in the causal order
@@ -66,7 +68,7 @@ class MaskEncoder(nn.Module):
         """(b, k, width) -> (b, k, d) by the 1x1 convolution."""
         batch, num_latents, width = latents.shape
         if self.latent_layout == "legacy_reshape":
-            # Reads (k, width) memory as (width, k), so every code depends on every latent; only for released weights.
+            # The reshape mixes latents, so that every code depends on every latent. The released weights need it.
             channels_first = latents.reshape(batch, width, num_latents, 1)
         else:
             channels_first = latents.transpose(1, 2).unsqueeze(-1)

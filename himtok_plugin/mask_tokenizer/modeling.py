@@ -1,16 +1,15 @@
-"""`MaskTokenizer`: encoder, quantizer and de-tokenizer put together as a transformers model.
+"""`MaskTokenizer`: encoder, quantizer and de-tokenizer as a transformers model.
 
-Contract: squares (b, s, s) in [0, 1] <-> codes (b, k). Does not know text, images or how squares are made
-(`masks.py`); the training objective stands in `objective.py`.
+Contract: `encode` maps squares (b, s, s) in [0, 1] to codes (b, k), and `decode` maps codes back.
 
-Shapes throughout: b batch, k mask tokens, n <= k given tokens, d code width, v codebook size, s square side.
+Shapes: b batch, k mask tokens, n <= k mask tokens of a prefix, d code width, v codebook size, s side of the square.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -32,11 +31,11 @@ from .released_weights import (
 )
 from .transformer import SelfAttention
 
-RANGE_TOLERANCE = 1e-3  # by which rounding, of half precision too, may leave [0, 1]
+RANGE_TOLERANCE = 1e-3  # by which rounded values, also of half precision, may exceed [0, 1]
 
 
 class MaskTokenizer(PreTrainedModel):
-    """Hierarchical mask tokenizer of HiMTok (arXiv 2503.13026, section 3.1; built on TiTok, arXiv 2406.07550)."""
+    """Hierarchical mask tokenizer of HiMTok (arXiv 2503.13026, section 3.1), based on TiTok (arXiv 2406.07550)."""
 
     config_class = MaskTokenizerConfig
     config: MaskTokenizerConfig
@@ -58,7 +57,7 @@ class MaskTokenizer(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers' wrappers in `init` respect weights that were already loaded; only what is fresh is drawn.
+        # The functions in transformers' `initialization` skip weights that are already loaded.
         from transformers import initialization as init
 
         std = self.config.initializer_range
@@ -82,39 +81,48 @@ class MaskTokenizer(PreTrainedModel):
             init.zeros_(module.bias)
         own = ("class_embedding", "mask_token", "positional_embedding", "latent_token_positional_embedding")
         for name in (*own, "latent_tokens"):
-            if name in module._parameters:
-                init.normal_(module._parameters[name], std=module._parameters[name].shape[-1] ** -0.5)
+            parameter = module._parameters.get(name)
+            if parameter is not None:
+                init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> MaskTokenizer:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> MaskTokenizer:
         """Load a mask tokenizer.
 
         Args:
-            pretrained_model_name_or_path: `save_pretrained` folder or hub id; a folder, file or hub id that holds
-                only released weights (`himtok.pth`), which are converted on the fly; or "default".
-            kwargs: as of any transformers model, fields of the configuration among them; released weights know
-                those, `dtype`, `device_map` and what concerns the hub.
+            pretrained_model_name_or_path: a `save_pretrained` folder or hub id; a folder, file or hub id of released
+                weights (`himtok.pth`), which are converted while loading; or "default".
+            kwargs: as for any transformers model, including fields of the configuration. For released weights:
+                configuration fields, `dtype`, `device_map` and hub options.
 
         Raises:
-            ValueError: nothing there that could be a mask tokenizer, weights or fields that do not fit, or a keyword
-                that means nothing to released weights.
+            ValueError: no mask tokenizer was found, weights or fields do not match, or a keyword is not supported for
+                released weights.
         """
+        if pretrained_model_name_or_path is None:
+            raise ValueError("pretrained_model_name_or_path: got None, expected a folder, file, hub id or 'default'")
         found = find_mask_tokenizer(pretrained_model_name_or_path, kwargs)
-        kwargs.pop("subfolder", None)  # what was found lies in it
+        kwargs.pop("subfolder", None)  # is part of the path found
         if found.is_file():
-            options = ReleasedOptions.of(found, kwargs)
-            return cls.from_released(found, options.fields).to(options.device, options.dtype)
-        # Of the report, keys of another shape are named; without it transformers raises before they can be.
+            released = ReleasedOptions.of(found, kwargs)
+            model = cls.from_released(found, released.fields)
+            cast("nn.Module", model).to(released.device, released.dtype)
+            return model
+        # With mismatched sizes ignored, the report lists all of them; otherwise transformers raises without names.
         options = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
-            loaded, report = super().from_pretrained(os.fspath(found), *args, **options)
+            loaded, report = cast(
+                "tuple[MaskTokenizer, dict]", super().from_pretrained(os.fspath(found), *args, **options)
+            )
         except (OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"mask tokenizer {os.fspath(found)!r} cannot be read: {reason}") from error
         wrong = {name: sorted(keys, key=str) for name, keys in report.items() if keys}
         if wrong:
             raise ValueError(f"mask tokenizer {os.fspath(found)!r} does not fit: {wrong}")
-        loaded.config.check()  # transformers sets fields that are keywords here without asking
+        loaded.config.check()  # transformers sets fields from keywords without checking them
         return loaded
 
     @classmethod
@@ -123,10 +131,10 @@ class MaskTokenizer(PreTrainedModel):
 
         Args:
             path: the file.
-            fields: of the configuration, instead of those that are read off the shapes.
+            fields: configuration fields to use instead of those derived from the shapes.
 
         Raises:
-            ValueError: not a file of tensors, or keys or shapes that are not a mask tokenizer's, all named.
+            ValueError: it is not a file of tensors, or keys or shapes are not those of a mask tokenizer.
         """
         config, state = read_released(path, fields)
         cls.check_shapes(config, shapes_of(state), path)
@@ -137,45 +145,47 @@ class MaskTokenizer(PreTrainedModel):
 
     @classmethod
     def check_shapes(cls, config: MaskTokenizerConfig, shapes: Mapping[str, tuple[int, ...]], source: object) -> None:
-        """Compare the shapes of a state dict, by key, with those that the configuration asks for.
+        """Compare the shapes of a state dict, by key, with those that the configuration requires.
 
         Raises:
-            ValueError: they differ; every key is named, after `source`.
+            ValueError: they differ; the message begins with `source` and lists every key.
         """
         with torch.device("meta"):
             expected = shapes_of(cls(config).state_dict())
         check_keys(shapes, expected, source)
 
     def enable_input_require_grads(self) -> None:
-        """Nothing to do: there are no input embeddings. (ms-swift replaces transformers' method, which would see that,
-        in every process that has loaded an InternVL.)"""
+        """Do nothing, because there are no input embeddings.
+
+        transformers' method handles this, but ms-swift replaces it in processes that have loaded an InternVL.
+        """
 
     def encode(self, squares: Tensor, candidates: int = 1, sweeps: int = SWEEPS) -> Tensor:
-        """Squares to codes, without gradient.
+        """Encode squares to codes, without gradient.
 
         Args:
             squares: (b, s, s) float in [0, 1], see `masks.to_square`.
-            candidates: 1 takes the code nearest to each latent, as training does. More, up to v, decodes so many of
-                the nearest at every position and keeps the one whose mask is closest: better masks, and slower by as
-                much as k * candidates * sweeps decodings (`code_search.search_codes`).
-            sweeps: passes of that search over the positions, where there is one.
+            candidates: 1 takes the code nearest to each latent, as in training. With 2 to v, this number of nearest
+                codes is decoded at each position and the one with the closest mask is kept, which gives better masks
+                and decodes up to k * candidates * sweeps masks per square (`code_search.search_codes`).
+            sweeps: passes of this search over all positions.
 
         Returns:
             (b, k) int64 in [0, v).
 
         Raises:
-            ValueError: no tensor, wrong shape or dtype, numbers out of range; on a CPU, values beyond [0, 1] as well.
-                Elsewhere reading them would let a training step wait for the device.
+            ValueError: not a tensor, wrong shape or dtype, or a number out of range. Values outside [0, 1] are
+                detected on CPUs only, because reading them would make training steps wait for another device.
         """
         check_candidates(candidates, self.config.codebook_size)
         with torch.no_grad():
-            latents = self.encode_latents(squares)
+            latents = self.encode_to_latents(squares)
             if candidates == 1:
                 return self.quantize.nearest_codes(latents)
             return search_codes(self.quantize.nearest_codes(latents, candidates), squares, self._decode_valid, sweeps)
 
-    def encode_latents(self, squares: Tensor) -> Tensor:
-        """(b, s, s) squares -> (b, k, d) latents before quantization, in the model's dtype, with gradient."""
+    def encode_to_latents(self, squares: Tensor) -> Tensor:
+        """Encode squares (b, s, s) to latents (b, k, d) before quantization, in the model's dtype, with gradient."""
         _check_tensor("squares", squares)
         side = self.config.image_size
         if squares.ndim != 3 or squares.shape[1:] != (side, side):
@@ -186,21 +196,21 @@ class MaskTokenizer(PreTrainedModel):
         return self.encoder(squares.to(self.latent_tokens.dtype), self.latent_tokens)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes to mask probabilities.
+        """Decode codes to mask probabilities.
 
         Args:
-            codes: (b, n) int64 in [0, v), any 1 <= n <= k; a prefix gives a coarser mask.
+            codes: (b, n) int64 in [0, v), 1 <= n <= k; a prefix decodes to a coarser mask.
 
         Returns:
             (b, s, s) float32 in [0, 1].
 
         Raises:
-            ValueError: no tensor, wrong shape, dtype or a code out of range.
+            ValueError: not a tensor, wrong shape or dtype, or a code out of range.
         """
         self._check_length("codes", codes, ndim=2)
         if codes.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"codes of dtype {codes.dtype}: expected int64")
-        # Reading the values waits for the device and would break a compiled graph, so the check stays outside it.
+        # Reading the values would break a compiled graph.
         if not torch.compiler.is_compiling() and codes.numel():
             low, high = codes.aminmax()
             if low < 0 or high >= self.config.codebook_size:
@@ -208,20 +218,20 @@ class MaskTokenizer(PreTrainedModel):
         return self._decode_valid(codes)
 
     def _decode_valid(self, codes: Tensor) -> Tensor:
-        return self.decode_code_vectors(self.quantize.rows(codes))
+        return self.decode_code_vectors(self.quantize.code_vectors(codes))
 
     def decode_probabilities(self, probabilities: Tensor) -> Tensor:
-        """Soft decoding: the expected codebook row of every position is decoded.
+        """Soft decoding: decode the expected code vector of each position.
 
         Args:
-            probabilities: (b, n, v) float; rows sum to 1, or are all zero for positions that are to be ignored
-                (not the same as leaving them out: a zero row still passes the decoder's embedding bias).
+            probabilities: (b, n, v) float that sum to 1 over v, or are all zero at positions to be ignored. Leaving a
+                position out is different: a zero code vector still gets the bias of the decoder's embedding.
 
         Returns:
             (b, s, s) float32 in [0, 1], differentiable.
 
         Raises:
-            ValueError: no tensor, or of a wrong shape; on a CPU, as for `encode`, values beyond [0, 1].
+            ValueError: not a tensor, or a wrong shape; on CPUs also values outside [0, 1], see `encode`.
         """
         self._check_length("probabilities", probabilities, ndim=3)
         if probabilities.shape[2] != self.config.codebook_size:
@@ -229,20 +239,20 @@ class MaskTokenizer(PreTrainedModel):
         _check_range("probabilities", probabilities)
         return self.decode_code_vectors(self.quantize.expected_code_vectors(probabilities))
 
-    def decode_code_vectors(self, rows: Tensor) -> Tensor:
-        """(b, n, d) codebook rows -> (b, s, s) float32 probabilities in [0, 1]."""
-        logits = self.pixel_decoder(self.decoder(rows)).float()
+    def decode_code_vectors(self, code_vectors: Tensor) -> Tensor:
+        """Decode code vectors (b, n, d) to mask probabilities (b, s, s), float32 in [0, 1]."""
+        logits = self.pixel_decoder(self.decoder(code_vectors)).float()
         return torch.sigmoid((logits - self.config.output_shift) * self.config.output_scale)
 
-    def forward(self, squares: Tensor, objective: Callable[..., Any] | None = None, **kwargs) -> Any:
-        """Reconstruction at full length: (b, s, s) -> (b, s, s) float32 in [0, 1].
+    def forward(self, squares: Tensor, objective: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+        """Encode and decode squares: (b, s, s) -> (b, s, s) float32 in [0, 1].
 
-        With a training `objective`, that is called with the squares and `kwargs` instead: training has to pass through
-        here, because wrappers for mixed precision and for several processes act on this call.
+        In training, `objective(squares, **kwargs)` is returned instead. Training has to call this method, because
+        wrappers for mixed precision and distributed training act on it.
         """
         if objective is not None:
             return objective(squares, **kwargs)
-        return self.decode_code_vectors(self.quantize.rows(self.encode(squares)))
+        return self.decode_code_vectors(self.quantize.code_vectors(self.encode(squares)))
 
     def _check_length(self, name: str, value: Tensor, ndim: int) -> None:
         _check_tensor(name, value)
@@ -254,11 +264,13 @@ class MaskTokenizer(PreTrainedModel):
 
 def _check_tensor(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name} is of type {type(value).__name__}: expected a tensor, of an array torch.from_numpy")
+        raise ValueError(
+            f"{name} is of type {type(value).__name__}: expected a tensor (torch.from_numpy converts arrays)"
+        )
 
 
 def _check_range(name: str, value: Tensor) -> None:
-    """Refuse what is not within [0, 1]; a look at values costs nothing on a CPU alone, see `MaskTokenizer.encode`."""
+    """Reject values outside [0, 1] on CPUs, see `MaskTokenizer.encode`."""
     if torch.compiler.is_compiling() or value.device.type != "cpu" or not value.numel():
         return
     low, high = (float(bound) for bound in value.detach().aminmax())

@@ -1,6 +1,6 @@
-"""A grid of features to an image-sized logit map: the convolutional half of the de-tokenizer.
+"""Second half of the de-tokenizer: convolutions from a grid of features to an output value per pixel.
 
-The decoder of MaskGIT's VQGAN (arXiv 2202.04200). Does not know where its features come from.
+This is the decoder of MaskGIT's VQGAN (arXiv 2202.04200).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MIDDLE_BLOCKS = 2
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, 3x3 convolution, twice, without bias."""
+    """GroupNorm, SiLU and 3x3 convolution without bias, twice, with a residual connection."""
 
     def __init__(self, channels_in: int, channels_out: int, groups: int):
         super().__init__()
@@ -34,12 +34,12 @@ class ResidualBlock(nn.Module):
         hidden = self.conv2(F.silu(self.norm2(hidden)))
         if self.nin_shortcut is None:
             return x + hidden
-        # The released weights were trained with the shortcut over `hidden`; the input's own residual is dropped.
+        # The released weights were trained with the shortcut applied to `hidden`, without the input's residual.
         return hidden + self.nin_shortcut(hidden)
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, then nearest upsampling to the next, unless it is the last."""
+    """Residual blocks at one resolution, then nearest-neighbour upsampling, except at full resolution."""
 
     def __init__(self, channels_in: int, channels_out: int, blocks: int, groups: int, upsample: bool):
         super().__init__()
@@ -49,6 +49,7 @@ class Level(nn.Module):
         self.upsample_conv = nn.Conv2d(channels_out, channels_out, 3, padding=1) if upsample else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, channels_in, h, w) -> (b, channels_out, h, w), or twice as high and wide with upsampling."""
         for block in self.block:
             x = block(x)
         if self.upsample_conv is not None:
@@ -57,7 +58,7 @@ class Level(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Levels are numbered from full resolution (0) to the grid, and run from the last to the first."""
+    """Decoder of several levels, numbered from full resolution (0) to the grid and applied in reverse order."""
 
     def __init__(self, config: MaskTokenizerConfig):
         super().__init__()
@@ -80,7 +81,7 @@ class PixelDecoder(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         """(b, channels, grid, grid) -> (b, s, s), the mean over the output channels."""
-        # Convolutions are up to twice as fast in this layout in bfloat16, and hand it on.
+        # In bfloat16, convolutions are up to twice as fast in this layout, and they preserve it.
         x = self.conv_in(grid.contiguous(memory_format=torch.channels_last))
         for block in self.mid:
             x = block(x)

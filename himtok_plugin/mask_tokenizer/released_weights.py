@@ -1,8 +1,7 @@
-"""Released weights (`himtok.pth`) to configuration and state dict, and where a mask tokenizer lies: folder or hub.
+"""Reads released weights (`himtok.pth`) as configuration and state dict, and finds mask tokenizers in folders and hubs.
 
-Sizes are read off the tensors' shapes; what does not fit is refused by name. Pickles are read with
-`weights_only=True`, so a file cannot run code. Of a whole chat checkpoint the mask tokenizer's part, under
-`mask_decoder.`, is taken. Does not know the chat model around it (internvl_chat/).
+Sizes are derived from the shapes of the tensors. Pickles are read with `weights_only=True`, so that a file cannot run
+code. From a whole chat checkpoint, the mask tokenizer's tensors under `mask_decoder.` are taken.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from .configuration import MaskTokenizerConfig
 
 RELEASED_FILE = "himtok.pth"
 HEAD_WIDTH = 64  # of the released transformers
-IGNORED_PREFIXES = ("sam.",)  # the authors' optional refiner rides along in some files
-IGNORED_KEYS = ("encoder.attn_mask",)  # a stored constant, derived here
-CHAT_PREFIX = "mask_decoder."  # before the same keys in a whole chat checkpoint
+IGNORED_PREFIXES = ("sam.",)  # the authors' optional refiner, which some files contain
+IGNORED_KEYS = ("encoder.attn_mask",)  # a constant, which is computed here
+CHAT_PREFIX = "mask_decoder."  # of the same keys in a whole chat checkpoint
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")  # of `from_pretrained`
-WHOLE_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # transformers' words; one device has room
+WHOLE_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # of transformers; one device is enough
 
 
 def read_released(
@@ -39,13 +38,13 @@ def read_released(
 
     Args:
         path: the file.
-        fields: of the configuration, instead of those that are read off the shapes.
+        fields: configuration fields to use instead of those derived from the shapes.
 
     Returns:
-        The configuration, and the weights in float32; whether they fit each other is for the model to check.
+        The configuration, and the weights in float32. The caller has to check that they match.
 
     Raises:
-        ValueError: not a file of tensors, or shapes that no mask tokenizer has.
+        ValueError: it is not a file of tensors, or the shapes are not those of a mask tokenizer.
     """
     state = strip_wrappers(_read_weights(Path(path)), path)
     config = config_from_shapes(shapes_of(state), path, fields)
@@ -59,11 +58,11 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class ReleasedOptions:
-    """Keywords of `from_pretrained` as far as they concern released weights.
+    """Keywords of `from_pretrained` that apply to released weights.
 
     Attributes:
-        fields: of the configuration.
-        dtype, device: what the loaded model is converted and moved to.
+        fields: configuration fields.
+        dtype, device: of the loaded model.
     """
 
     fields: dict[str, Any]
@@ -72,10 +71,10 @@ class ReleasedOptions:
 
     @classmethod
     def of(cls, path: Path, options: Mapping[str, Any]) -> ReleasedOptions:
-        """Read `from_pretrained`'s keywords; those that concern the hub have done their work.
+        """Read the keywords of `from_pretrained`, except hub options.
 
         Raises:
-            ValueError: a keyword or value that means nothing here.
+            ValueError: a keyword is not supported, or a value is invalid.
         """
         known = MaskTokenizerConfig.field_names()
         unknown = sorted(options.keys() - known - {"dtype", "torch_dtype", "device_map", *HUB_OPTIONS})
@@ -94,7 +93,7 @@ class ReleasedOptions:
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if dtype in (None, "auto"):
         return torch.float32
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    found: Any = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype={dtype!r}: expected a floating dtype of torch or its name")
     return found
@@ -105,7 +104,7 @@ def _as_device(device_map: Any) -> torch.device:
         return torch.device("cpu")
     if device_map in WHOLE_DEVICE_MAPS:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    device = device_map.get("") if isinstance(device_map, Mapping) and len(device_map) == 1 else device_map
+    device: Any = device_map.get("") if isinstance(device_map, Mapping) and len(device_map) == 1 else device_map
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -113,16 +112,19 @@ def _as_device(device_map: Any) -> torch.device:
 
 
 def check_keys(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], source: object, optional=()
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    source: object,
+    optional: Iterable[str] = (),
 ) -> None:
-    """Compare keys and shapes of weights with those that are expected.
+    """Compare keys and shapes of weights with the expected ones.
 
     Args:
         found, expected: shapes by key.
-        source: what the error begins with.
-        optional: keys that may be absent.
+        source: beginning of the error message.
+        optional: keys that may be missing.
     Raises:
-        ValueError: they differ; every key is named.
+        ValueError: they differ; the message lists every key.
     """
     missing = sorted(expected.keys() - found.keys() - set(optional))
     unknown = sorted(found.keys() - expected.keys())
@@ -139,83 +141,81 @@ def _read_weights(path: Path) -> Mapping:
     if not path.is_file():
         raise ValueError(f"{path}: expected a weights file such as {RELEASED_FILE}, found none")
     if path.suffix == ".safetensors":
-        # Also tensors, but its layout stands in the config.json beside it and cannot be read off the shapes.
-        raise ValueError(f"{path}: expected the folder that holds it and its config.json")
+        # Its configuration is in the config.json next to it and cannot be derived from the shapes.
+        raise ValueError(f"{path}: got a file, expected the folder that holds it and its config.json")
     return read_pickle(path)
 
 
-def can_be_mapped(path: Path) -> bool:
-    """Whether tensors can be read from a file of `torch.save` one by one, as since PyTorch 1.6."""
+def supports_mmap(path: Path) -> bool:
+    """Whether a file of `torch.save` has the zip format (since PyTorch 1.6), which can be memory-mapped."""
     return zipfile.is_zipfile(path)
 
 
 def read_pickle(path: Path, mmap: bool = False) -> Mapping:
-    """A dictionary of tensors that `torch.save` wrote.
+    """Read a dictionary of tensors that `torch.save` wrote.
 
     Args:
         path: the file.
-        mmap: leave the tensors in the file until they are used, where its format allows it.
+        mmap: map the tensors into memory instead of reading them, if the file's format supports it.
     Raises:
-        ValueError: the file is something else, is cut short, or would run code.
+        ValueError: the file is something else, is truncated, or would run code.
     """
     try:
-        # weights_only refuses every pickle that would call anything but tensor constructors.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and can_be_mapped(path))
+        # weights_only rejects pickles that call anything but constructors of tensors.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and supports_mmap(path))
     except pickle.UnpicklingError as error:
-        # torch's own message advises loading it without the safeguard.
+        # torch's own message recommends loading the file without this protection.
         called = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it would call {called[1]}" if called else "no pickle of tensors"
+        reason = f"it would call {called[1]}" if called else "not a pickle of tensors"
         raise ValueError(f"{path}: not a weights file of plain tensors ({reason})") from error
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path}: not a weights file of plain tensors ({reason[0]})") from error
+        raise ValueError(f"{path}: not a weights file of plain tensors ({_first_line(error)})") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{path}: holds a {type(state).__name__}, expected a dictionary of tensors")
     return state
 
 
 def strip_wrappers(state: Mapping, source: object = "state dict") -> dict[str, Tensor]:
-    """Undo the `{"model": ...}` wrapper, `module.` and `mask_decoder.` prefixes; drop what is no part of the tokenizer.
+    """Undo the `{"model": …}` wrapper, `module.` and `mask_decoder.` prefixes; drop keys of other models.
 
-    Where keys begin with `mask_decoder.`, the others are those of the chat model around it.
+    If there are keys with `mask_decoder.`, all others belong to a chat model and are dropped.
 
     Raises:
-        ValueError: a value is no tensor.
+        ValueError: a value is not a tensor.
     """
     if isinstance(state.get("model"), Mapping):
         state = state["model"]
     plain = {str(key).removeprefix("module."): value for key, value in state.items()}
     inner = {key.removeprefix(CHAT_PREFIX): v for key, v in plain.items() if key.startswith(CHAT_PREFIX)}
-    kept = {key: value for key, value in (inner or plain).items() if is_part(key)}
+    kept = {key: value for key, value in (inner or plain).items() if is_mask_tokenizer_key(key)}
     strange = sorted(key for key, value in kept.items() if not isinstance(value, Tensor))
     if strange:
-        raise ValueError(f"{source}: entries that are no tensors: {strange}")
+        raise ValueError(f"{source}: entries {strange} are not tensors")
     return kept
 
 
-def is_part(key: str) -> bool:
-    """Whether a key of released weights, prefixes removed, belongs to the mask tokenizer."""
+def is_mask_tokenizer_key(key: str) -> bool:
+    """Whether a key of released weights, without prefixes, belongs to the mask tokenizer."""
     return not key.startswith(IGNORED_PREFIXES) and key not in IGNORED_KEYS
 
 
 def config_from_shapes(
     shapes: Mapping[str, tuple[int, ...]], source: object = "state dict", fields: Mapping[str, Any] | None = None
 ) -> MaskTokenizerConfig:
-    """Read every size off the shapes of a released state dict.
+    """Derive the configuration from the shapes of a released state dict.
 
     Args:
-        shapes: of its tensors, by key, wrappers removed.
-        source: what errors begin with.
-        fields: of the configuration, instead of those that are read off the shapes.
+        shapes: shapes of its tensors, by key without prefixes.
+        source: beginning of error messages.
+        fields: configuration fields to use instead of those derived from the shapes.
 
     Raises:
-        ValueError: a key that a size is read from is absent or has the wrong number of dimensions, or the sizes
-            contradict each other.
+        ValueError: a required key is missing or has the wrong number of dimensions, or sizes are inconsistent.
     """
 
     def shape(key: str, ndim: int) -> tuple[int, ...]:
         if key not in shapes:
-            raise ValueError(f"{source}: no key {key!r}, so this is no HiMTok mask tokenizer")
+            raise ValueError(f"{source}: no key {key!r}, so this is not a HiMTok mask tokenizer")
         if len(shapes[key]) != ndim or 0 in shapes[key]:
             raise ValueError(f"{source}: {key} has shape {shapes[key]}, expected {ndim} dimensions, none of them 0")
         return shapes[key]
@@ -261,17 +261,20 @@ def config_from_shapes(
 
 
 def find_mask_tokenizer(name: str | os.PathLike, hub_options: Mapping | None = None) -> Path:
-    """The folder to load with `save_pretrained` layout, or the released weights file, that `name` stands for.
+    """Find a mask tokenizer.
 
-    A folder may be a mask tokenizer itself, hold one in `mask_tokenizer/`, or hold a `himtok.pth`. Anything else is
-    taken as a hub id and downloaded.
+    A folder may be a mask tokenizer itself, contain one in `mask_tokenizer/`, or contain `himtok.pth`. A name that is
+    neither a file nor a folder is downloaded as a hub id.
 
     Args:
         name: folder, file, hub id or "default".
-        hub_options: keywords of `from_pretrained`; of them `subfolder` also says where to look in a local folder.
+        hub_options: keywords of `from_pretrained`; `subfolder` also applies to local folders.
+
+    Returns:
+        A folder in `save_pretrained` layout, or a file of released weights.
 
     Raises:
-        ValueError: nothing found, with everything that was looked for.
+        ValueError: there is no mask tokenizer; the message says what was looked for.
     """
     options = hub_options or {}
     subfolder = str(options.get("subfolder") or "").strip("/")
@@ -298,11 +301,11 @@ def _is_mask_tokenizer(folder: Path) -> bool:
 
 
 def _download(hub_id: str, subfolder: str, options: Mapping) -> Path:
-    """The repository's folder, with what belongs to the mask tokenizer; the weights of an LMM beside it stay there."""
+    """Download the files of a mask tokenizer, without those of an LMM in the same repository; return their folder."""
 
     def fetch(*patterns: str) -> Path:
         inside = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
-        return download(hub_id, "mask tokenizer", inside, options) / subfolder
+        return download_from_hub(hub_id, "mask tokenizer", inside, options) / subfolder
 
     folder = fetch("config.json", RELEASED_FILE, f"{SIDECAR_FOLDER}/*")
     if _is_mask_tokenizer(folder):
@@ -310,16 +313,18 @@ def _download(hub_id: str, subfolder: str, options: Mapping) -> Path:
     return folder
 
 
-def download(hub_id: str, what: str, files: Iterable[str], options: Mapping | None = None) -> Path:
-    """Files of a hub repository, in a local folder.
+def download_from_hub(hub_id: str, what: str, files: Iterable[str], options: Mapping | None = None) -> Path:
+    """Download files of a hub repository to the cache.
 
     Args:
         hub_id: the repository.
-        what: it is expected to be, for the error.
-        files: patterns of names.
-        options: of `from_pretrained`; those that concern the hub are used.
+        what: kind of model, for the error message.
+        files: patterns of file names.
+        options: keywords of `from_pretrained`, of which the hub options are used.
+    Returns:
+        The local folder.
     Raises:
-        ValueError: the hub does not have it or cannot be reached.
+        ValueError: the repository does not exist or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
@@ -327,7 +332,11 @@ def download(hub_id: str, what: str, files: Iterable[str], options: Mapping | No
     try:
         return Path(snapshot_download(hub_id, allow_patterns=[*files], **allowed))
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"{what} {hub_id!r}: no such folder, and it cannot be had from the hub ({reason[0]})"
+            f"{what} {hub_id!r}: no such folder, and downloading it from the hub failed ({_first_line(error)})"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """First line of an error's message, or the name of its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,20 +1,20 @@
-"""The named sizes of the mask tokenizer, and the builder that draws one with fresh weights.
+"""Named sizes of the mask tokenizer, and a builder for them.
 
-The only place where a size has a name; torch is imported when one is built. `large` is the layout of the released
-`himtok.pth`; `small` and `base` are TiTok's sizes around the same codebook and pixel decoder; `tiny` learns on a CPU in
-minutes, `pocket`, which ships with the package, on a GPU.
+`large` is the size of the released `himtok.pth`; `small` and `base` have TiTok's transformers with the same codebook
+and pixel decoder; `tiny` trains on a CPU in minutes; `pocket`, which ships with the package, was trained on a GPU.
+Torch is imported only when a mask tokenizer is built.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .modeling import MaskTokenizer
 
 
 def _titok(width: int, layers: int) -> dict:
-    """Fields of a TiTok-shaped size; heads are 64 wide in all of them (arXiv 2406.07550, table 1)."""
+    """Fields of TiTok's transformers, whose heads are 64 wide (arXiv 2406.07550, table 1)."""
     return {
         f"{part}_{field}": value
         for part in ("encoder", "decoder")
@@ -34,7 +34,7 @@ SIZES: dict[str, dict] = {
         "pixel_input_channels": 64,
         "pixel_channels": 16,
         "pixel_channel_multipliers": [1, 1, 2, 4],
-        "pixel_res_blocks": 1,  # a second one costs a third of the training step and reconstructs no better
+        "pixel_res_blocks": 1,  # a second block takes a third of the training step and does not improve reconstruction
         "pixel_groups": 1,
     },
     "pocket": {
@@ -62,11 +62,15 @@ SIZES: dict[str, dict] = {
 }
 
 
-def build_mask_tokenizer(size: str, **overrides) -> MaskTokenizer:
-    """A mask tokenizer of a named size with fresh weights; `overrides` are fields of `MaskTokenizerConfig`.
+def build_mask_tokenizer(size: str, **overrides: Any) -> MaskTokenizer:
+    """Build an untrained mask tokenizer of a named size.
+
+    Args:
+        size: a key of `SIZES`.
+        overrides: fields of `MaskTokenizerConfig` to change.
 
     Raises:
-        ValueError: `size` has no entry in `SIZES`, or an override is no field or does not fit.
+        ValueError: the size is unknown, or an override is not a field or out of range.
     """
     if size not in SIZES:
         raise ValueError(f"size={size!r}: expected one of {sorted(SIZES)}")
@@ -75,5 +79,5 @@ def build_mask_tokenizer(size: str, **overrides) -> MaskTokenizer:
 
     for name in overrides:
         if name not in MaskTokenizerConfig.field_names():
-            raise ValueError(f"{name}={overrides[name]!r}: no field of MaskTokenizerConfig")
+            raise ValueError(f"{name}={overrides[name]!r}: expected a field of MaskTokenizerConfig")
     return MaskTokenizer(MaskTokenizerConfig(**{**SIZES[size], **overrides}))

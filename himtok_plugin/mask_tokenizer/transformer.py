@@ -1,6 +1,6 @@
-"""The pre-norm transformer block that encoder and decoder share.
+"""The pre-norm transformer block of encoder and decoder.
 
-Does not know what its tokens are. Parameter names follow the released weights (`ln_1`, `attn.in_proj_weight`, ...).
+Parameter names are those of the released weights (`ln_1`, `attn.in_proj_weight`, …).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """(b, n, width) -> (b, n, width); `allowed` (n, n) bool: True where query row may see key column."""
+        """(b, n, width) -> (b, n, width); `allowed` (n, n) bool is True where a query (row) may attend to a key."""
         batch, length, width = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        # On a CPU the fused kernel's backward pass takes longer than the plain formula on sequences this short.
+        # On CPUs, the backward pass of the fused kernel is slower than the plain formula for short sequences.
         fused = x.device.type != "cpu" or not torch.is_grad_enabled()
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed) if fused else _attend(q, k, v, allowed)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-    """Scaled dot-product attention written out; (b, heads, n, d) each."""
+    """Scaled dot-product attention as a plain formula; q, k and v are (b, heads, n, d)."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
@@ -41,7 +41,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with the exact (erf) GELU between them."""
+    """Two linear layers with an exact (erf) GELU between them."""
 
     def __init__(self, width: int, hidden_width: int):
         super().__init__()

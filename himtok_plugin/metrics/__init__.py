@@ -1,6 +1,6 @@
-"""Numbers about masks, boxes and choices: cIoU, gIoU, boundary F, calibration error, reconstruction IoU.
+"""Metrics of masks, boxes and multiple-choice answers, such as cIoU, gIoU, boundary F and calibration error.
 
-Each metric is a class with `update`, `merge` and `compute`. Nothing in here knows files, protocols or LMMs.
+Each is a class with `update`, `merge` and `compute`. Does not know files, protocols or LMMs.
 """
 
 from .segmentation import SegmentationMetrics

@@ -1,7 +1,6 @@
-"""Boxes that answers spell, beside true ones: accuracy at IoU levels.
+"""Boxes in the text of answers, and their accuracy at IoU levels.
 
-Contract: `boxes_in_text`, and nothing else, reads boxes out of text, `box_iou` compares two, `BoxMetrics` accumulates
-and merges. Boxes are x1, y1, x2, y2 in pixels, x2 and y2 exclusive. Does not know masks, files and models.
+Boxes are x1, y1, x2, y2 in pixels, x2 and y2 exclusive.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ import numpy as np
 
 BOX_LEVELS = (0.5, 0.7, 0.9)
 BoxCoordinates = Sequence[float]
-# How answers give coordinates: shares of the image, thousandths of it (InternVL, Qwen2-VL, Qwen3-VL), or pixels, which
-# Qwen2.5-VL counts in the image as it was resized for the model.
+# Units of coordinates in answers: fractions of the image, thousandths of it (InternVL, Qwen2-VL, Qwen3-VL), or pixels
+# (Qwen2.5-VL, of the image as it was resized for the model).
 BOX_SCALES = ("norm1", "norm1000", "pixel")
-NORMALIZED_SIDE = 1000  # of an image in `norm1000`
+NORMALIZED_SIDE = 1000  # side of the image in `norm1000`
 
 _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
-# [x1, y1, x2, y2], perhaps in more brackets; (x1,y1),(x2,y2) of Qwen; {"bbox_2d": [...]} holds the first.
+# [x1, y1, x2, y2], also in more brackets or in {"bbox_2d": […]}, or Qwen's (x1,y1),(x2,y2).
 _FOUR = re.compile(
     rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]|\({_NUMBER},{_NUMBER}\)\s*,?\s*\({_NUMBER},{_NUMBER}\)"
 )
@@ -28,15 +27,17 @@ _FOUR = re.compile(
 def boxes_in_text(
     text: str, size: tuple[int, int], scale: str = "norm1000", shown: tuple[int, int] | None = None
 ) -> list[tuple[float, float, float, float]]:
-    """Every box in an answer, in order, in pixels.
+    """Find every box in an answer, in order.
 
     Args:
         text: the answer; boxes are written [x1, y1, x2, y2] or (x1, y1),(x2, y2).
         size: (h, w) of the image.
-        scale: what the numbers mean: `norm1` shares of the image, `norm1000` thousandths (0 to 1000), `pixel`.
-        shown: (h, w) of the image that `pixel` counts in, where the model saw another one than that of `size`.
+        scale: unit of the coordinates: `norm1` (fractions of the image), `norm1000` (thousandths) or `pixel`.
+        shown: (h, w) of the image that the model saw, if it was resized; the unit `pixel` refers to it.
+    Returns:
+        Boxes in pixels of the image.
     Raises:
-        ValueError: another scale.
+        ValueError: the scale is unknown.
     """
     if scale not in BOX_SCALES:
         raise ValueError(f"scale: got {scale!r}, expected one of {', '.join(BOX_SCALES)}")
@@ -55,7 +56,7 @@ def boxes_in_text(
 
 
 def box_iou(a: BoxCoordinates, b: BoxCoordinates) -> float:
-    """Intersection over union of two boxes, in [0, 1]; 0.0 where their union has no area."""
+    """Intersection over union of two boxes, in [0, 1]; 0.0 if their union has no area."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     intersection = max(width, 0.0) * max(height, 0.0)
     union = _area(a) + _area(b) - intersection
@@ -79,11 +80,11 @@ class BoxMetrics:
         return self._samples
 
     def update(self, prediction: BoxCoordinates | None, target: BoxCoordinates) -> None:
-        """Add one sample; a prediction of None is a missing answer, counted as wrong."""
+        """Add a sample. None is a missing prediction, which counts as wrong."""
         self.update_iou(None if prediction is None else box_iou(prediction, target))
 
     def update_iou(self, iou: float | None) -> None:
-        """Add one sample of known IoU; None is a missing answer."""
+        """Add a sample by its IoU. None is a missing prediction, which counts as wrong."""
         self._samples += 1
         self._missing += iou is None
         self._iou_sum += iou or 0.0
@@ -96,7 +97,10 @@ class BoxMetrics:
         return self
 
     def compute(self) -> dict[str, float | int | None]:
-        """`box_acc@x`: share of samples with IoU >= x; `box_IoU`: mean; None over no samples. `samples`, `missing`."""
+        """Compute all numbers; shares and means are None without samples.
+
+        `box_acc@x`: share of samples with IoU >= x. `box_IoU`: mean IoU. `samples`, `missing`: counts.
+        """
         result: dict[str, float | int | None] = {
             f"box_acc@{level}": count / self._samples if self._samples else None
             for level, count in zip(BOX_LEVELS, self._right.tolist(), strict=True)

@@ -1,46 +1,44 @@
-"""How well scores of masks tell their IoU, as a small accumulator.
+"""How well the scores of masks predict their IoU.
 
-Contract: pairs of a score and a true IoU go in, a few sums and the counts of a grid are kept, accumulators of several
-processes merge to what one would have given. Does not know where scores come from, nor masks, files and models.
+Only sums and the counts of a grid are stored. Merged accumulators of several processes give the same numbers as one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-NUM_BINS = 10  # of the expected calibration error, as in Guo et al., ICML 2017
-RANK_LEVELS = 1000  # values closer than this share of [0, 1] tie in the rank correlation: ranks need all values, else
+NUM_BINS = 10  # of the expected calibration error (Guo et al., ICML 2017)
+RANK_LEVELS = 1000  # of [0, 1] to which values are rounded for the rank correlation, instead of storing all values
 
 
 class CalibrationMetrics:
     """Streaming accumulator over masks with a score.
 
     Args:
-        bins: of [0, 1], of equal width, for the expected calibration error.
+        bins: number of bins of equal width of [0, 1], for the expected calibration error.
     """
 
     def __init__(self, bins: int = NUM_BINS) -> None:
         self.bins = bins
         self._masks = 0
-        self._gaps = [0.0] * bins  # of each bin, the sum of its masks' score - IoU
+        self._gaps = [0.0] * bins  # sum of score - IoU, by bin
         self._squares = 0.0
-        self._cells: Counter[tuple[int, int]] = Counter()  # (level of the score, level of the IoU) -> masks
+        self._cells: Counter[tuple[int, int]] = Counter()  # (level of the score, level of the IoU) -> number of masks
 
     def __len__(self) -> int:
         return self._masks
 
     def update(self, score: float, iou: float) -> None:
-        """Add one mask.
+        """Add a mask.
 
         Args:
-            score: of the mask, in [0, 1].
-            iou: with the true mask that it stands for, in [0, 1].
+            score: the mask's score, in [0, 1].
+            iou: its IoU with the matching true mask, in [0, 1].
         Raises:
-            ValueError: a number outside. The accumulator is unchanged then.
+            ValueError: a number is out of range. The accumulator is unchanged then.
         """
         for name, value in (("score", score), ("iou", iou)):
             if not 0 <= value <= 1:  # true for NaN as well
@@ -61,12 +59,12 @@ class CalibrationMetrics:
         return self
 
     def compute(self) -> dict[str, float | int | None]:
-        """All numbers so far; None over no masks.
+        """Compute all numbers; they are None without masks.
 
-        `ECE`: distance between mean score and mean IoU over bins of the score, weighted by their masks (Guo et al.,
-        ICML 2017). `Brier`: mean squared distance of score and IoU, as Brier's score has it for outcomes of 0 and 1.
-        `spearman`: rank correlation in [-1, 1], to a resolution of a thousandth; None where either does not vary.
-        `scored_masks`: count.
+        `ECE`: distance between mean score and mean IoU, averaged over bins of the score weighted by their number of
+        masks (Guo et al., ICML 2017). `Brier`: mean squared difference of score and IoU, as in the Brier score, whose
+        outcomes are 0 and 1. `spearman`: rank correlation in [-1, 1], of values rounded to a thousandth; None if scores
+        or IoUs do not vary. `scored_masks`: number of masks.
         """
         return {
             "ECE": sum(map(abs, self._gaps)) / self._masks if self._masks else None,
@@ -86,7 +84,7 @@ class CalibrationMetrics:
 
 
 def _centred_ranks(levels: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Mean rank of each level's masks, the mean over all masks subtracted."""
+    """Mean rank of the masks of each level, minus the mean over all masks."""
     _, which = np.unique(levels, return_inverse=True)
     count = np.bincount(which, times)
     rank = np.cumsum(count) - (count - 1) / 2
@@ -94,16 +92,17 @@ def _centred_ranks(levels: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def expected_calibration_error(scores: Sequence[float], ious: Sequence[float], bins: int = NUM_BINS) -> float:
-    """Mean distance between score and IoU over bins of equal width, weighted by their masks (Guo et al., ICML 2017).
-
-    Args:
-        scores, ious: (n,) each, in [0, 1], n >= 1.
-        bins: number of bins of [0, 1].
-    """
-    return calibration_summary(scores, ious, bins)["ECE"]
+    """The `ECE` of `CalibrationMetrics`, for scores and IoUs in [0, 1], (n,) each with n >= 1."""
+    error = summarize_calibration(scores, ious, bins)["ECE"]
+    if error is None:
+        raise ValueError("scores is empty: expected at least one")
+    return error
 
 
-def calibration_summary(scores: Any, ious: Any, bins: int = NUM_BINS) -> dict[str, float | int | None]:
+def summarize_calibration(
+    scores: Iterable[float], ious: Iterable[float], bins: int = NUM_BINS
+) -> dict[str, float | int | None]:
+    """All numbers of `CalibrationMetrics`, for scores and IoUs in [0, 1], (n,) each."""
     metrics = CalibrationMetrics(bins)
     for score, iou in zip(scores, ious, strict=True):
         metrics.update(float(score), float(iou))

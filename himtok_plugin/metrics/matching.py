@@ -1,8 +1,4 @@
-"""Which true mask a predicted one stands for.
-
-Contract: the assignment of the largest sum of IoU; a mask too many stands for none, and has an IoU of 0. Masks may be
-of any kind that an `iou` of two of them is known for. Does not know metrics' sums, files and models.
-"""
+"""Matching of predicted masks to true masks, one to one, so that the sum of their IoUs is largest."""
 
 from __future__ import annotations
 
@@ -19,11 +15,11 @@ def _iou(predicted: np.ndarray, true: np.ndarray) -> float:
 
 
 def matched_ious(predicted: Sequence[Any], true: Sequence[Any], iou: Callable[[Any, Any], float] = _iou) -> list[float]:
-    """IoU of each predicted mask with the true one that it stands for, 0 for one that stands for none.
+    """IoU of each predicted mask with the true mask that it is matched to; 0 for unmatched masks.
 
     Args:
-        predicted, true: bool (h, w) each, or what `iou` takes.
-        iou: of a predicted and a true mask; 0 for a true one without a pixel, which nothing stands for.
+        predicted, true: masks, bool (h, w), or other arguments of `iou`.
+        iou: IoU of a predicted and a true mask. It must be 0 for empty true masks, which match nothing.
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -1,7 +1,6 @@
-"""How well a mask tokenizer brings masks back, per number of tokens: its ceiling for any LMM on top of it.
+"""How well a mask tokenizer reconstructs masks, by number of tokens: an upper bound for any LMM that uses it.
 
-Masks are compared at their own size, so the stretch to the square and back counts too. Does not know where masks come
-from.
+Masks are compared at their own size, so the resizing to the square and back is included.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from himtok_plugin.mask_tokenizer import MaskTokenizer
-from himtok_plugin.masks.sources import from_square, to_square
+from himtok_plugin.masks import from_square, to_square
 
 from .segmentation import SegmentationMetrics
 
@@ -23,25 +22,25 @@ DECODE_BATCH = 32
 
 
 def token_counts(num_mask_tokens: int) -> list[int]:
-    """The numbers of tokens that are measured: powers of two below k, and k."""
+    """The numbers of tokens to measure: powers of two below k, and k."""
     return sorted({n for n in TOKEN_COUNTS if n < num_mask_tokens} | {num_mask_tokens})
 
 
 class ReconstructionMetrics:
-    """Streaming scores of what a mask tokenizer decodes from its codes, per number of tokens.
+    """Streaming segmentation metrics of reconstructed masks, by number of tokens.
 
     Args:
         num_mask_tokens: k of the mask tokenizer.
-        threshold: probability from which a pixel is foreground.
+        threshold: minimum probability of foreground pixels.
     """
 
     def __init__(self, num_mask_tokens: int, threshold: float = 0.5):
         self.threshold = threshold
-        # The boundary is the slowest number by far, and says little about a prefix.
+        # Boundary metrics are by far the slowest and say little about prefixes.
         self.metrics = {n: SegmentationMetrics(boundary=n == num_mask_tokens) for n in token_counts(num_mask_tokens)}
 
     def __len__(self) -> int:
-        """Masks so far."""
+        """Number of masks."""
         return len(next(iter(self.metrics.values())))
 
     @torch.inference_mode()
@@ -50,7 +49,7 @@ class ReconstructionMetrics:
 
         Args:
             mask_tokenizer: in evaluation mode.
-            codes: (b, k) int64, of the masks.
+            codes: (b, k) int64, codes of the masks.
             masks: b masks, bool (h, w) each, of any sizes.
         """
         for n, metrics in self.metrics.items():
@@ -58,13 +57,13 @@ class ReconstructionMetrics:
                 metrics.update(from_square(square, mask.shape, self.threshold), mask)
 
     def merge(self, other: ReconstructionMetrics) -> ReconstructionMetrics:
-        """Add the masks of another accumulator of as many tokens to this one, and return this one."""
+        """Add the masks of another accumulator with the same number of tokens to this one, and return this one."""
         for n, metrics in self.metrics.items():
             metrics.merge(other.metrics[n])
         return self
 
     def compute(self) -> dict[int, dict[str, float | int | None]]:
-        """Number of tokens (powers of two below k, and k) -> what `SegmentationMetrics.compute` returns."""
+        """The result of `SegmentationMetrics.compute`, by number of tokens."""
         return {n: metrics.compute() for n, metrics in self.metrics.items()}
 
 
@@ -72,12 +71,12 @@ class ReconstructionMetrics:
 def reconstruction_scores(
     mask_tokenizer: MaskTokenizer, masks: Iterable[np.ndarray], threshold: float = 0.5
 ) -> dict[int, dict[str, float | int | None]]:
-    """Encode and decode masks.
+    """Encode and decode masks and compare them with the originals.
 
     Args:
         mask_tokenizer: in evaluation mode.
         masks: bool (h, w) each, of any sizes.
-        threshold: probability from which a pixel is foreground.
+        threshold: minimum probability of foreground pixels.
 
     Returns:
         See `ReconstructionMetrics.compute`.

@@ -1,10 +1,8 @@
-"""Segmentation metrics as small accumulators: cIoU, gIoU, P@x, N-acc and T-acc, classes, boundaries, calibration.
+"""Segmentation metrics: cIoU, gIoU, P@x, N-acc and T-acc, mIoU over classes, boundary metrics.
 
-Purpose: one definition of each number, for training evaluation, `himtok eval` and benchmarks alike.
-Contract: masks go in one pair at a time, a few sums are kept (constant memory), accumulators of several processes merge
-to what one would have given. Masks are bool (h, w); another size than the target's is an error, never a resize. Who has
-counted pixels already (`run_lengths.py`) hands in an `Overlap`.
-This module does not know where masks come from: no files, text, models or datasets.
+Contract: pairs of masks are added one at a time, and only sums are stored. Merged accumulators of several processes
+give the same numbers as one. Masks are bool (h, w); masks of different sizes are an error and are never resized. If
+pixels are counted already (`masks/run_lengths.py`), an `Overlap` is added instead.
 """
 
 from __future__ import annotations
@@ -13,15 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .boundary import boundary_f_of, boundary_iou_of
-from .calibration_error import CalibrationMetrics as CalibrationMetrics
+from .boundary import compute_boundary_f, compute_boundary_iou, without_ignored
 
 PRECISION_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)  # P@x of the RefCOCO literature
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Pixel counts of one (prediction, target) pair; pixels that are to be ignored are in none of them.
+    """Pixel counts of a prediction and a target, without ignored pixels.
 
     Attributes:
         intersection: foreground in both.
@@ -43,16 +40,16 @@ class Overlap:
 
     @classmethod
     def of(cls, prediction: np.ndarray, target: np.ndarray, ignore: np.ndarray | None = None) -> Overlap:
-        """Count two masks.
+        """Count the pixels of two masks.
 
         Args:
             prediction, target: bool (h, w).
             ignore: bool (h, w) or None; True pixels are not counted.
         Raises:
-            ValueError: another dtype, or sizes that differ.
+            ValueError: another dtype, or different sizes.
         """
         prediction, target, ignore = _checked(prediction, target, ignore)
-        a, b = _counted(prediction, ignore), _counted(target, ignore)
+        a, b = without_ignored(prediction, ignore), without_ignored(target, ignore)
         return cls(*(int(np.count_nonzero(mask)) for mask in (a & b, a, b)))
 
 
@@ -61,9 +58,9 @@ def mask_iou(a: np.ndarray, b: np.ndarray, ignore: np.ndarray | None = None) -> 
 
     Args:
         a, b: bool (h, w).
-        ignore: bool (h, w) or None; True pixels count for neither intersection nor union.
+        ignore: bool (h, w) or None; True pixels are not counted.
     Raises:
-        ValueError: another dtype, or sizes that differ.
+        ValueError: another dtype, or different sizes.
     """
     return Overlap.of(a, b, ignore).iou
 
@@ -71,40 +68,39 @@ def mask_iou(a: np.ndarray, b: np.ndarray, ignore: np.ndarray | None = None) -> 
 def boundary_f(prediction: np.ndarray, target: np.ndarray, ignore: np.ndarray | None = None) -> float:
     """Boundary F-measure of DAVIS (Perazzi et al., CVPR 2016), in [0, 1].
 
-    Boundary pixels of one mask count as found if a boundary pixel of the other lies within 0.008 of the image's
-    diagonal (rounded up, at least 1 pixel); F is the harmonic mean of the found shares. The image's border is no
-    boundary. If neither mask has a boundary (empty, or filling the image) the result is 1.0 for equal masks, else 0.0.
+    A boundary pixel of one mask is matched if the other mask has a boundary pixel within 0.008 of the image's diagonal
+    (rounded up, at least 1 pixel). F is the harmonic mean of the matched shares of both masks. The image's border is
+    not a boundary. If neither mask has a boundary (empty or full masks), the result is 1.0 for equal masks, else 0.0.
 
     Args:
         prediction, target: bool (h, w).
         ignore: bool (h, w) or None; boundary pixels in it are not counted, but others may be matched to them.
     Raises:
-        ValueError: another dtype, or sizes that differ.
+        ValueError: another dtype, or different sizes.
     """
-    return boundary_f_of(*_checked(prediction, target, ignore))
+    return compute_boundary_f(*_checked(prediction, target, ignore))
 
 
 def boundary_iou(prediction: np.ndarray, target: np.ndarray, ignore: np.ndarray | None = None) -> float:
-    """Boundary IoU (Cheng et al., CVPR 2021), in [0, 1]: IoU of the rims of both masks.
+    """Boundary IoU (Cheng et al., CVPR 2021), in [0, 1]: IoU of the boundary regions of both masks.
 
-    A rim is the foreground within 0.02 of the image's diagonal (rounded, at least 1 pixel) of background, where the
-    image's border is background too. 1.0 if both masks are empty.
+    The boundary region of a mask is its foreground within 0.02 of the image's diagonal (rounded, at least 1 pixel) of
+    background. The outside of the image counts as background. 1.0 if both masks are empty.
 
     Args:
         prediction, target: bool (h, w).
-        ignore: bool (h, w) or None; True pixels count for neither intersection nor union.
+        ignore: bool (h, w) or None; True pixels are not counted.
     Raises:
-        ValueError: another dtype, or sizes that differ.
+        ValueError: another dtype, or different sizes.
     """
-    return boundary_iou_of(*_checked(prediction, target, ignore))
+    return compute_boundary_iou(*_checked(prediction, target, ignore))
 
 
 class SegmentationMetrics:
     """Streaming accumulator over (prediction, target) pairs.
 
     Args:
-        boundary: also compute `boundary_F` and `boundary_IoU`, by far the slowest of the numbers; their keys are left
-            out if False.
+        boundary: whether to compute `boundary_F` and `boundary_IoU`, which are by far the slowest numbers.
     """
 
     def __init__(self, boundary: bool = True) -> None:
@@ -132,15 +128,15 @@ class SegmentationMetrics:
         ignore: np.ndarray | None = None,
         missing: bool = False,
     ) -> None:
-        """Add one sample.
+        """Add a sample.
 
         Args:
-            prediction: bool (h, w), or None for a missing answer: scored as an empty mask and counted in `missing`.
+            prediction: bool (h, w), or None if it is missing. It is scored as an empty mask then.
             target: bool (h, w); all False (outside `ignore`) means that there is no target.
-            ignore: bool (h, w) or None; True pixels are left out of every number.
-            missing: whether there was no answer, for which `prediction` stands.
+            ignore: bool (h, w) or None; True pixels are excluded from every number.
+            missing: whether the prediction is missing and `prediction` replaces it.
         Raises:
-            ValueError: another dtype, or sizes that differ. The accumulator is unchanged then.
+            ValueError: another dtype, or different sizes. The accumulator is unchanged then.
         """
         missing = missing or prediction is None
         if prediction is None:
@@ -148,21 +144,21 @@ class SegmentationMetrics:
         overlap = Overlap.of(prediction, target, ignore)
         self._add(overlap, missing)
         if self.boundary:
-            self._boundary_sum += boundary_f_of(prediction, target, ignore)
-            self._boundary_iou_sum += boundary_iou_of(prediction, target, ignore)
+            self._boundary_sum += compute_boundary_f(prediction, target, ignore)
+            self._boundary_iou_sum += compute_boundary_iou(prediction, target, ignore)
 
     def update_overlap(self, overlap: Overlap, missing: bool = False) -> None:
-        """Add one sample whose pixels are counted already.
+        """Add a sample by its pixel counts.
 
         Args:
-            overlap: its counts.
-            missing: whether there was no answer.
+            overlap: the counts.
+            missing: whether the prediction is missing.
         Raises:
-            RuntimeError: boundaries are asked for, which counts do not tell.
+            RuntimeError: the accumulator has boundary metrics, which need masks.
         """
         if self.boundary:
             raise RuntimeError(
-                "update_overlap: got metrics with boundary=True, expected False: counts have no boundary"
+                "update_overlap: got metrics with boundary=True, expected False, because boundaries need masks"
             )
         self._add(overlap, missing)
 
@@ -182,7 +178,7 @@ class SegmentationMetrics:
             self._no_target_right += overlap.predicted == 0
 
     def merge(self, other: SegmentationMetrics) -> SegmentationMetrics:
-        """Add the samples of another accumulator (of another process, say) to this one, and return this one."""
+        """Add the samples of another accumulator, such as that of another process, to this one, and return this one."""
         if self.boundary != other.boundary:
             raise ValueError(f"boundary is {other.boundary} in the other metrics: expected {self.boundary}, as here")
         for name in vars(self):
@@ -191,15 +187,15 @@ class SegmentationMetrics:
         return self
 
     def compute(self, precision_over_targets: bool = False) -> dict[str, float | int | None]:
-        """All numbers so far; a share or mean over no samples is None, shares are in [0, 1].
+        """Compute all numbers; shares are in [0, 1], shares and means over no samples are None.
 
-        `cIoU`: sum of intersections / sum of unions (1.0 if every union is empty). `gIoU`: mean IoU, where
-        empty/empty is 1 and empty/non-empty 0. `P@x`: share of samples with IoU >= x. `N-acc`: share of samples without
-        a target that are predicted empty. `T-acc`: share of samples with a target that are not predicted empty.
-        `boundary_F`, `boundary_IoU`: means of `boundary_f`, `boundary_iou`. `samples`, `missing`: counts.
+        `cIoU`: sum of intersections / sum of unions (1.0 if all unions are empty). `gIoU`: mean IoU, which is 1 for two
+        empty masks and 0 for one. `P@x`: share of samples with IoU >= x. `N-acc`: share of samples without a target
+        whose prediction is empty. `T-acc`: share of samples with a target whose prediction is not empty. `boundary_F`,
+        `boundary_IoU`: means of `boundary_f`, `boundary_iou`. `samples`, `missing`: counts.
 
         Args:
-            precision_over_targets: P@x over samples with a target only, as gRefCOCO has it.
+            precision_over_targets: compute P@x over samples with a target only, as in gRefCOCO.
         """
         with_target = self._samples - self._no_target
         union = _ratio(self._intersection, self._union)
@@ -219,7 +215,7 @@ class SegmentationMetrics:
 
 
 class ClassMetrics:
-    """Streaming IoU per class, as semantic segmentation has it: a class's pixels are counted over all images."""
+    """Streaming IoU per class, as in semantic segmentation: pixels of a class are summed over all images."""
 
     def __init__(self) -> None:
         self._counts: dict[str, np.ndarray] = {}  # class -> intersection, union, samples
@@ -240,11 +236,11 @@ class ClassMetrics:
         return len(self._counts)
 
     def per_class(self) -> dict[str, float | None]:
-        """IoU of each class, by name; None for one that is neither predicted nor there in any image."""
+        """IoU by class name; None for a class that is neither predicted nor present in any image."""
         return {label: _ratio(int(i), int(u)) for label, (i, u, _) in sorted(self._counts.items())}
 
     def compute(self) -> dict[str, float | int | None]:
-        """`mIoU`: mean over the classes that have an IoU; `classes`: their number."""
+        """`mIoU`: mean over the classes that have an IoU. `classes`: their number."""
         ious = [iou for iou in self.per_class().values() if iou is not None]
         return {"mIoU": float(np.mean(ious)) if ious else None, "classes": len(ious)}
 
@@ -265,7 +261,3 @@ def _checked(
         if mask.shape != target.shape:
             raise ValueError(f"{name} has size {mask.shape}: expected {target.shape}, the size of the target")
     return prediction, target, ignore
-
-
-def _counted(mask: np.ndarray, ignore: np.ndarray | None) -> np.ndarray:
-    return mask if ignore is None else mask & ~ignore

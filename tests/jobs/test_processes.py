@@ -1,4 +1,4 @@
-"""What the environment says of a process."""
+"""processes.py: what is read from the environment."""
 
 import pytest
 
@@ -11,8 +11,8 @@ def test_an_integer_or_the_default(monkeypatch):
     assert (environment_int("RANK", 0), environment_int("LOCAL_RANK", 0)) == (3, 0)
 
 
-def test_what_is_no_integer_is_named(monkeypatch):
+def test_a_value_that_is_not_an_integer_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(ValueError, match="WORLD_SIZE: got 'two' in the environment, expected an integer"):
-        with Processes.started():
+        with Processes.from_environment():
             pass

@@ -1,4 +1,4 @@
-"""A real `generate` keeps to legal mask text, and the code probabilities recorded on the way are the model's own."""
+"""generation.py: a real `generate` writes legal mask text, and recorded code probabilities are the model's own."""
 
 import math
 
@@ -8,11 +8,10 @@ from transformers import LogitsProcessorList, Qwen2Config, Qwen2ForCausalLM
 
 from himtok_plugin.hierarchical_loss import code_probabilities
 from himtok_plugin.lmm.generation import CodeProbabilityRecorder, MaskGrammar, normalised_entropy
-from himtok_plugin.lmm.token_automaton import TokenAutomaton, labelled_masks
+from himtok_plugin.lmm.token_automaton import TokenAutomaton, labelled_masks_grammar
 from himtok_plugin.lmm.vocabulary import MaskVocabulary
 
 END_OF_TEXT = 0
-WORDS = range(1, 6)
 VOCABULARY = MaskVocabulary(start_id=6, end_id=7, first_code_id=8, codebook_size=12)
 MASK_TOKENS = 4
 PROMPT = torch.tensor([[1, 2, 3]])
@@ -28,7 +27,7 @@ def model():
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        initializer_range=0.5,  # at the usual 0.02 all tokens are equally likely, which no trained model says
+        initializer_range=0.5,  # at the usual 0.02 all tokens are about equally likely, unlike in trained models
         eos_token_id=END_OF_TEXT,
         pad_token_id=END_OF_TEXT,
         tie_word_embeddings=False,
@@ -82,7 +81,7 @@ def test_sampled_text_is_legal_mask_text(model, limit):
     assert min(lengths) >= 1 and max(lengths) == limit
 
 
-def test_without_the_grammar_the_same_model_writes_nonsense(model):
+def test_without_the_grammar_the_same_model_writes_illegal_text(model):
     prompt = PROMPT.expand(64, -1)
     ids = generate(model, [], prompt)[:, prompt.shape[1] :].tolist()
     assert any(masks_of(sequence)[2] for sequence in ids)
@@ -148,7 +147,7 @@ def test_positions_outside_masks_were_not_recorded(model):
     assert recorder.probabilities(0, []) is None
 
 
-def test_grammar_does_not_touch_what_stays_allowed():
+def test_scores_of_allowed_tokens_are_unchanged():
     scores = torch.randn(2, 24)  # wider than the vocabulary: embedding matrices are padded
     ids = torch.tensor([[1, 1, 1], [1, VOCABULARY.start_id, 9]])
     allowed = MaskGrammar(VOCABULARY, MASK_TOKENS)(ids, scores.clone())
@@ -167,39 +166,39 @@ def counts_of(ids) -> list[int]:
     return [len(closed) for closed, _, _ in found]
 
 
-def asked(**options):
+def grammar_with(**options):
     return MaskGrammar(VOCABULARY, MASK_TOKENS, prompt_length=PROMPT.shape[1], stop_ids=(END_OF_TEXT,), **options)
 
 
-def finished(ids) -> torch.Tensor:
+def has_ended(ids) -> torch.Tensor:
     return (ids == END_OF_TEXT).any(1)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_answers_stop_after_exactly_as_many_masks_as_asked(model, temperature):
+def test_answers_have_exactly_the_required_number_of_masks(model, temperature):
     prompt = PROMPT.expand(256, -1)
-    grammar = asked(min_masks=2, max_masks=2)
+    grammar = grammar_with(min_masks=2, max_masks=2)
     ids = generate(model, [grammar], prompt, temperature=temperature, max_new_tokens=60)[:, PROMPT.shape[1] :]
     counts = torch.tensor(counts_of(ids))
-    assert finished(ids).float().mean() > 0.5
-    assert (counts[finished(ids)] == 2).all() and counts.max() == 2
+    assert has_ended(ids).float().mean() > 0.5
+    assert (counts[has_ended(ids)] == 2).all() and counts.max() == 2
 
 
-def test_owed_masks_are_begun_while_there_is_room_for_them(model):
+def test_missing_masks_are_started_while_whole_masks_fit(model):
     prompt = PROMPT.expand(256, -1)
-    grammar = asked(min_masks=3, max_masks=3, max_new_tokens=24)
+    grammar = grammar_with(min_masks=3, max_masks=3, max_new_tokens=24)
     ids = generate(model, [grammar], prompt, max_new_tokens=24)[:, PROMPT.shape[1] :]
     assert counts_of(ids) == [3] * 256
-    # Without room for whole masks the answer is cut, as any other.
-    grammar = asked(min_masks=3, max_masks=3, max_new_tokens=8)
+    # If whole masks do not fit, the answer is truncated like any other.
+    grammar = grammar_with(min_masks=3, max_masks=3, max_new_tokens=8)
     ids = generate(model, [grammar], prompt, max_new_tokens=8)[:, PROMPT.shape[1] :]
     assert max(counts_of(ids)) < 3
 
 
 @pytest.mark.parametrize("most", [0, 1])
-def test_no_more_masks_than_asked(model, most):
+def test_the_maximum_number_of_masks_is_kept(model, most):
     prompt = PROMPT.expand(256, -1)
-    ids = generate(model, [asked(max_masks=most)], prompt)[:, PROMPT.shape[1] :]
+    ids = generate(model, [grammar_with(max_masks=most)], prompt)[:, PROMPT.shape[1] :]
     counts = counts_of(ids)
     assert max(counts) == most and min(counts) == 0
     assert ((ids == VOCABULARY.start_id).sum(1) <= most).all()
@@ -215,13 +214,13 @@ def test_masks_of_the_prompt_do_not_count(model):
 
 def test_beams_keep_to_the_number_of_masks(model):
     prompt = PROMPT.expand(8, -1)
-    grammar = asked(min_masks=1, max_masks=1, max_new_tokens=24)
+    grammar = grammar_with(min_masks=1, max_masks=1, max_new_tokens=24)
     options = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 24, "do_sample": False}
     assert counts_of(generate(model, [grammar], prompt, **options)[:, PROMPT.shape[1] :]) == [1] * 32
 
 
 def step(grammar, logits, codes: int) -> list[int]:
-    """Tokens allowed after so many codes, where the codes' logits are these."""
+    """Tokens that are allowed after a number of codes, for these logits of the codes."""
     scores = torch.zeros(1, 20)
     scores[0, VOCABULARY.code_ids] = logits
     ids = torch.tensor([[1, VOCABULARY.start_id, *range(8, 8 + codes)]])
@@ -229,7 +228,7 @@ def step(grammar, logits, codes: int) -> list[int]:
 
 
 def test_early_stop_ends_a_mask_whose_next_code_is_unknown():
-    grammar = asked(early_stop=0.8)
+    grammar = grammar_with(early_stop=0.8)
     unknown, known = torch.zeros(12), torch.eye(12)[3] * 20
     assert step(grammar, unknown, 2) == [VOCABULARY.end_id]
     assert step(grammar, known, 2) == [VOCABULARY.end_id, *range(8, 20)]
@@ -241,7 +240,7 @@ def test_early_stop_makes_masks_shorter_and_keeps_them_legal(model):
     prompt = PROMPT.expand(256, -1)
     lengths = []
     for threshold in (None, 0.5):
-        ids = generate(model, [asked(early_stop=threshold)], prompt)[:, PROMPT.shape[1] :]
+        ids = generate(model, [grammar_with(early_stop=threshold)], prompt)[:, PROMPT.shape[1] :]
         counts_of(ids)
         closed = [codes for sequence in ids.tolist() for codes in masks_of(sequence)[0]]
         lengths.append(sum(map(len, closed)) / len(closed))
@@ -257,6 +256,6 @@ def test_entropy_is_0_of_a_certain_and_1_of_an_unknown_code():
 
 def test_labelled_masks_need_a_token_to_stop_with():
     texts = ["a", ":", " ", "\n", "b", "c", *["x"] * 14]
-    text = TokenAutomaton(labelled_masks(), texts, VOCABULARY)
+    text = TokenAutomaton(labelled_masks_grammar(), texts, VOCABULARY)
     with pytest.raises(ValueError, match="stop_ids"):
         MaskGrammar(VOCABULARY, MASK_TOKENS, text=text, max_masks=1)

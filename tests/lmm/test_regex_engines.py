@@ -7,7 +7,7 @@ import torch
 
 from himtok_plugin.lmm.generation import MaskGrammar
 from himtok_plugin.lmm.tiny_internvl import train_tokenizer
-from himtok_plugin.lmm.token_automaton import TokenAutomaton, free_text, labelled_masks, token_texts
+from himtok_plugin.lmm.token_automaton import TokenAutomaton, free_text_grammar, labelled_masks_grammar, token_texts
 from himtok_plugin.lmm.vocabulary import MaskVocabulary, extend_tokenizer
 from himtok_plugin.mask_text import answer_regex, codes_to_text, mask_regex
 
@@ -96,11 +96,11 @@ CASES = [(kind, name) for kind in (Xgrammar, Outlines) for name in LEGAL if (kin
 
 @pytest.mark.parametrize(("library", "name"), CASES)
 def test_libraries_accept_legal_answers_and_no_others(tokenizer, library, name):
-    asked, legal = LEGAL[name]
-    compiled = library(tokenizer, answer_regex(V, K, **asked))
+    limits, legal = LEGAL[name]
+    compiled = library(tokenizer, answer_regex(V, K, **limits))
     for text in legal:
         if library is Outlines and "日" in text:
-            continue  # of bytes that are no characters alone it is not told here
+            continue  # token_texts has no text for tokens that are parts of characters
         assert compiled.accepts(tokenizer.encode(text, add_special_tokens=False)), text
     for text in ILLEGAL[name]:
         assert not compiled.accepts(tokenizer.encode(text, add_special_tokens=False)), text
@@ -119,13 +119,13 @@ def test_libraries_compile_a_mask_of_the_released_size(tokenizer, library):
 @pytest.mark.parametrize(("library", "name"), CASES)
 def test_logits_processor_allows_what_the_library_allows(tokenizer, library, name):
     """Along random answers; only that a server's mask may also be spelled, character by character."""
-    asked = dict(LEGAL[name][0])
-    compiled = library(tokenizer, answer_regex(V, K, **asked))
+    limits = dict(LEGAL[name][0])
+    compiled = library(tokenizer, answer_regex(V, K, **limits))
     vocabulary, stop = MaskVocabulary.of(tokenizer, V), tokenizer.eos_token_id
     texts = token_texts(tokenizer)
-    labels = asked.pop("labels", False)
-    text = TokenAutomaton(labelled_masks() if labels else free_text(), texts, vocabulary, (stop,))
-    grammar = MaskGrammar(vocabulary, K, text=text, stop_ids=(stop,), **asked)
+    labels = limits.pop("labels", False)
+    text = TokenAutomaton(labelled_masks_grammar() if labels else free_text_grammar(), texts, vocabulary, (stop,))
+    grammar = MaskGrammar(vocabulary, K, text=text, stop_ids=(stop,), **limits)
     plain = {i for i, written in enumerate(texts) if written and written.isascii()} | {stop}
     own = set(vocabulary.ids()) | {stop}
     draw, likely = random.Random(0), own | {i for i, written in enumerate(texts) if written in (":", " ", "\n", ": ")}

@@ -8,15 +8,15 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, LogitsProce
 
 from himtok_plugin.lmm.generation import MaskGrammar
 from himtok_plugin.lmm.tiny_internvl import build_tiny_internvl
-from himtok_plugin.lmm.token_automaton import TokenAutomaton, free_text, labelled_masks, token_texts
+from himtok_plugin.lmm.token_automaton import TokenAutomaton, free_text_grammar, labelled_masks_grammar, token_texts
 from himtok_plugin.lmm.vocabulary import MaskVocabulary, extend_embeddings, extend_tokenizer
 from himtok_plugin.mask_text import answer_regex, text_to_codes
 
 CODES, MASK_TOKENS, LENGTH, BATCH = 12, 4, 40, 500
-# Pieces of mask tokens are words of this tokenizer, so that plain text can spell one.
+# The text tokenizer has pieces of mask tokens in its vocabulary, so that plain tokens can spell a mask token.
 TEXTS = ["Segment the red circle and the blue square.", "cat: dog: red circle:\n", *["<|mt_ <|mt <| mt_ mt_1|> |>"] * 5]
 PROMPTS = ["Segment it.", "The red circle, and beside it the blue square.", "<|mt_start|><|mt_1|><|mt_end|> again", "a"]
-ASKED = {
+LIMITS = {
     "anything": {},
     "exactly two": {"min_masks": 2, "max_masks": 2},
     "at most one": {"max_masks": 1},
@@ -36,7 +36,9 @@ def lmm(tmp_path_factory):
 def processor(lmm, prompt_length, min_masks=0, max_masks=None, labels=False):
     _, tokenizer, vocabulary = lmm
     stops = (tokenizer.eos_token_id,)
-    text = TokenAutomaton(labelled_masks() if labels else free_text(), token_texts(tokenizer), vocabulary, stops)
+    text = TokenAutomaton(
+        labelled_masks_grammar() if labels else free_text_grammar(), token_texts(tokenizer), vocabulary, stops
+    )
     return MaskGrammar(
         vocabulary,
         MASK_TOKENS,
@@ -50,7 +52,7 @@ def processor(lmm, prompt_length, min_masks=0, max_masks=None, labels=False):
 
 
 class Speller:
-    """A model that likes to spell mask tokens with plain ones, to begin masks and to stop."""
+    """Raises the scores of plain tokens that spell mask tokens, of the start token and of the end of an answer."""
 
     def __init__(self, lmm):
         _, tokenizer, vocabulary = lmm
@@ -89,41 +91,41 @@ def malformed(text: str, ended: bool, pattern, min_masks=0, max_masks=None, **_)
     return too_many or bool(cut) and (cut != spans[-1:] or spans[-1].end != len(text))
 
 
-def check(lmm, asked, count, leaning=()):
+def check(lmm, limits, count, other_processors=()):
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(min(count, BATCH))]
     length = lmm[1](prompts, padding=True, return_tensors="pt")["input_ids"].shape[1]
-    processors = [*leaning, processor(lmm, length, **asked)]
-    rest = {name: asked[name] for name in asked if name != "labels"}
-    pattern = re.compile(answer_regex(CODES, MASK_TOKENS, labels=asked.get("labels", False), **rest))
+    processors = [*other_processors, processor(lmm, length, **limits)]
+    rest = {name: limits[name] for name in limits if name != "labels"}
+    pattern = re.compile(answer_regex(CODES, MASK_TOKENS, labels=limits.get("labels", False), **rest))
     masks = finished = 0
     for seed in range(-(-count // BATCH)):
         for text, ended in sampled(lmm, processors, prompts, seed):
-            assert not malformed(text, ended, pattern, **asked), text
+            assert not malformed(text, ended, pattern, **limits), text
             masks += len(text_to_codes(text, CODES, MASK_TOKENS))
             finished += ended
     return masks, finished
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", LIMITS)
 def test_none_of_a_batch_of_sampled_answers_is_malformed(lmm, name):
-    masks, _ = check(lmm, ASKED[name], BATCH)
+    masks, _ = check(lmm, LIMITS[name], BATCH)
     assert (masks == 0) == (name == "none")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", LIMITS)
 def test_none_of_10000_sampled_answers_is_malformed(lmm, name):
-    masks, _ = check(lmm, ASKED[name], 10_000)
+    masks, _ = check(lmm, LIMITS[name], 10_000)
     assert (masks == 0) == (name == "none")
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", LIMITS)
 def test_plain_tokens_do_not_spell_mask_tokens(lmm, name):
-    masks, finished = check(lmm, ASKED[name], BATCH, [Speller(lmm)])
+    masks, finished = check(lmm, LIMITS[name], BATCH, [Speller(lmm)])
     assert finished > BATCH / 25
 
 
-def test_without_a_grammar_of_text_they_do(lmm):
+def test_without_a_text_grammar_plain_tokens_do_spell_mask_tokens(lmm):
     grammar = MaskGrammar(lmm[2], MASK_TOKENS)
     texts = [text for text, _ in sampled(lmm, [Speller(lmm), grammar], ["a"] * BATCH, 0)]
     assert any("<|mt_" in re.sub(r"<\|mt_(start|end|[0-9]+)\|>", "", text) for text in texts)

@@ -1,4 +1,4 @@
-"""The tiny LMM is a real InternVL folder: Auto classes load it, an image is one tile, patches know their place."""
+"""tiny_internvl.py: Auto classes load the folder, an image is one tile, patches have different positions."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_auto_classes_load_the_folder_and_the_model_runs(folder):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 100), (100, 300)])
-def test_an_image_of_any_shape_is_one_tile_even_when_tiles_are_asked_for(folder, size):
+def test_an_image_of_any_shape_is_one_tile_even_if_tiles_are_requested(folder, size):
     image_processor = AutoProcessor.from_pretrained(folder).image_processor
     outputs = image_processor(images=[Image.new("RGB", size)], crop_to_patches=True, return_tensors="pt")
     assert outputs["pixel_values"].shape[0] == 1
@@ -38,7 +38,7 @@ def test_chat_template_puts_the_image_before_the_question(folder):
     assert text == "<|im_start|>user\n<IMG_CONTEXT>\nSegment.<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_tokenizer_writes_any_text_and_knows_the_words_it_saw():
+def test_tokenizer_encodes_any_text_and_training_texts_in_few_tokens():
     tokenizer = train_tokenizer(TEXTS * 5, vocabulary=400)
     for text in (*TEXTS, "Zürich ∑ 图"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
@@ -46,7 +46,7 @@ def test_tokenizer_writes_any_text_and_knows_the_words_it_saw():
     assert len(tokenizer("<IMG_CONTEXT><|im_end|>")["input_ids"]) == 2
 
 
-def test_the_seed_decides_the_weights(tmp_path, folder):
+def test_the_seed_determines_the_weights(tmp_path, folder):
     def weights(path):
         return AutoModelForImageTextToText.from_pretrained(path).state_dict()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from himtok_plugin.lmm.tiny_internvl import train_tokenizer
-from himtok_plugin.lmm.token_automaton import TokenAutomaton, free_text, labelled_masks, token_texts
+from himtok_plugin.lmm.token_automaton import TokenAutomaton, free_text_grammar, labelled_masks_grammar, token_texts
 from himtok_plugin.lmm.vocabulary import MaskVocabulary, extend_tokenizer
 from himtok_plugin.mask_text import answer_regex
 
@@ -36,7 +36,7 @@ def walked(grammar, text: str) -> int:
     return state
 
 
-@pytest.mark.parametrize("grammar", [free_text(), labelled_masks()])
+@pytest.mark.parametrize("grammar", [free_text_grammar(), labelled_masks_grammar()])
 def test_state_after_tokens_is_that_after_their_characters(grammar):
     tokens = automaton(grammar)
     draw = random.Random(0)
@@ -47,7 +47,7 @@ def test_state_after_tokens_is_that_after_their_characters(grammar):
 
 
 def test_free_text_never_spells_a_mask_token():
-    tokens = automaton(free_text())
+    tokens = automaton(free_text_grammar())
     for ids in itertools.product(range(len(PIECES)), repeat=3):
         text = "".join(PIECES[i] for i in ids)
         state = tokens.state(torch.tensor([ids[:-1]]))[0]
@@ -56,22 +56,22 @@ def test_free_text_never_spells_a_mask_token():
         assert bool(tokens.allowed[state, ids[-1]]) == ("<|mt_" not in text)
 
 
-def test_a_special_token_does_not_hide_what_was_begun():
+def test_a_special_token_does_not_reset_a_partial_match():
     ids = [PIECES.index("<|mt"), STOP, STOP]
-    tokens = automaton(free_text())
+    tokens = automaton(free_text_grammar())
     assert not tokens.allowed[tokens.state(torch.tensor([ids]))[0], PIECES.index("_")]
 
 
-def test_free_text_begins_anew_behind_a_mask():
+def test_free_text_starts_again_after_a_mask():
     begun = PIECES.index("<|mt")
     ids = [begun, VOCABULARY.start_id, VOCABULARY.first_code_id, VOCABULARY.end_id]
-    tokens = automaton(free_text())
+    tokens = automaton(free_text_grammar())
     assert tokens.state(torch.tensor([ids])).tolist() == [0]
     assert tokens.state(torch.tensor([ids[:1]])).tolist() == [4]
 
 
 def test_labelled_masks_allow_what_their_regular_expression_allows():
-    grammar, tokens = labelled_masks(), automaton(labelled_masks())
+    grammar, tokens = labelled_masks_grammar(), automaton(labelled_masks_grammar())
     pattern = re.compile(answer_regex(2, 2, labels=True))
     whole = [VOCABULARY.start_id, VOCABULARY.first_code_id, VOCABULARY.end_id]
     seen = 0
@@ -85,23 +85,25 @@ def test_labelled_masks_allow_what_their_regular_expression_allows():
     assert seen > 10
 
 
-def test_labelled_masks_go_on_with_a_new_line_or_stop():
-    tokens = automaton(labelled_masks())
+def test_after_a_labelled_mask_come_a_line_break_or_the_end():
+    tokens = automaton(labelled_masks_grammar())
     state = tokens.state(torch.tensor([[VOCABULARY.start_id, VOCABULARY.first_code_id, VOCABULARY.end_id]]))[0]
     allowed = tokens.allowed[state].nonzero().flatten().tolist()
     assert allowed == sorted([PIECES.index("\n"), PIECES.index("\ndog"), STOP])
 
 
-def test_a_lost_sequence_is_left_alone():
-    tokens = automaton(labelled_masks())
+def test_in_the_dead_state_every_token_is_allowed():
+    tokens = automaton(labelled_masks_grammar())
     state = tokens.state(torch.tensor([[PIECES.index("<")], [STOP]]))
     assert tokens.allowed[state].all()
 
 
 def test_tokens_that_cannot_write_the_grammar_are_refused():
     texts = [None if text in (": ", ":") else text for text in TEXTS]
-    with pytest.raises(ValueError, match="no token goes on"):
-        TokenAutomaton(labelled_masks(), [text and text.replace(" ", "") for text in texts], VOCABULARY, (STOP,))
+    with pytest.raises(ValueError, match="no token continues"):
+        TokenAutomaton(
+            labelled_masks_grammar(), [text and text.replace(" ", "") for text in texts], VOCABULARY, (STOP,)
+        )
 
 
 def test_texts_of_a_real_tokenizer_are_what_it_writes():

@@ -1,4 +1,4 @@
-"""Mask tokens in a text tokenizer: added, found again, refused where they do not fit; new embedding rows."""
+"""vocabulary.py: mask tokens are added, found, or rejected; their new token embeddings are initialized."""
 
 import pytest
 import torch
@@ -102,7 +102,7 @@ def test_disordered_ids_are_refused(tokenizer):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("spare", [0, 100])
-def test_new_rows_lie_near_the_mean_of_the_old_in_both_matrices(tokenizer, tied, spare):
+def test_new_token_embeddings_are_near_the_mean_of_the_old_ones(tokenizer, tied, spare):
     old = len(tokenizer)
     model = language_model(old + spare, tied)
     matrices = [model.get_input_embeddings().weight.clone(), model.get_output_embeddings().weight.clone()]
@@ -140,8 +140,8 @@ def test_matrices_grow_to_the_highest_id_where_a_tokenizer_leaves_ids_out():
         assert len(layer.weight) == 192 and len(layer.weight[130:144].unique(dim=0)) == 14
 
 
-def test_input_rows_beyond_the_vocabulary_are_kept_beyond_it():
-    """Llama 3.2 Vision: its input embeddings are made with 8 rows more than `vocab_size`."""
+def test_input_embeddings_beyond_the_vocabulary_stay_beyond_it():
+    """Llama 3.2 Vision: it has 8 more input embeddings than `vocab_size`."""
     model = language_model(100, tied=False)
     old = torch.nn.Embedding(108, 16)
     model.set_input_embeddings(old)
@@ -151,8 +151,8 @@ def test_input_rows_beyond_the_vocabulary_are_kept_beyond_it():
     assert torch.equal(inputs[:101], old.weight[:101])
 
 
-def test_rows_that_every_layer_adds_are_the_same_whenever_they_are_made():
-    """Gemma 4: no adapter saves them, so drawing them would give other ones at inference."""
+def test_embeddings_that_every_layer_adds_are_initialized_without_noise():
+    """Gemma 4: adapters do not save them, so random ones would be different at inference."""
     model = language_model(128, tied=False)
     per_layer = model.model.embed_tokens_per_layer = torch.nn.Embedding(128, 4)
     old = per_layer.weight.detach().clone()

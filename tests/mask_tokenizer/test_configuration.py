@@ -1,4 +1,4 @@
-"""configuration.py: every field that does not fit is refused by name."""
+"""configuration.py: every invalid field is rejected by name."""
 
 import pytest
 from tiny_models import FIELDS, tiny_config
@@ -35,7 +35,7 @@ def test_fields_survive_saving(tmp_path):
         ({"pixel_channel_multipliers": [1, 1]}, "2 levels upsample 2 times, expected patch_size=4 times"),
         ({"pixel_channel_multipliers": [1, 1, 0]}, "expected a list of positive integers"),
         ({"pixel_channel_multipliers": 3}, "pixel_channel_multipliers=3: expected a list of positive integers"),
-        ({"pixel_channels": 6}, "pixel_channels=6: 1 times it is no multiple of pixel_groups=4"),
+        ({"pixel_channels": 6}, "pixel_channels=6: expected 1 times it to be a multiple of pixel_groups=4"),
         ({"output_scale": "5"}, "output_scale='5': expected a number"),
         ({"normalize_codebook": "no"}, "normalize_codebook='no': expected true or false"),
     ],

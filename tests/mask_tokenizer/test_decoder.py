@@ -1,4 +1,4 @@
-"""decoder.py and pixel_decoder.py: missing tails, and the released decoder's shortcut."""
+"""decoder.py and pixel_decoder.py: missing codes, and the shortcut of the released decoder."""
 
 import pytest
 import torch
@@ -12,28 +12,28 @@ def test_the_grid_has_one_cell_per_patch(model):
     assert model.decoder(torch.randn(2, 4, 3)).shape == (2, 16, 4, 4)
 
 
-def test_a_missing_tail_is_zero_behind_the_embedding(model):
-    """With the embedding's bias at zero, a zero row before it and a missing one are the same; else they are not."""
-    rows = torch.randn(1, 2, 3)
-    padded = F.pad(rows, (0, 0, 0, 2))
+def test_missing_codes_are_zero_after_the_embedding(model):
+    """Only without bias is a zero code vector before the embedding the same as a missing code."""
+    code_vectors = torch.randn(1, 2, 3)
+    padded = F.pad(code_vectors, (0, 0, 0, 2))
     with torch.no_grad():
         model.decoder.decoder_embed.bias.normal_()
-        assert not torch.allclose(model.decoder(rows), model.decoder(padded), atol=1e-4)
+        assert not torch.allclose(model.decoder(code_vectors), model.decoder(padded), atol=1e-4)
         model.decoder.decoder_embed.bias.zero_()
-        assert torch.allclose(model.decoder(rows), model.decoder(padded), atol=1e-6)
+        assert torch.allclose(model.decoder(code_vectors), model.decoder(padded), atol=1e-6)
 
 
-def test_a_later_code_changes_the_mask_that_a_prefix_gave(model):
-    rows = torch.randn(1, 4, 3)
+def test_each_further_code_changes_the_mask(model):
+    code_vectors = torch.randn(1, 4, 3)
     with torch.no_grad():
-        grids = [model.decoder(rows[:, :n]) for n in range(1, 5)]
+        grids = [model.decoder(code_vectors[:, :n]) for n in range(1, 5)]
     assert all((a - b).abs().max() > 1e-5 for a, b in zip(grids, grids[1:], strict=False))
 
 
 def test_the_order_of_codes_matters(model):
-    rows = torch.randn(1, 4, 3)
+    code_vectors = torch.randn(1, 4, 3)
     with torch.no_grad():
-        assert not torch.allclose(model.decoder(rows), model.decoder(rows.flip(1)), atol=1e-5)
+        assert not torch.allclose(model.decoder(code_vectors), model.decoder(code_vectors.flip(1)), atol=1e-5)
 
 
 def test_where_channels_differ_the_inputs_own_residual_is_dropped():

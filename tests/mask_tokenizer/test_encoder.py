@@ -1,4 +1,4 @@
-"""encoder.py: what may see what, and the two ways from latents to code vectors."""
+"""encoder.py: which tokens attend to which, and the two layouts of latents."""
 
 import pytest
 import torch

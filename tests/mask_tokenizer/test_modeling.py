@@ -1,4 +1,4 @@
-"""modeling.py: shapes, refusals, dtypes, compilation, checkpointing, and saving."""
+"""modeling.py: shapes, rejected input, dtypes, compilation, checkpointing, and saving."""
 
 import json
 
@@ -24,7 +24,7 @@ def test_encode_and_decode_shapes_dtypes_and_ranges(model):
 
 def test_encode_keeps_no_graph_and_latents_do(model):
     assert not model.encode(random_squares(1)).requires_grad
-    assert model.encode_latents(random_squares(1)).requires_grad
+    assert model.encode_to_latents(random_squares(1)).requires_grad
 
 
 def test_a_batch_is_its_masks_one_by_one(model):
@@ -68,7 +68,7 @@ def test_zero_probabilities_are_not_a_missing_tail(model):
         (lambda m: m.decode_probabilities(torch.zeros(1, 4, 11)), "probabilities over 11 codes: expected 12"),
         (lambda m: m.encode(255 * random_squares(1)), r"squares from 0 to 255: expected values within \[0, 1\]"),
         (lambda m: m.encode(random_squares(1) * torch.nan), "squares from nan to nan"),
-        (lambda m: m.encode_latents(random_squares(1).half() - 1), "squares from -1 to 0"),
+        (lambda m: m.encode_to_latents(random_squares(1).half() - 1), "squares from -1 to 0"),
         (lambda m: m.decode_probabilities(torch.full((1, 4, 12), 3.0)), "probabilities from 3 to 3: expected values"),
         (lambda m: m.decode_probabilities(torch.full((1, 4, 12), torch.nan)), "probabilities from nan to nan"),
         (lambda m: m.encode(random_squares(1).numpy()), "squares is of type ndarray: expected a tensor"),
@@ -89,11 +89,11 @@ def test_rounding_of_half_precision_is_within_the_range(model):
     assert model.encode(random_squares(2) * (1 + 1e-6)).shape == (2, 4)
 
 
-def test_no_value_is_read_off_another_device_than_the_cpu(monkeypatch):
-    """There it would make every training step wait; on `meta` there is none to be read."""
+def test_no_value_is_read_from_another_device_than_the_cpu(monkeypatch):
+    """It would make every training step wait. On `meta` there are no values to read."""
     model = tiny_model().to("meta")
     monkeypatch.setattr(model.quantize, "expected_code_vectors", lambda probabilities: probabilities[..., :3])
-    assert model.encode_latents(torch.zeros(2, 16, 16, device="meta")).shape == (2, 4, 3)
+    assert model.encode_to_latents(torch.zeros(2, 16, 16, device="meta")).shape == (2, 4, 3)
     assert model.decode_probabilities(torch.zeros(2, 4, 12, device="meta")).shape == (2, 16, 16)
 
 
@@ -140,7 +140,7 @@ def test_gradient_checkpointing_gives_the_same_gradient():
         if checkpointing:
             model.gradient_checkpointing_enable()
             assert all(block.gradient_checkpointing for block in model.encoder.transformer)
-        (model.encode_latents(random_squares(2)).square().sum() + model.decode(CODES).square().sum()).backward()
+        (model.encode_to_latents(random_squares(2)).square().sum() + model.decode(CODES).square().sum()).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 50
     for name, gradient in gradients[0].items():
@@ -201,7 +201,7 @@ def test_fields_of_the_configuration_may_be_given_and_are_checked(model, tmp_pat
     assert unit.config.normalize_codebook and torch.equal(
         unit.encode(random_squares(2)), model.encode(random_squares(2))
     )
-    assert torch.allclose(unit.quantize.rows(CODES).norm(dim=-1), torch.ones(2, 4))
+    assert torch.allclose(unit.quantize.code_vectors(CODES).norm(dim=-1), torch.ones(2, 4))
     with pytest.raises(ValueError, match="latent_layout='diagonal': expected one of"):
         MaskTokenizer.from_pretrained(tmp_path, latent_layout="diagonal")
 
@@ -258,5 +258,7 @@ def test_a_hub_that_cannot_be_reached_is_one_error(monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ValueError, match="'someone/tokenizer': no such folder, and it cannot be had.*no network"):
+    with pytest.raises(
+        ValueError, match="'someone/tokenizer': no such folder, and downloading it from the hub failed.*no network"
+    ):
         MaskTokenizer.from_pretrained("someone/tokenizer")

@@ -1,4 +1,4 @@
-"""objective.py: the terms, and what keeps a codebook alive."""
+"""objective.py: the terms of the loss, and how unused codes are moved."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tiny_models import random_squares, tiny_model
 
 from himtok_plugin.hierarchical_loss import mask_bce, mask_dice
-from himtok_plugin.mask_tokenizer.objective import StageOneObjective, codebook_usage, spherical_kmeans
+from himtok_plugin.mask_tokenizer.objective import StageOneObjective, measure_codebook_usage, spherical_kmeans
 
 
 def unit(*rows):
@@ -49,8 +49,8 @@ def test_terms_by_hand():
     model, objective = ready_objective(prefix_loss_weight=0.0)
     squares = random_squares(3)
     output = objective(squares, 0)
-    latents = F.normalize(model.encode_latents(squares), dim=-1)
-    rows = F.normalize(model.quantize.rows(output.codes), dim=-1)
+    latents = F.normalize(model.encode_to_latents(squares), dim=-1)
+    rows = F.normalize(model.quantize.code_vectors(output.codes), dim=-1)
     reconstruction = model.decode(output.codes)
     expected = {
         "reconstruction": mask_bce(reconstruction, squares) + 0.25 * mask_dice(reconstruction, squares),
@@ -80,14 +80,14 @@ def test_reconstruction_alone_reaches_encoder_codebook_and_decoder():
         assert parameter.grad.abs().sum() > 0
 
 
-def test_commitment_moves_latents_only_and_the_codebook_term_rows_only():
-    for weights, moved in (((1.0, 0.0), "latents"), ((0.0, 1.0), "rows")):
+def test_commitment_moves_latents_only_and_the_codebook_term_moves_code_vectors_only():
+    for weights, moved in (((1.0, 0.0), "latents"), ((0.0, 1.0), "code vectors")):
         model, objective = ready_objective()
-        _, _, terms = objective._quantize(model.encode_latents(random_squares(2)))
+        _, _, terms = objective._quantize(model.encode_to_latents(random_squares(2)))
         (weights[0] * terms["commitment"] + weights[1] * terms["codebook"]).backward()
         parameters = (model.latent_tokens, model.quantize.embedding.weight)
         touched = [p.grad is not None and bool(p.grad.any()) for p in parameters]
-        assert touched == [moved == "latents", moved == "rows"]
+        assert touched == [moved == "latents", moved == "code vectors"]
 
 
 def test_entropy_is_lowest_for_sure_assignments_that_use_every_code():
@@ -101,12 +101,12 @@ def test_entropy_is_lowest_for_sure_assignments_that_use_every_code():
 
 
 def collapse_codebook(model, row):
-    """Every code on one row: of equals the first is nearest, so only code 0 is ever used."""
-    model.quantize.place_codebook(row.expand(model.config.codebook_size, -1))
+    """Give all codes the same vector. The first of equals is nearest, so only code 0 is used."""
+    model.quantize.set_code_vectors(row.expand(model.config.codebook_size, -1))
 
 
 def mean_direction(model, squares):
-    return F.normalize(F.normalize(model.encode_latents(squares).detach(), dim=-1).flatten(0, 1).mean(0), dim=0)
+    return F.normalize(F.normalize(model.encode_to_latents(squares).detach(), dim=-1).flatten(0, 1).mean(0), dim=0)
 
 
 def test_dead_codes_are_moved_onto_latents():
@@ -115,7 +115,7 @@ def test_dead_codes_are_moved_onto_latents():
     collapse_codebook(model, mean_direction(model, squares))
     used = [len(objective(squares, step).codes.unique()) for step in range(4)]
     rows = F.normalize(model.quantize.codebook(), dim=-1)
-    directions = F.normalize(model.encode_latents(squares), dim=-1).flatten(0, 1)
+    directions = F.normalize(model.encode_to_latents(squares), dim=-1).flatten(0, 1)
     assert used[-1] > used[0] == 1
     assert ((rows[1:] @ directions.T).amax(-1) > 0.999).all()
 
@@ -155,9 +155,9 @@ def test_kmeans_of_fewer_points_than_centres_still_gives_distinct_centres():
 
 
 def test_usage_by_hand():
-    assert codebook_usage(torch.tensor([5, 5, 0, 0])) == {"used_codes": 2, "perplexity": pytest.approx(2.0)}
-    assert codebook_usage(torch.tensor([0, 9, 0]))["perplexity"] == pytest.approx(1.0)
-    assert codebook_usage(torch.zeros(3, dtype=torch.int64))["used_codes"] == 0
+    assert measure_codebook_usage(torch.tensor([5, 5, 0, 0])) == {"used_codes": 2, "perplexity": pytest.approx(2.0)}
+    assert measure_codebook_usage(torch.tensor([0, 9, 0]))["perplexity"] == pytest.approx(1.0)
+    assert measure_codebook_usage(torch.zeros(3, dtype=torch.int64))["used_codes"] == 0
 
 
 def test_a_few_steps_learn_a_few_masks():
@@ -172,4 +172,7 @@ def test_a_few_steps_learn_a_few_masks():
         output.loss.backward()
         optimizer.step()
         losses.append(float(output.terms["reconstruction"]))
-    assert losses[-1] < 0.7 * losses[0] and codebook_usage(torch.bincount(output.codes.flatten()))["used_codes"] > 2
+    assert (
+        losses[-1] < 0.7 * losses[0]
+        and measure_codebook_usage(torch.bincount(output.codes.flatten()))["used_codes"] > 2
+    )

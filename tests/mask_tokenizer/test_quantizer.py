@@ -26,7 +26,7 @@ def test_the_codebook_is_embedding_times_projection():
 
 
 def test_the_nearest_code_is_nearest_in_direction_not_in_space():
-    # (0.4, 0.3, 0) is closest to row 1 in space, and points most along row 0.
+    # (0.4, 0.3, 0) is closest to vector 1, and its direction is closest to that of vector 0.
     latents = torch.tensor([[[0.4, 0.3, 0], [0, 100, 1], [0, 1e-3, 1e-2], [-1, 0.5, 0.5]]])
     assert quantizer().nearest_codes(latents).tolist() == [[0, 1, 2, 3]]
 
@@ -44,28 +44,30 @@ def test_nearest_codes_do_not_depend_on_lengths():
     assert torch.equal(made.nearest_codes(latents), made.nearest_codes(latents * torch.rand(3, 4, 1) * 50))
 
 
-def test_rows_are_the_codebook_as_it_is():
-    assert torch.equal(quantizer().rows(torch.tensor([[1, 0]])), 2 * EMBEDDING[[1, 0]][None])
+def test_code_vectors_are_those_of_the_codebook():
+    assert torch.equal(quantizer().code_vectors(torch.tensor([[1, 0]])), 2 * EMBEDDING[[1, 0]][None])
 
 
 def test_normalize_codebook_feeds_directions_to_the_decoder_and_leaves_encoding_alone():
     plain, unit = quantizer(), quantizer(normalize_codebook=True)
-    assert torch.allclose(unit.rows(torch.tensor([[0, 1, 3]])), torch.tensor([[[1.0, 0, 0], [0, 1, 0], [-1, 0, 0]]]))
+    assert torch.allclose(
+        unit.code_vectors(torch.tensor([[0, 1, 3]])), torch.tensor([[[1.0, 0, 0], [0, 1, 0], [-1, 0, 0]]])
+    )
     latents = torch.randn(2, 4, 3)
     assert torch.equal(plain.nearest_codes(latents), unit.nearest_codes(latents))
     assert torch.allclose(unit.expected_code_vectors(torch.full((1, 1, 4), 0.25)), torch.tensor([[[0.0, 0.25, 0.25]]]))
 
 
-def test_expected_rows_are_means_and_zero_probabilities_are_zero_rows():
+def test_expected_code_vectors_are_means_and_zero_for_zero_probabilities():
     probabilities = torch.tensor([[[0.5, 0, 0, 0.5], [0, 0, 0, 0], [0, 0, 1, 0]]])
     expected = torch.tensor([[[3.0, 0, 0], [0, 0, 0], [0, 0, 2]]])
     assert torch.allclose(quantizer().expected_code_vectors(probabilities), expected)
 
 
-def test_one_hot_probabilities_give_the_codes_rows():
+def test_one_hot_probabilities_give_the_code_vectors():
     made, codes = quantizer(), torch.tensor([[3, 1, 2]])
     one_hot = torch.nn.functional.one_hot(codes, 4).float()
-    assert torch.allclose(made.expected_code_vectors(one_hot), made.rows(codes))
+    assert torch.allclose(made.expected_code_vectors(one_hot), made.code_vectors(codes))
 
 
 def test_everything_is_computed_in_float32_under_autocast_and_from_bfloat16():
@@ -75,7 +77,7 @@ def test_everything_is_computed_in_float32_under_autocast_and_from_bfloat16():
         assert made.codebook().dtype == torch.float32
         assert torch.equal(made.nearest_codes(latents), quantizer().nearest_codes(latents))
         assert made.expected_code_vectors(torch.rand(1, 2, 4)).dtype == torch.float32
-    assert made.rows(torch.tensor([[0]])).dtype == torch.float32
+    assert made.code_vectors(torch.tensor([[0]])).dtype == torch.float32
     assert made.to(torch.bfloat16).codebook().dtype == torch.float32
 
 
@@ -89,7 +91,7 @@ def test_everything_is_computed_in_float32_under_autocast_and_from_bfloat16():
         lambda module: module.double(),
     ],
 )
-def test_a_cast_of_what_is_around_it_leaves_every_digit_of_the_codebook(cast):
+def test_casting_a_parent_module_does_not_change_the_codebook(cast):
     made = quantizer()
     with torch.no_grad():
         made.embedding.weight.mul_(1 / 3)
@@ -113,14 +115,14 @@ def test_the_codebook_moves_between_devices_and_is_assigned_like_any_weights():
     assert made.embedding.weight.dtype == torch.float32
 
 
-def test_placed_rows_come_out_of_the_codebook_whatever_the_projection():
+def test_code_vectors_that_are_set_are_in_the_codebook_with_any_projection():
     made = quantizer()
     with torch.no_grad():
         made.embedding_proj.weight.copy_(torch.tensor([[1.0, 2, 0], [0, 1, 0], [0, 3, 1]]))
-    before, rows = made.codebook().detach(), torch.randn(2, 3)
-    made.place_codebook(rows, torch.tensor([3, 1]))
-    assert torch.allclose(made.codebook()[[3, 1]], rows, atol=1e-5)
+    before, vectors = made.codebook().detach(), torch.randn(2, 3)
+    made.set_code_vectors(vectors, torch.tensor([3, 1]))
+    assert torch.allclose(made.codebook()[[3, 1]], vectors, atol=1e-5)
     assert torch.allclose(made.codebook()[[0, 2]], before[[0, 2]])
     everything = torch.randn(4, 3)
-    made.place_codebook(everything)
+    made.set_code_vectors(everything)
     assert torch.allclose(made.codebook(), everything, atol=1e-5)

@@ -1,4 +1,4 @@
-"""conversion.py: sizes off shapes, wrappers, and refusals."""
+"""released_weights.py: sizes derived from shapes, wrappers, and what is rejected."""
 
 import os
 import pickle
@@ -99,7 +99,7 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["", "mask_tokenizer", "parts/masks"])
-def test_of_a_hub_the_tokenizers_own_files_are_fetched_and_no_lmm_beside_it(released, hub, tmp_path, place):
+def test_only_the_files_of_the_mask_tokenizer_are_downloaded_from_a_hub(released, hub, tmp_path, place):
     repository = tmp_path / "repository"
     released.save_pretrained(repository / place, max_shard_size="100KB")
     shards = {path.name for path in (repository / place).glob("model-0*.safetensors")}
@@ -125,7 +125,7 @@ def test_beside_an_lmm_on_a_hub_the_tokenizer_is_found_without_being_named(relea
     assert not (hub / "model.safetensors").exists()
 
 
-def test_fields_dtype_and_device_are_heard_where_released_weights_are_loaded(released, tmp_path):
+def test_fields_dtype_and_device_apply_to_released_weights(released, tmp_path):
     path = save(released_state(released), tmp_path)
     loaded = MaskTokenizer.from_pretrained(
         path, normalize_codebook=True, decoder_heads=2, dtype="float16", device_map="auto", token=None
@@ -188,7 +188,7 @@ def test_a_converted_folder_is_the_model_converted_on_the_fly(released, tmp_path
         (lambda s: s.update(latent_tokens=torch.zeros(4)), r"latent_tokens has shape \(4,\), expected 2 dimensions"),
         (lambda s: s.update(latent_tokens=torch.zeros(0, 128)), r"latent_tokens has shape \(0, 128\)"),
         (lambda s: s.update({"encoder.positional_embedding": torch.zeros(16, 128)}), "15 patches, expected a square"),
-        (lambda s: s.update(note="hello"), r"entries that are no tensors: \['note'\]"),
+        (lambda s: s.update(note="hello"), r"entries \['note'\] are not tensors"),
     ],
 )
 def test_what_does_not_fit_is_named(released, tmp_path, change, message):
@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_named(released, tmp_path, change, message):
 def test_a_file_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds a list, expected a dictionary of tensors"):
         MaskTokenizer.from_released(save([torch.zeros(1)], tmp_path))
-    with pytest.raises(ValueError, match="no key '.*', so this is no HiMTok mask tokenizer"):
+    with pytest.raises(ValueError, match="no key '.*', so this is not a HiMTok mask tokenizer"):
         MaskTokenizer.from_released(save({"model": {"weight": torch.zeros(1)}}, tmp_path))
     with pytest.raises(ValueError, match="found none"):
         MaskTokenizer.from_released(tmp_path / "nothing.pth")

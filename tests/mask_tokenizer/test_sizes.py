@@ -1,4 +1,4 @@
-"""sizes.py: the named sizes, without building the big ones in memory."""
+"""sizes.py: the named sizes; large ones are built without memory, on the meta device."""
 
 import pytest
 import torch
@@ -38,8 +38,8 @@ def test_overrides_reach_the_model():
     ("size", "overrides", "message"),
     [
         ("huge", {}, "size='huge': expected one of"),
-        ("tiny", {"colour": 3}, "colour=3: no field of MaskTokenizerConfig"),
-        ("tiny", {"model_type": "bert"}, "model_type='bert': no field of MaskTokenizerConfig"),
+        ("tiny", {"colour": 3}, "colour=3: expected a field of MaskTokenizerConfig"),
+        ("tiny", {"model_type": "bert"}, "model_type='bert': expected a field of MaskTokenizerConfig"),
         ("tiny", {"codebook_size": -1}, "codebook_size=-1: expected a positive integer"),
     ],
 )

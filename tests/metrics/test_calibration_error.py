@@ -1,10 +1,10 @@
-"""calibration_metrics.py: numbers worked out by hand, against scipy's, merged from parts."""
+"""calibration_error.py: numbers worked out by hand, against scipy's, merged from parts."""
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from himtok_plugin.metrics.segmentation import CalibrationMetrics
+from himtok_plugin.metrics.calibration_error import CalibrationMetrics
 
 
 def computed(scores, ious, **options):

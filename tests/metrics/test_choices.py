@@ -1,4 +1,4 @@
-"""choices.py: letters as models write them, and none where there is none."""
+"""choices.py: letters as models write them, and None if there is none."""
 
 import pytest
 

@@ -1,6 +1,6 @@
-"""metrics.py against numbers worked out by hand and against other people's code: pycocotools, scikit-learn.
+"""segmentation.py and boundary.py against numbers worked out by hand, pycocotools and scikit-learn.
 
-The boundary's numbers are compared with their rules written with dilations and erosions.
+Boundary metrics are compared with their definitions written with dilations and erosions.
 """
 
 import math
@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as coco
 from scipy import ndimage
 
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 from himtok_plugin.metrics.segmentation import (
     ClassMetrics,
     Overlap,

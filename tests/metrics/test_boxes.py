@@ -1,4 +1,4 @@
-"""box_metrics.py: boxes as bases write them, IoU by hand, accuracy at levels."""
+"""boxes.py: boxes as base models write them, IoU by hand, accuracy at levels."""
 
 import numpy as np
 import pytest
