@@ -1,10 +1,13 @@
-"""Reinforcement learning on masks: GRPO on generated scenes, mean reward and held-out cIoU before and after.
+"""Train an LMM on mask rewards with GRPO, and compare its rewards and held-out cIoU before and after.
 
     python examples/06_reward_masks.py CHECKPOINT ROWS HELD_OUT [--output DIR] [--steps 60] [--seeds 3]
 
-CHECKPOINT: a half-trained one, say stage 2 of `himtok demo --train`; ROWS, HELD_OUT: rows.jsonl of its scenes. The
-reward is the IoU of what the sampled codes decode to, with a share for coarse prefixes, beside legal text, the right
-number of masks and no mask where nothing is meant. Runs on the CPU; needs `pip install himtok_plugin[rl]`.
+Shows how the four reward functions of the plugin are used: IoU of the decoded mask (with a share for coarse prefixes),
+legal mask text, the right number of masks, and no mask for an object that is not in the image. Takes
+hours on 2 cores, up to two minutes per step; --steps and --seeds shorten it.
+
+CHECKPOINT is one that can still improve, such as stage 2 of `himtok demo --train`. ROWS and HELD_OUT are rows.jsonl
+of its scenes. Runs on the CPU; needs `pip install himtok_plugin[rl]`.
 """
 
 import argparse
@@ -17,7 +20,7 @@ from pathlib import Path
 from himtok_plugin.evaluation.scoring import score_results
 
 REWARDS = ("mask_iou", "mask_format", "mask_count", "no_target")
-AVERAGED = 5  # steps whose rewards are averaged at either end
+AVERAGED_STEPS = 5  # number of first and of last steps whose rewards are averaged
 
 
 def main() -> None:
@@ -32,18 +35,18 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8, help="questions per step")
     parser.add_argument("--samples", type=int, default=8, help="answers per question")
     arguments = parser.parse_args()
-    before = held_out_ciou(arguments, arguments.checkpoint, arguments.output / "before.jsonl")
+    before = measure_held_out_ciou(arguments, arguments.checkpoint, arguments.output / "before.jsonl")
     print("| seed | reward, first steps | reward, last steps | cIoU before | cIoU after |")
     print("|---|---|---|---|---|")
-    runs = [train(arguments, seed) for seed in range(arguments.seeds)]
+    runs = [train_with_rewards(arguments, seed) for seed in range(arguments.seeds)]
     for seed, (first, last, after) in enumerate(runs):
         print(f"| {seed} | {first:.3f} | {last:.3f} | {before:.3f} | {after:.3f} |")
     means = [statistics.mean(column) for column in zip(*runs, strict=True)]
     print(f"| mean | {means[0]:.3f} | {means[1]:.3f} | {before:.3f} | {means[2]:.3f} |")
 
 
-def train(arguments, seed: int) -> tuple[float, float, float]:
-    """Mean reward of the first and of the last steps, and the held-out cIoU at the end."""
+def train_with_rewards(arguments: argparse.Namespace, seed: int) -> tuple[float, float, float]:
+    """Train with GRPO; return the mean rewards of the first and of the last steps, and the held-out cIoU afterwards."""
     output = arguments.output / f"seed{seed}"
     log = output / "logging.jsonl"
     log.unlink(missing_ok=True)
@@ -54,7 +57,7 @@ def train(arguments, seed: int) -> tuple[float, float, float]:
         "output_dir": output,
         "tuner_type": "full",
         "torch_dtype": "float32",
-        "fp16": "false",  # ms-swift takes float32 for half precision otherwise
+        "fp16": "false",  # otherwise ms-swift turns it on for torch_dtype float32
         "freeze_vit": "false",
         "freeze_aligner": "false",
         "use_vllm": "false",
@@ -73,24 +76,26 @@ def train(arguments, seed: int) -> tuple[float, float, float]:
         "split_dataset_ratio": 0,
         "report_to": "none",
     }
-    swift("rlhf", *flags, **options)
+    run_swift("rlhf", *flags, **options)
     entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     rewards = [entry["reward"] for entry in entries if "reward" in entry]
-    after = held_out_ciou(arguments, output / f"checkpoint-{arguments.steps}", output / "held_out.jsonl")
-    return statistics.mean(rewards[:AVERAGED]), statistics.mean(rewards[-AVERAGED:]), after
+    after = measure_held_out_ciou(arguments, output / f"checkpoint-{arguments.steps}", output / "held_out.jsonl")
+    return statistics.mean(rewards[:AVERAGED_STEPS]), statistics.mean(rewards[-AVERAGED_STEPS:]), after
 
 
-def held_out_ciou(arguments, checkpoint: Path, result: Path) -> float:
-    result.unlink(missing_ok=True)  # ms-swift appends
+def measure_held_out_ciou(arguments: argparse.Namespace, checkpoint: Path, result: Path) -> float:
+    """Segment the held-out scenes with a checkpoint and return the cIoU."""
+    result.unlink(missing_ok=True)  # ms-swift would append to it
     result.parent.mkdir(parents=True, exist_ok=True)
     options = {"max_batch_size": 64, "max_new_tokens": 64, "temperature": 0, "stream": "false"}
-    swift("infer", model=checkpoint, val_dataset=arguments.held_out, result_path=result, **options)
+    run_swift("infer", model=checkpoint, val_dataset=arguments.held_out, result_path=result, **options)
     return score_results(result, boundary=False)["cIoU"]
 
 
-def swift(verb: str, *words: object, **options: object) -> None:
+def run_swift(verb: str, *arguments: object, **options: object) -> None:
+    """Run `swift VERB` with the plugin."""
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
-    command = [Path(sys.executable).with_name("swift"), verb, "--plugin", "himtok", *words, *flags]
+    command = [Path(sys.executable).with_name("swift"), verb, "--plugin", "himtok", *arguments, *flags]
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
 
 

@@ -1,4 +1,4 @@
-"""The examples run as they stand; those that train are marked slow."""
+"""The examples run without changes; those that train are marked slow. 08 is tested in internvl_chat/."""
 
 import json
 import subprocess
@@ -25,18 +25,18 @@ def test_round_trip_prints_text_and_draws_prefixes(tmp_path):
 
 
 @pytest.mark.slow
-def test_photographs_are_trained_and_scored(tmp_path):
+def test_an_lmm_is_trained_on_photographs_and_scored(tmp_path):
     printed = run("02_learn_photographs.py", "--output", tmp_path, "--steps", 6, 4, cwd=tmp_path)
     assert "ceiling of the stage 2 tokenizer" in printed and "gIoU" in printed
 
 
 @pytest.mark.slow
-def test_reconstruction_is_trained_and_measured(tmp_path):
+def test_a_mask_tokenizer_is_trained_and_measured(tmp_path):
     printed = run("03_reconstruct_masks.py", "--output", tmp_path, "--steps", 6, cwd=tmp_path)
     assert " 8 tokens: mean IoU" in printed
 
 
-def test_masks_and_scenes_of_the_shipped_checkpoint_are_drawn(tmp_path):
+def test_training_data_of_the_shipped_checkpoint_is_generated(tmp_path):
     options = ("--output", tmp_path, "--only", "masks", "scenes", "--scale", 0.0005, "--processes", 0)
     run("07_train_shipped_checkpoint.py", *options, cwd=tmp_path)
     masks, words, requests = (

@@ -1,7 +1,7 @@
-"""Every way to install gives a working `--plugin`: the start-up hook, the plugin file, the configs.
+"""`--plugin` works after every kind of installation: the start-up hook, the plugin file and the configs are installed.
 
-Wheels are built from a copy of the tree by the build backend itself, installed without dependencies into environments
-of their own, and tried with a script that lies where ms-swift's commands do. Nothing here needs torch or ms-swift.
+The build backend builds wheels from a copy of the tree. They are installed without dependencies into new environments
+and run with a script at the path of an ms-swift command. Neither torch nor ms-swift is needed.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ def run(command: list, **options) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A copy, because building writes into the tree."""
+    """Copy the repository, because a build writes into it."""
     copy = tmp_path_factory.mktemp("source") / "himtok"
     copy.mkdir()
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", HOOK):
@@ -55,10 +55,10 @@ def build(source: Path, hook: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="module", params=["build_wheel", "build_editable"])
 def installed(request, source, tmp_path_factory):
-    """(python of an environment with the wheel installed, its site-packages, the command line of pip for it)"""
+    """Install the wheel into a new environment; return its python, its site-packages and the pip command for it."""
     folder = tmp_path_factory.mktemp(request.param)
     wheel = build(source, request.param, folder)
-    # Without pip: the one of this environment installs into it, which is faster.
+    # Without pip, which is faster: the pip of this environment installs into it.
     venv.create(folder / "env", with_pip=False, symlinks=os.name != "nt")
     python = folder / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
     pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
@@ -67,19 +67,20 @@ def installed(request, source, tmp_path_factory):
     return python, Path(site_packages), pip
 
 
-def test_wheel_has_the_hook_the_plugin_and_the_configs(source, tmp_path):
+def test_wheel_contains_hook_modules_configs_weights_and_page_templates(source, tmp_path):
     with zipfile.ZipFile(build(source, "build_wheel", tmp_path)) as wheel:
         names = set(wheel.namelist())
         entry_points = next(wheel.read(name).decode() for name in names if name.endswith("/entry_points.txt"))
         metadata = next(wheel.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+    modules = {str(path.relative_to(source)) for path in (source / "himtok_plugin").rglob("*.py")}
     configs = {f"himtok_plugin/swift_configs/{path.name}" for path in (source / "swift_configs").glob("*.yaml")}
     folder = source / "himtok_plugin" / "pretrained"  # weights among them
     shipped = {f"himtok_plugin/pretrained/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()}
     assert sum(name.endswith(".safetensors") for name in shipped) == 2
     templates = {f"himtok_plugin/pages/{path.name}" for path in (source / "himtok_plugin" / "pages").glob("*.j2")}
-    assert templates and {HOOK, "himtok_plugin/plugin/himtok.py", *configs, *shipped, *templates} <= names
+    assert templates and {HOOK, *modules, *configs, *shipped, *templates} <= names
     assert not [name for name in names if name.startswith(("tests", "swift_configs", "examples"))]
-    # ms-swift puts the plugin's folder first on sys.path: anything beside the file could shadow a package.
+    # ms-swift puts the plugin's folder first on sys.path, so any other file in it could shadow a package.
     assert [name for name in names if name.startswith("himtok_plugin/plugin/")] == ["himtok_plugin/plugin/himtok.py"]
     assert "himtok = himtok_plugin.cli:main" in entry_points
     assert "[swift.plugins]\nhimtok = himtok_plugin.plugin.himtok" in entry_points
@@ -87,7 +88,7 @@ def test_wheel_has_the_hook_the_plugin_and_the_configs(source, tmp_path):
         assert f"Provides-Extra: {extra}" in metadata
 
 
-def test_hook_sorts_after_the_files_that_make_editable_packages_importable():
+def test_hook_runs_after_the_pth_files_of_editable_packages():
     assert HOOK > "__editable__.himtok_plugin-0.1.0.pth"
 
 
@@ -113,7 +114,7 @@ def test_shipped_configs_are_found(installed):
     assert run([python, "-c", code], cwd=python.parent).stdout.startswith("model: m\n")
 
 
-def test_unknown_config_is_refused_with_the_known_ones(installed):
+def test_unknown_config_is_rejected_with_the_names_of_all_configs(installed):
     python, _, _ = installed
     code = (
         "from himtok_plugin.resources import config_path\n"

@@ -102,7 +102,9 @@ def convert_weights(
 
 def convert_mask_tokenizer(checkpoint: ChatCheckpoint, out: Path) -> None:
     """Write the weights of the mask tokenizer in float32, the dtype in which mask tokenizers are stored."""
-    wanted = {key for key in _mask_tokenizer_tensors(checkpoint) if is_mask_tokenizer_key(key.removeprefix(CHAT_PREFIX))}
+    wanted = {
+        key for key in _mask_tokenizer_tensors(checkpoint) if is_mask_tokenizer_key(key.removeprefix(CHAT_PREFIX))
+    }
     converted: dict[str, Tensor] = {}
     for shard, tensors in checkpoint.shards.items():
         for key, tensor in checkpoint.load(shard, [key for key in tensors if key in wanted]).items():
