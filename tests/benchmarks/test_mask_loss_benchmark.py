@@ -64,7 +64,8 @@ def test_the_mask_loss_makes_no_gradient_as_large_as_the_logits():
             with tap:
                 logits = lmm()
                 next_token = lmm.next_token_loss(logits)
-                gathered = gather_mask_logits(tap.find_tapped_logits(logits) if tapped else logits.view_as(logits), code_ids, rows)
+                source = tap.find_tapped_logits(logits) if tapped else logits.view_as(logits)
+                gathered = gather_mask_logits(source, code_ids, rows)
             (next_token + gathered.sum()).backward()
 
         return measure_peak_memory(step, torch.device("cpu"))
