@@ -19,7 +19,7 @@ OWN_PLUGIN = "himtok"
 MANY_PROCESS_COMMANDS = ("pt", "sft", "rlhf", "infer")  # those that ms-swift starts with torchrun
 
 
-def prepare(arguments: list[str]) -> CodeType | list[str]:
+def prepare_command(arguments: list[str]) -> CodeType | list[str]:
     """Prepare this process for an ms-swift command.
 
     Args:
@@ -55,7 +55,7 @@ def prepare(arguments: list[str]) -> CodeType | list[str]:
 
 if __name__ == "__main__":
     try:
-        _prepared = prepare(sys.argv[1:])
+        _prepared = prepare_command(sys.argv[1:])
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(startup.USAGE_ERROR)

@@ -25,10 +25,10 @@ def python(*arguments, **environment):
 
 
 def prepared(*arguments, **environment):
-    """What `prepare` returns, or the command line that it leaves for the command, in a process of its own."""
+    """What `prepare_command` returns, or the command line that it leaves for the command, in a process of its own."""
     code = (
-        "import json, sys; from himtok_plugin.launch import prepare\n"
-        f"result = prepare({list(arguments)!r})\n"
+        "import json, sys; from himtok_plugin.launch import prepare_command\n"
+        f"result = prepare_command({list(arguments)!r})\n"
         "print(json.dumps(result if isinstance(result, list) else sys.argv))"
     )
     child = python("-c", code, **environment)

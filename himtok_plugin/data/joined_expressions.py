@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 JOINED = "Meet all the descriptions:"  # begins a joined expression in the paper's code
-_JOINED_BEGINS, _JOINED_ENDS = "Segment <ref>", "</ref>."  # the rest of its question, word for word
+JOINED_BEGINS, JOINED_ENDS = "Segment <ref>", "</ref>."  # the rest of its question, word for word
 
 
 def joined_expressions(expressions: Sequence[str]) -> str:
@@ -15,4 +15,4 @@ def joined_expressions(expressions: Sequence[str]) -> str:
 
 def joined_question(expressions: Sequence[str]) -> str:
     """The paper's question about a referent: `Segment <ref>Meet all the descriptions: 1. … 2. … </ref>.`"""
-    return f"{_JOINED_BEGINS}{joined_expressions(expressions)}{_JOINED_ENDS}"
+    return f"{JOINED_BEGINS}{joined_expressions(expressions)}{JOINED_ENDS}"

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from himtok_plugin.data.joined_expressions import _JOINED_BEGINS, _JOINED_ENDS, JOINED, joined_question
+from himtok_plugin.data.joined_expressions import JOINED_BEGINS, JOINED_ENDS, JOINED, joined_question
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER
 from himtok_plugin.masks import Resize, from_square
 from himtok_plugin.masks.run_lengths import Runs
@@ -93,9 +93,9 @@ class Protocol:
         expected = None
         if self.joined:
             whole = joined_question(expressions) if expressions else None
-            begins = f"{_JOINED_BEGINS}{JOINED} 1. "
-            if asked != whole if whole else not (asked.startswith(begins) and asked.endswith(_JOINED_ENDS)):
-                expected = repr(whole or f"{begins}… 2. … {_JOINED_ENDS}")
+            begins = f"{JOINED_BEGINS}{JOINED} 1. "
+            if asked != whole if whole else not (asked.startswith(begins) and asked.endswith(JOINED_ENDS)):
+                expected = repr(whole or f"{begins}… 2. … {JOINED_ENDS}")
         elif self.joined is False and JOINED in asked:
             expected = f"one expression, without {JOINED!r}"
         elif self.first and expressions and expressions[0] not in asked:
