@@ -1,7 +1,7 @@
-"""Masks of a benchmark's questions and answers, by the mask tokenizer of the model under evaluation.
+"""Masks in a benchmark's questions and answers, with the mask tokenizer of the evaluated model.
 
-Contract: everything is made in this process, on the CPU, from text and log-probabilities: the model itself is some
-server's. Does not know evalscope's samples, scores and reports.
+Contract: a server runs the model; masks are encoded and predicted in this process, on the CPU, from the text and the
+log-probabilities of answers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from himtok_plugin.data.samples import load_squares
-from himtok_plugin.lmm.token_logprobs import code_probabilities_of_logprobs
+from himtok_plugin.lmm.token_logprobs import code_probabilities_from_logprobs
 from himtok_plugin.mask_text import (
     BOX_PLACEHOLDER,
     MASK_PLACEHOLDER,
@@ -30,25 +30,27 @@ from himtok_plugin.swift_integration.options.current_arguments import get_curren
 
 
 @cache
-def source() -> Path:
-    args = get_current_arguments()
+def find_evaluated_mask_tokenizer() -> Path:
+    """Return the folder of the mask tokenizer that belongs to the evaluated model."""
+    args: Any = get_current_arguments()
     return resolve_mask_tokenizer(
         args.mask_tokenizer, os.fspath(getattr(args, "model_dir", None) or args.model), args.adapter_folders
     )
 
 
 @cache
-def mask_tokenizer():
-    """The mask tokenizer that belongs to the model under evaluation, on the CPU: the GPU is the server's."""
-    return load_mask_tokenizer(source()).eval().requires_grad_(False)
+def load_evaluated_mask_tokenizer() -> Any:
+    """Load the mask tokenizer of the evaluated model to the CPU, because the server uses the GPU."""
+    return load_mask_tokenizer(find_evaluated_mask_tokenizer()).eval().requires_grad_(False)
 
 
 @cache
-def mask_predictor() -> MaskPredictor:
-    args = get_current_arguments()
-    calibration = Calibration.load(source())
+def make_mask_predictor() -> MaskPredictor:
+    """Make the predictor with the options of this run."""
+    args: Any = get_current_arguments()
+    calibration = Calibration.load(find_evaluated_mask_tokenizer())
     return MaskPredictor(
-        mask_tokenizer(),
+        load_evaluated_mask_tokenizer(),
         args.mask_decoding,
         args.mask_threshold,
         calibration,
@@ -57,39 +59,55 @@ def mask_predictor() -> MaskPredictor:
     )
 
 
-def answer_of(text: str, size: tuple[int, int], logprobs: Any) -> Answer:
+def make_answer(text: str, size: tuple[int, int], logprobs: Any) -> Answer:
+    """Make the predictor's input from an answer.
+
+    Args:
+        text: the answer.
+        size: (h, w) of the image.
+        logprobs: the log-probabilities of its tokens as in an OpenAI response, None without.
+    """
     if not logprobs:
         return Answer(text, size)
-    config = mask_tokenizer().config
+    config = load_evaluated_mask_tokenizer().config
     spans = text_to_codes(text, config.codebook_size, config.num_mask_tokens)
-    codes, probabilities = code_probabilities_of_logprobs(logprobs, config.codebook_size)
-    known = codes == [code for span in spans for code in span.codes]  # else the text was changed on its way
-    return Answer(text, size, probabilities if known and codes else None)
+    codes, probabilities = code_probabilities_from_logprobs(logprobs, config.codebook_size)
+    is_unchanged = codes == [code for span in spans for code in span.codes]  # evalscope can filter the text
+    return Answer(text, size, probabilities if is_unchanged and codes else None)
 
 
-def logprobs_of(task_state) -> Any:
+def get_logprobs(task_state: Any) -> Any:
+    """Return the log-probabilities of evalscope's first choice, None without."""
     choices = getattr(task_state.output, "choices", None)
-    found = choices[0].logprobs if choices else None
-    return None if found is None else found.content
+    logprobs = choices[0].logprobs if choices else None
+    return None if logprobs is None else logprobs.content
 
 
-def with_codes(texts: list[str], masks: list[Any], size: tuple[int, int]) -> list[str]:
-    """Questions with the codes of their masks in place of `<mask>`, which every server reads."""
+def encode_questions(texts: list[str], masks: list[Any], size: tuple[int, int]) -> list[str]:
+    """Replace `<mask>` in messages by mask text, which needs no support from a server.
+
+    Args:
+        texts: the messages.
+        masks: one source per `<mask>`, in order.
+        size: (h, w) of the image.
+    Raises:
+        ValueError: a message has another placeholder of ms-swift.
+    """
     for text in texts:
         for placeholder in (BOX_PLACEHOLDER, OBJECT_PLACEHOLDER):
             if placeholder in text:
                 raise ValueError(
-                    f"messages: got {placeholder} in a question, expected it written out: a server does not know how "
-                    "the template at hand writes it"
+                    f"messages: got {placeholder} in a question, expected its text: a server does not replace it by "
+                    "what the model's template writes"
                 )
     if not masks:
         return texts
-    tokenizer = mask_tokenizer()
+    tokenizer = load_evaluated_mask_tokenizer()
     squares = load_squares(dict(enumerate(masks)), tokenizer.config.image_size, size, "row")
     with torch.inference_mode():
         codes = tokenizer.encode(torch.from_numpy(squares.astype(np.float32) / 255)).tolist()
-    written = iter([codes_to_text(each) for each in codes])
+    mask_texts = iter([codes_to_text(each) for each in codes])
     return [
-        "".join(piece if i == 0 else next(written) + piece for i, piece in enumerate(text.split(MASK_PLACEHOLDER)))
+        "".join(piece if i == 0 else next(mask_texts) + piece for i, piece in enumerate(text.split(MASK_PLACEHOLDER)))
         for text in texts
     ]

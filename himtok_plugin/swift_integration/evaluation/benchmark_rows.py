@@ -1,7 +1,7 @@
-"""What benchmarks have in common: dataset rows become evalscope's samples, judged answers its scores and our report.
+"""The base class of the benchmarks: dataset rows become evalscope's samples, and answers become scores and a report.
 
-Contract: a subclass of `RowBenchmark` says what of a row is the truth, how an answer is judged, and how result rows are
-scored. Does not know kinds of answers.
+Contract: a subclass of `RowBenchmark` defines the ground truth of a row, how an answer is judged, and how results are
+scored.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from evalscope.api.dataset.dataset import resolve_dataset_limit
 from evalscope.api.messages import ChatMessageAssistant, ChatMessageUser, ContentImage, ContentText
 from evalscope.api.metric import AggScore, Score
 
-from himtok_plugin.data.samples import as_list, find_file, first_image_size, row_masks, without_nulls
+from himtok_plugin.data.samples import as_list, drop_nulls, find_file, first_image_size, row_masks
 from himtok_plugin.evaluation.ground_truth import count_in_questions
-from himtok_plugin.evaluation.protocols import find_protocol
+from himtok_plugin.evaluation.protocols import Protocol, find_protocol
+from himtok_plugin.evaluation.provenance import RunCard
 from himtok_plugin.evaluation.report import ScoreReport
 from himtok_plugin.evaluation.results import read_results
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER, MASK_PLACEHOLDER
@@ -30,23 +31,33 @@ from himtok_plugin.prediction.predictor import PredictedMask
 from himtok_plugin.swift_integration.answering.run_card import make_run_card
 from himtok_plugin.swift_integration.options.current_arguments import get_current_arguments
 
-from .benchmark_masks import answer_of, logprobs_of, mask_predictor, mask_tokenizer, source, with_codes
+from .benchmark_masks import (
+    encode_questions,
+    find_evaluated_mask_tokenizer,
+    get_logprobs,
+    load_evaluated_mask_tokenizer,
+    make_answer,
+    make_mask_predictor,
+)
 
-FOLDER = "himtok"  # in the run's folder: reports and result files
-SHARES = {"N-acc": "n_acc", "T-acc": "t_acc"}
+FOLDER = "himtok"  # for reports and result files, in the run's folder
+ACCURACIES = {"N-acc": "n_acc", "T-acc": "t_acc"}
 
 
 class RowBenchmark(VisionLanguageAdapter):
-    """A benchmark whose samples are dataset rows: all but the last answer is asked, the last answer is the truth."""
+    """A benchmark of dataset rows: the last answer is the ground truth, the messages before it are the question."""
 
-    decodes_masks = False  # whether scores depend on how masks are decoded
+    @property
+    def decodes_masks(self) -> bool:
+        """Whether scores depend on how masks are decoded."""
+        return False
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.add_overall_metric = False  # subsets are splits, whose mean means nothing
+        self.add_overall_metric = False  # subsets are splits; a mean over them is not reported in papers
         self._reports: dict[str, ScoreReport] = {}
-        self._rows: dict[str, list[dict[str, Any]]] = {}
-        self._probabilities_came = False  # with any answer, so that its masks have scores
+        self._results: dict[str, list[dict[str, Any]]] = {}
+        self._has_logprobs = False  # of any answer, so that its masks have scores
 
     # ----- rows to samples
 
@@ -55,7 +66,7 @@ class RowBenchmark(VisionLanguageAdapter):
         self.check_options()
         datasets = {}
         for subset, path in self._files().items():
-            samples = []
+            samples: list[Sample] = []
             for number, row in read_results(path):
                 if isinstance(self.limit, int) and len(samples) >= self.limit > 0:
                     break
@@ -65,7 +76,7 @@ class RowBenchmark(VisionLanguageAdapter):
                     raise ValueError(f"{path}: row {number}: {error}") from error
             if not samples:
                 raise ValueError(f"{path}: holds no rows, expected those of `himtok prepare`")
-            if isinstance(self.limit, float):  # a share of them
+            if isinstance(self.limit, float):  # a fraction
                 samples = samples[: resolve_dataset_limit(self.limit, len(samples))]
             datasets[subset] = MemoryDataset(samples, name=subset, location=os.fspath(path))
             datasets[subset].reindex()
@@ -88,49 +99,57 @@ class RowBenchmark(VisionLanguageAdapter):
     def _sample(self, row: dict[str, Any], number: int) -> Sample:
         messages = row.get("messages")
         if not messages or messages[-1].get("role") != "assistant":
-            raise ValueError("messages: got no answer at the end, expected the true one")
-        asked, answer = messages[:-1], messages[-1]["content"]
-        images = [absolute(image) for image in as_list(row.get("images") or [], "images")]
+            raise ValueError("messages: got no answer at the end, expected the correct one")
+        questions, answer = messages[:-1], messages[-1]["content"]
+        images = [make_absolute(image) for image in as_list(row.get("images") or [], "images")]
         size = first_image_size(row)
         if size is None:
             raise ValueError(f"images: got {images!r:.200}, expected an image file")
-        masks = [absolute(mask) for mask in row_masks(row) or []]
+        masks = [make_absolute(mask) for mask in row_masks(row) or []]
         given = count_in_questions(messages, MASK_PLACEHOLDER)
-        texts = with_codes([message["content"] for message in asked], masks[:given], size)
-        remaining = iter(images)
+        texts = encode_questions([message["content"] for message in questions], masks[:given], size)
+        remaining_images = iter(images)
         turns = [
             (ChatMessageUser if message["role"] == "user" else ChatMessageAssistant)(
-                content=list(_contents(text, remaining)) if message["role"] == "user" else text
+                content=list(_split_contents(text, remaining_images)) if message["role"] == "user" else text
             )
-            for message, text in zip(asked, texts, strict=True)
+            for message, text in zip(questions, texts, strict=True)
         ]
-        true: dict[str, Any] = {"row": number, "size": list(size), "messages": asked, "images": images}
+        metadata: dict[str, Any] = {"row": number, "size": list(size), "messages": questions, "images": images}
         for key in ("category", "referent", "expressions", "source"):
             if row.get(key) is not None:
-                true[key] = row[key]
+                metadata[key] = row[key]
         if row.get("ignore") is not None:
-            true["ignore"] = [absolute(without_nulls(mask)) for mask in as_list(row["ignore"], "ignore")]
-        true.update(self.truth(row, answer, size))
-        return Sample(input=turns, target=answer, metadata=true)
+            metadata["ignore"] = [make_absolute(drop_nulls(mask)) for mask in as_list(row["ignore"], "ignore")]
+        metadata.update(self.get_ground_truth(row, answer, size))
+        return Sample(input=turns, target=answer, metadata=metadata)
 
-    def truth(self, row: dict[str, Any], answer: str, size: tuple[int, int]) -> dict[str, Any]:
-        """What else of a row is needed to score its answer; ValueError where that is missing."""
+    def get_ground_truth(self, row: dict[str, Any], answer: str, size: tuple[int, int]) -> dict[str, Any]:
+        """Return what is needed to score an answer to this row.
+
+        Args:
+            row: the dataset row.
+            answer: its last answer.
+            size: (h, w) of its first image.
+        Raises:
+            ValueError: the row lacks it.
+        """
         raise NotImplementedError
 
     def check_options(self) -> None:
-        """ValueError for an option that would have no effect here, though its name would stand in the report."""
-        args = get_current_arguments()
+        """Raise ValueError for an option that has no effect here but would be in the report."""
+        args: Any = get_current_arguments()
         if not self.decodes_masks:
             return
         if args.refiner != "none":
             raise ValueError(
-                f"refiner: got {args.refiner!r}, expected 'none': {self.name} decodes masks from the text of answers, "
-                "and nothing refines them"
+                f"refiner: got {args.refiner!r}, expected 'none': {self.name} decodes masks from the text of answers "
+                "and does not refine them"
             )
         if args.min_score and not self._asks_for_logprobs:
             raise ValueError(
-                f"min_score: got {args.min_score}, expected 0 without logprobs in --eval_generation_config: masks have "
-                "no score then"
+                f"min_score: got {args.min_score}, expected 0, or logprobs in --eval_generation_config: without them "
+                "masks have no score"
             )
 
     @property
@@ -141,63 +160,71 @@ class RowBenchmark(VisionLanguageAdapter):
 
     def match_score(self, original_prediction, filtered_prediction, reference, task_state) -> Score:
         score = Score(prediction=original_prediction, extracted_prediction=filtered_prediction)
-        found, values = self.judge(original_prediction, task_state.metadata, logprobs_of(task_state))
-        score.metadata = found
+        columns, values = self.judge(original_prediction, task_state.metadata, get_logprobs(task_state))
+        score.metadata = columns
         score.value = {name: float(value) for name, value in values.items()}
         return score
 
-    def masks_of(self, text: str, size: tuple[int, int], logprobs) -> list[PredictedMask]:
-        """Masks of an answer, (h, w) each."""
-        answer = answer_of(text, size, logprobs)
-        self._probabilities_came |= answer.probabilities is not None
-        return mask_predictor()([answer])[0]
+    def predict_masks(self, text: str, size: tuple[int, int], logprobs: Any) -> list[PredictedMask]:
+        """Predict the masks of an answer, (h, w) each."""
+        answer = make_answer(text, size, logprobs)
+        self._has_logprobs |= answer.probabilities is not None
+        return make_mask_predictor()([answer])[0]
 
-    def judge(self, text: str, true: dict[str, Any], logprobs) -> tuple[dict[str, Any], dict[str, float]]:
-        """What an answer says, as columns of a result row, and how good that is."""
+    def judge(self, text: str, metadata: dict[str, Any], logprobs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what an answer predicts, as columns of a result, and its scores.
+
+        Args:
+            text: the answer.
+            metadata: of the sample, with the ground truth.
+            logprobs: see `get_logprobs`.
+        """
         raise NotImplementedError
 
-    def scores_of(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, float | None]]:
-        """Scores of result rows, and those of single classes."""
+    def compute_scores(self, results: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the scores of results, and those of single classes."""
         raise NotImplementedError
 
     def aggregate_subset(self, subset, sample_scores) -> list[AggScore]:
-        rows, answered = [], set()
+        results, answered = [], set()
         for each in sorted(sample_scores, key=lambda each: each.sample_metadata["row"]):
             answered.add(each.sample_metadata["row"])
-            rows.append({**each.sample_metadata, "response": each.score.prediction, **(each.score.metadata or {})})
+            results.append({**each.sample_metadata, "response": each.score.prediction, **(each.score.metadata or {})})
         failures = []
         for sample in self.test_dataset[subset] if self.test_dataset is not None else ():
             if sample.metadata["row"] not in answered:
                 failures.append(f"{subset}: row {sample.metadata['row']}: no prediction")
-                rows.append(
+                results.append(
                     {**sample.metadata, "response": "", "failed": True, **self.judge("", sample.metadata, None)[0]}
                 )
-        scores, per_class = self.scores_of(rows)
+        scores, per_class = self.compute_scores(results)
         scores["failures"] = len(failures)
-        self._rows[subset] = rows
+        self._results[subset] = results
         name = f"{self.name}/{subset}"
-        self._reports[subset] = ScoreReport(name, scores, self.protocol, self._card(), failures, per_class)
+        self._reports[subset] = ScoreReport(name, scores, self.protocol, self._make_run_card(), failures, per_class)
         return [
-            AggScore(metric_name=metric, aggregation=aggregation, dimensions=axes, score=value, num=len(rows))
+            AggScore(metric_name=metric, aggregation=aggregation, dimensions=axes, score=value, num=len(results))
             for name, value in scores.items()
-            if value is not None and (identity := _identity(name)) is not None
+            if value is not None and (identity := _get_metric_identity(name)) is not None
             for metric, aggregation, axes in [identity]
         ]
 
-    aggregate_empty_scores = True  # a server that never answered is a result, too
+    aggregate_empty_scores = True  # a server that never answers has scores too
 
     @property
-    def protocol(self):
+    def protocol(self) -> Protocol:
+        """The evaluation protocol, from `extra_params`."""
         return find_protocol(self.extra_params.get("protocol", "plain"))
 
-    def _card(self):
-        args = get_current_arguments()
-        card = make_run_card(args, source(), mask_tokenizer().config.num_mask_tokens)
-        soft = self._probabilities_came and args.mask_decoding == "soft"
+    def _make_run_card(self) -> RunCard:
+        args: Any = get_current_arguments()
+        num_mask_tokens = load_evaluated_mask_tokenizer().config.num_mask_tokens
+        card = make_run_card(args, find_evaluated_mask_tokenizer(), num_mask_tokens)
+        soft = self._has_logprobs and args.mask_decoding == "soft"
         card.mask_decoding = "soft, of the log-probabilities that came with answers" if soft else "hard"
         card.refiner = "none"
-        if not self._probabilities_came:
-            card.min_score = 0.0  # of masks without a score, all are kept
+        if not self._has_logprobs:
+            card.min_score = 0.0  # masks without a score are all kept
         if not self.decodes_masks:
             card.mask_decoding = card.threshold = card.min_score = None
         card.further["server"] = self._task_config.api_url
@@ -205,23 +232,24 @@ class RowBenchmark(VisionLanguageAdapter):
         return card
 
     def _on_generate_report_end(self, report, output_dir: str, **kwargs) -> None:
-        for subset, own in self._reports.items():
-            # Not among evalscope's own, all of which it reads again.
+        for subset, score_report in self._reports.items():
+            # Not in the folder of evalscope's reports, because it reads all files there.
             stem = Path(self._task_config.work_dir) / FOLDER / f"{self.name}_{subset}"
-            own.save(stem)
+            score_report.save(stem)
             with open(f"{stem}.jsonl", "w", encoding="utf-8") as file:
-                for row in self._rows[subset]:
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            own.run.save(f"{stem}.jsonl")
-            print(own.markdown())
+                for result in self._results[subset]:
+                    file.write(json.dumps(result, ensure_ascii=False) + "\n")
+            assert score_report.run is not None
+            score_report.run.save(f"{stem}.jsonl")
+            print(score_report.markdown())
 
 
-def _identity(name: str) -> tuple[str, str, dict[str, Any]] | None:
-    """A score as evalscope names it: metric, aggregation, axes; None for counts."""
+def _get_metric_identity(name: str) -> tuple[str, str, dict[str, Any]] | None:
+    """Return evalscope's name of a score: metric, aggregation and dimensions; None for counts."""
     if name in ("cIoU", "gIoU", "mIoU"):
         return "iou", "official" if name == "cIoU" else "mean", {"kind": name}
-    if name in SHARES:
-        return "accuracy", "rate", {"kind": SHARES[name]}
+    if name in ACCURACIES:
+        return "accuracy", "rate", {"kind": ACCURACIES[name]}
     if name == "accuracy":
         return "accuracy", "mean", {}
     if name == "box_IoU":
@@ -235,19 +263,19 @@ def _identity(name: str) -> tuple[str, str, dict[str, Any]] | None:
     return None
 
 
-def _contents(text: str, images: Iterator[str]) -> Iterator[ContentText | ContentImage]:
+def _split_contents(text: str, images: Iterator[str]) -> Iterator[ContentText | ContentImage]:
     for i, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
         if i:
             image = next(images, None)
             if image is None:
-                raise ValueError("images: got fewer than there are <image> in the messages")
+                raise ValueError("images: got fewer than the messages have <image>, expected as many")
             yield ContentImage(image=image)
         if piece.strip():
             yield ContentText(text=piece)
 
 
-def absolute(source: Any) -> Any:
-    """A path as it can be read from any folder; other masks and images as they are."""
+def make_absolute(source: Any) -> Any:
+    """Make the path of a mask or image absolute; other sources are returned unchanged."""
     if isinstance(source, dict) and isinstance(source.get("path"), str):
         source = source["path"]
     return os.path.abspath(find_file(source)) if isinstance(source, str) else source

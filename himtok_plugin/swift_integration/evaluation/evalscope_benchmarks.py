@@ -1,16 +1,16 @@
-"""Benchmarks of `swift eval --plugin himtok`: rows of this project's format, asked of any OpenAI-compatible server.
+"""Benchmarks of `swift eval --plugin himtok`: masks, boxes and choices from any OpenAI-compatible server.
 
-Contract: `register_benchmarks` makes `refcoco_seg`, `grefcoco_seg`, `reasonseg`, `rec` and `mask_perception` known to
-evalscope. Their data are rows.jsonl as `himtok prepare` writes them, named in `--eval_dataset_args` as `local_path`: a
-file, or a folder of which every *.jsonl is a subset. Masks are decoded here, from the text of the answer (softly where
-`logprobs` come with it), so that every server will do; options that mean nothing then are refused. Beside evalscope's
-own report there is one with protocol and run, and a result file of masks or boxes that `himtok eval` reads: its scores
-are these, for they are computed from its rows. What could not be predicted is in both, as a missing answer. Does not
-know metrics.
+Contract: `register_benchmarks` registers `refcoco_seg`, `grefcoco_seg`, `reasonseg`, `rec` and `mask_perception` with
+evalscope. Their data is rows.jsonl from `himtok prepare`; `local_path` in `--eval_dataset_args` names the file, or a
+folder in which every *.jsonl is a subset. Masks are decoded in this process from the text of answers, softly if the
+server sends `logprobs`, so every server works; options that have no effect then are refused. Beside evalscope's report,
+the run's folder has a report with protocol and run card, and a result file that `himtok eval` reads. All scores are
+computed from its results; a question without an answer is in it as a missing one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -23,7 +23,7 @@ from himtok_plugin.data.samples import row_masks
 from himtok_plugin.evaluation.ground_truth import ASKS_FOR_MASKS, select_answer_boxes, select_answer_masks
 from himtok_plugin.evaluation.protocols import PROTOCOLS
 from himtok_plugin.evaluation.scoring import ResultScores
-from himtok_plugin.masks.sources import mask_bbox
+from himtok_plugin.masks import mask_bbox
 from himtok_plugin.metrics.boxes import BOX_LEVELS, BOX_SCALES, BoxMetrics, box_iou, boxes_in_text
 from himtok_plugin.metrics.choices import ChoiceMetrics, choice_letter
 from himtok_plugin.swift_integration.answering.result_boxes import (
@@ -34,97 +34,105 @@ from himtok_plugin.swift_integration.answering.result_boxes import (
 )
 from himtok_plugin.swift_integration.options.current_arguments import get_current_arguments
 
-from .benchmark_rows import RowBenchmark, absolute
+from .benchmark_rows import RowBenchmark, make_absolute
 
 
 class MaskBenchmark(RowBenchmark):
-    """Masks of an answer against the true ones."""
+    """Compares the masks of an answer with the target masks."""
 
-    decodes_masks = True
+    @property
+    def decodes_masks(self) -> bool:
+        return True
 
     def _sample(self, row: dict[str, Any], number: int) -> Sample:
         sample = super()._sample(row, number)
+        assert sample.metadata is not None
         self.protocol.check_question(sample.metadata["messages"][-1]["content"], sample.metadata.get("expressions"))
         return sample
 
-    def truth(self, row, answer, size):
+    def get_ground_truth(self, row: dict[str, Any], answer: str, size: tuple[int, int]) -> dict[str, Any]:
         masks = select_answer_masks(row_masks(row), row["messages"], row.get(ASKS_FOR_MASKS))
         if masks is None:
-            raise ValueError(f"masks: got a row that asks for none ({answer!r:.80}), expected one that does")
-        return {"target_masks": [absolute(mask) for mask in masks]}
+            raise ValueError(f"masks: got a question that asks for none ({answer!r:.80}), expected one that does")
+        return {"target_masks": [make_absolute(mask) for mask in masks]}
 
-    def judge(self, text, true, logprobs):
-        row = {"masks": [mask.to_dict() for mask in self.masks_of(text, tuple(true["size"]), logprobs)]}
-        return row, {"iou": ResultScores(self.protocol, boundary=False).add({**true, **row})}
+    def judge(self, text: str, metadata: dict[str, Any], logprobs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        height, width = metadata["size"]
+        columns = {"masks": [mask.to_dict() for mask in self.predict_masks(text, (height, width), logprobs)]}
+        return columns, {"iou": ResultScores(self.protocol, boundary=False).add({**metadata, **columns})}
 
-    def scores_of(self, rows):
+    def compute_scores(self, results: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
         scores = ResultScores(self.protocol, boundary=False)
-        for row in rows:
-            scores.add(row, f"row {row['row']}")
+        for result in results:
+            scores.add(result, f"row {result['row']}")
         return scores.compute(), scores.classes.per_class()
 
 
 class BoxBenchmark(RowBenchmark):
-    """The first box of an answer, or that of its first mask, against the true one."""
+    """Compares the first box of an answer, or the box of its first mask, with the target box."""
 
     @property
-    def decodes_masks(self):
+    def decodes_masks(self) -> bool:
         return self.extra_params["box_from"] == "mask"
 
-    def check_options(self):
+    def check_options(self) -> None:
         super().check_options()
         if not self.decodes_masks and self.extra_params["box_scale"] == BY_TEMPLATE:
             _check_template(get_current_arguments())
 
-    def truth(self, row, answer, size):
+    def get_ground_truth(self, row: dict[str, Any], answer: str, size: tuple[int, int]) -> dict[str, Any]:
         boxes = select_answer_boxes(row.get("objects"), row["messages"], size)
         if boxes is None or len(boxes) != 1:
             raise ValueError(f"objects: got {row.get('objects')!r:.120}, expected one box [x1, y1, x2, y2]")
         return {"target_boxes": boxes}
 
-    def judge(self, text, true, logprobs):
-        size, scale = tuple(true["size"]), self.extra_params["box_scale"]
-        if self.decodes_masks:
-            found = [mask_bbox(mask.mask) for mask in self.masks_of(text, size, logprobs)[:1] if mask.mask.any()]
-        elif scale != BY_TEMPLATE:
-            found = boxes_in_text(text, size, scale)
-        elif get_norm_bbox(get_current_arguments()) == THOUSANDTHS:
-            found = boxes_in_text(text, size)
-        else:
-            found = parse_answer_boxes(text, true["images"][0], _template())
-            if found is None:
-                raise ValueError("box_scale: got a template that does not tell the size it gives images, " + EXPLICIT)
-        found = [[float(value) for value in box] for box in found]
-        return {"boxes": found}, {"iou": box_iou(found[0], true["target_boxes"][0]) if found else 0.0}
+    def judge(self, text: str, metadata: dict[str, Any], logprobs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        boxes = [[float(value) for value in box] for box in self._predict_boxes(text, metadata, logprobs)]
+        return {"boxes": boxes}, {"iou": box_iou(boxes[0], metadata["target_boxes"][0]) if boxes else 0.0}
 
-    def scores_of(self, rows):
+    def _predict_boxes(self, text: str, metadata: dict[str, Any], logprobs: Any) -> Sequence[Sequence[float]]:
+        height, width = metadata["size"]
+        scale = self.extra_params["box_scale"]
+        if self.decodes_masks:
+            masks = self.predict_masks(text, (height, width), logprobs)[:1]
+            return [mask_bbox(mask.mask) for mask in masks if mask.mask.any()]
+        if scale != BY_TEMPLATE:
+            return boxes_in_text(text, (height, width), scale)
+        if get_norm_bbox(get_current_arguments()) == THOUSANDTHS:
+            return boxes_in_text(text, (height, width))
+        boxes = parse_answer_boxes(text, metadata["images"][0], _load_template())
+        if boxes is None:
+            raise ValueError("box_scale: got a template from which the size of resized images is unknown, " + EXPLICIT)
+        return boxes
+
+    def compute_scores(self, results: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
         metrics = BoxMetrics()
-        for row in rows:
-            metrics.update(row["boxes"][0] if row["boxes"] else None, row["target_boxes"][0])
+        for result in results:
+            metrics.update(result["boxes"][0] if result["boxes"] else None, result["target_boxes"][0])
         return metrics.compute(), {}
 
 
 class ChoiceBenchmark(RowBenchmark):
-    """The letter of an answer against the true one."""
+    """Compares the letter of an answer with the correct one."""
 
-    def truth(self, row, answer, size):
+    def get_ground_truth(self, row: dict[str, Any], answer: str, size: tuple[int, int]) -> dict[str, Any]:
         if choice_letter(answer) is None:
             raise ValueError(f"messages: got the answer {answer!r:.80}, expected one with a letter")
         return {"answer": answer}
 
-    def judge(self, text, true, logprobs):
+    def judge(self, text: str, metadata: dict[str, Any], logprobs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         letter = choice_letter(text)
-        return {"choice": letter}, {"acc": float(letter == choice_letter(true["answer"]))}
+        return {"choice": letter}, {"acc": float(letter == choice_letter(metadata["answer"]))}
 
-    def scores_of(self, rows):
+    def compute_scores(self, results: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
         metrics = ChoiceMetrics()
-        for row in rows:
-            metrics.update(row["response"], row["answer"])
+        for result in results:
+            metrics.update(result["response"], result["answer"])
         return metrics.compute(), {}
 
 
 def register_benchmarks() -> None:
-    """Make the benchmarks known to evalscope; idempotent."""
+    """Register the benchmarks with evalscope; idempotent."""
     for name, title, adapter, extra, primary in (
         ("refcoco_seg", "RefCOCO, RefCOCO+, RefCOCOg: masks", MaskBenchmark, _protocol("per-sentence"), CIOU),
         ("grefcoco_seg", "gRefCOCO: masks of none, one, several", MaskBenchmark, _protocol("grefcoco-50px"), CIOU),
@@ -155,14 +163,14 @@ EXPLICIT = f"expected box_scale in extra_params, one of {', '.join(BOX_SCALES)}"
 BOX_PARAMETERS = {
     "box_scale": {
         "type": "str",
-        "description": "What the numbers of a box mean: what the model's template writes (thousandths of the image, or "
-        "pixels of it as it was resized), shares of the image, thousandths of it, or its own pixels.",
+        "description": "The unit of a box's coordinates: that of the model's template (thousandths of the image, or "
+        "pixels of the resized image), fractions of the image, thousandths of it, or its pixels.",
         "value": BY_TEMPLATE,
         "choices": [BY_TEMPLATE, *BOX_SCALES],
     },
     "box_from": {
         "type": "str",
-        "description": "Whether a box is read in the answer's text, or drawn around its first mask.",
+        "description": "Whether a box is read from the answer's text, or is the bounding box of its first mask.",
         "value": "text",
         "choices": ["text", "mask"],
     },
@@ -170,23 +178,24 @@ BOX_PARAMETERS = {
 
 
 def _protocol(default: str) -> dict[str, Any]:
-    about = "Rules of the numbers: " + " ".join(f"{p.name}: {p.summary}" for p in PROTOCOLS.values())
-    return {"protocol": {"type": "str", "description": about, "value": default, "choices": list(PROTOCOLS)}}
+    description = "Evaluation protocol. " + " ".join(f"{p.name}: {p.summary}" for p in PROTOCOLS.values())
+    return {"protocol": {"type": "str", "description": description, "value": default, "choices": list(PROTOCOLS)}}
 
 
 def _check_template(args: Any) -> None:
-    """ValueError where the template's boxes cannot be read."""
+    """Raise ValueError if boxes in the template's unit cannot be read."""
     norm = get_norm_bbox(args)
     if norm is None:
-        raise ValueError(f"box_scale: got no template that {args.model!r} is known by, " + EXPLICIT)
+        raise ValueError(f"box_scale: got the model {args.model!r}, whose template is unknown, " + EXPLICIT)
     if norm == RESIZED and getattr(args, "eval_url", None):
         raise ValueError(
             f"box_scale: got a template ({args.template}) that writes pixels of the image as {args.eval_url} resizes "
-            "it, by settings that are not known here: " + EXPLICIT
+            "it, and its settings are unknown, " + EXPLICIT
         )
 
 
 @cache
-def _template():
-    """The template of the model under evaluation, which resizes images as its server does: that is of this process."""
-    return get_current_arguments().get_template()
+def _load_template() -> Any:
+    """Load the evaluated model's template, which resizes images as the server of this process does."""
+    args: Any = get_current_arguments()
+    return args.get_template()

@@ -27,14 +27,16 @@ def train_mask_tokens_with_adapters() -> None:
     @around(TunerMixin, "prepare_model")
     def prepare_model(original, cls, args, model, *, template=None, **kwargs):
         runtime = None if template is None else get_mask_runtime(template)
-        owner = None if runtime is None else get_language_model(model, args.model_meta)
+        if runtime is None:
+            return original(cls, args, model, template=template, **kwargs)
+        owner: Any = get_language_model(model, args.model_meta)
         model = original(cls, args, model, template=template, **kwargs)
-        if runtime is not None and args.is_adapter:
+        if args.is_adapter:
             if runtime.embeddings_are_new or not (args.resume_from_checkpoint or args.adapters):
                 adapters.train_mask_token_embeddings(model, owner, runtime.vocabulary, runtime.embeddings_are_new)
             adapters.refuse_sharded_embeddings(model)
             adapters.exclude_embeddings_on_save(model)
-        if runtime is not None and runtime.embeddings_are_new and adapters.has_frozen_embeddings(owner):
+        if runtime.embeddings_are_new and adapters.has_frozen_embeddings(owner):
             logger.warning(
                 "The embeddings of the mask tokens are new but frozen, so this run cannot learn masks. Train the "
                 "language model's embeddings (--freeze_llm false), or start from a checkpoint that has mask tokens."

@@ -1,6 +1,6 @@
-"""Means of loss terms, gathered on the training device and read once per log line.
+"""Means of loss terms, summed on the training device and read once per log line.
 
-ms-swift's own metrics read every value at once, which makes a step wait for the device. Does not know what it averages.
+ms-swift's own metrics read every value immediately, so that every step waits for the device.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ class DeviceMeans:
         self._counts: dict[tuple[str, str], int] = {}
 
     def update(self, mode: str, name: str, value: Tensor) -> None:
-        """Add a () value."""
+        """Add a value, a tensor of shape ()."""
         key = (mode, name)
         value = value.detach().float()
         self._sums[key] = value + self._sums[key] if key in self._sums else value
         self._counts[key] = self._counts.get(key, 0) + 1
 
     def flush(self, mode: str, metrics: dict[str, Any]) -> None:
-        """Hand the mode's sums on to ms-swift's `custom_metrics[mode]`, which averages over processes."""
+        """Move the mode's sums to ms-swift's `custom_metrics[mode]`, which averages over processes."""
         for key in [key for key in self._sums if key[0] == mode]:
             metric = metrics[key[1]]
             metric.state += float(self._sums.pop(key))

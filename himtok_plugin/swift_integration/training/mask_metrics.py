@@ -1,8 +1,8 @@
-"""Mask metrics while training: what `--predict_with_generate` generates, scored as `himtok eval` scores a result file.
+"""Mask metrics during training: answers of `--predict_with_generate`, scored as `himtok eval` scores a result file.
 
-Contract: `MaskEvaluation` notes result rows as they are generated; `MaskMetrics`, registered with ms-swift as
-`--eval_metric mask`, hands their scores to the log, to early stopping and to the choice of the best checkpoint, and a
-few overlays to TensorBoard. Does not know how answers are generated.
+Contract: `MaskEvaluation` collects results as they are generated. `MaskMetrics`, ms-swift's `--eval_metric mask`,
+passes their scores to the log, to early stopping and to the choice of the best checkpoint, and shows some masks in
+TensorBoard.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from swift.metrics.base import EvalMetrics
 
 from himtok_plugin.evaluation.results import load_result_masks
 from himtok_plugin.evaluation.scoring import ResultScores
-from himtok_plugin.masks.drawing import comparison
+from himtok_plugin.masks.drawing import draw_comparison
 from himtok_plugin.swift_integration.samples.mask_column import MaskColumn
 from himtok_plugin.swift_integration.samples.sample_images import load_sample_image
 
 METRIC = "mask"
-BEST = "cIoU"  # what the best checkpoint is chosen by, unless the user says otherwise
+BEST = "cIoU"  # chooses the best checkpoint by default
 MAX_PICTURES = 4
 
 
 def register_mask_metrics() -> None:
-    """Make `--eval_metric mask` known to ms-swift; idempotent."""
+    """Register `--eval_metric mask` with ms-swift; idempotent."""
     eval_metrics_map[METRIC] = MaskMetrics
 
 
 class MaskEvaluation:
-    """The result rows of one evaluation, as far as they are needed: scores of each, pictures of the first.
+    """Scores of the results of one evaluation, and pictures of the first few.
 
     Args:
-        process: number of this process; only process 0 keeps pictures.
+        process: index of this process; only process 0 keeps pictures.
     """
 
     def __init__(self, process: int = 0):
@@ -44,18 +44,18 @@ class MaskEvaluation:
         self.pictures: list[np.ndarray] = []
 
     def add(self, row: dict[str, Any], key: tuple[str | None, int] | None) -> None:
-        """Note a result row.
+        """Score a result.
 
         Args:
-            row: with `masks`, `images` and, where masks were asked for, `target_masks`.
-            key: `sample_key` of the row. The last batch of several processes is filled up with rows that others have as
-                well; those with a key count once.
+            row: a result with `masks` and `images`, and with `target_masks` if the question asks for masks.
+            key: `sample_key` of the row. ms-swift fills the last batch of several processes with rows that other
+                processes have too; rows with the same key count once.
         """
         root = os.environ.get("ROOT_IMAGE_DIR")
         scores = ResultScores(boundary=False, root=root)
-        asked = scores.add(row) is not None
+        has_masks = scores.add(row) is not None
         self._scores[(self.process, len(self._scores)) if key is None else key] = scores
-        if asked and self.process == 0 and len(self.pictures) < MAX_PICTURES and row.get("images"):
+        if has_masks and self.process == 0 and len(self.pictures) < MAX_PICTURES and row.get("images"):
             predicted, true, _ = load_result_masks(row, root)
             self.pictures.append(self._picture(row, predicted.union(), true.union()))
 
@@ -63,25 +63,25 @@ class MaskEvaluation:
     def _picture(row: dict[str, Any], prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
         image = load_sample_image(row["images"][0])
         size = (image.height, image.width)
-        # A row without any mask has no size.
+        # Without any mask, a result has no size.
         target, prediction = (mask if mask.shape == size else np.zeros(size, bool) for mask in (target, prediction))
-        return np.asarray(comparison(image, target, prediction))
+        return np.asarray(draw_comparison(image, target, prediction))
 
     def compute(self) -> dict[str, float]:
-        """Scores over the rows of all processes; a share of no rows is left out. Starts anew."""
-        everywhere = [self._scores]
+        """Return the scores of all processes' results and discard these; scores without any sample are left out."""
+        parts: list[Any] = [self._scores]
         if dist.is_initialized():
-            everywhere = [None] * dist.get_world_size()
-            dist.all_gather_object(everywhere, self._scores)
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, self._scores)
         merged = ResultScores(boundary=False)
-        for scores in {key: value for part in everywhere for key, value in part.items()}.values():
+        for scores in {key: value for part in parts for key, value in part.items()}.values():
             merged.merge(scores)
         self._scores = {}
         return {name: value for name, value in merged.compute().items() if value is not None}
 
 
 class MaskMetrics(EvalMetrics):
-    """ms-swift's metric `mask`: what `ResultScores.compute` returns, of the generated answers."""
+    """ms-swift's metric `mask`: `ResultScores.compute` of the generated answers."""
 
     def compute_metrics(self, eval_prediction) -> dict[str, float]:
         evaluation: MaskEvaluation = self.trainer.mask_evaluation
@@ -93,11 +93,13 @@ class MaskMetrics(EvalMetrics):
     def _show(self, pictures: list[np.ndarray]) -> None:
         for callback in self.trainer.callback_handler.callbacks:
             writer = getattr(callback, "tb_writer", None)
-            for i, picture in enumerate(pictures if writer is not None else []):
+            if writer is None:
+                continue
+            for i, picture in enumerate(pictures):
                 writer.add_image(f"eval/mask_{i}", picture, self.trainer.state.global_step, dataformats="HWC")
 
 
 def sample_key(row: dict[str, Any]) -> tuple[str | None, int] | None:
-    """`MaskColumn.key` of a dataset row, None when unknown; read before its masks are replaced by predicted ones."""
+    """Return `MaskColumn.key` of a dataset row, None if unknown. Call it before predicted masks replace the row's."""
     masks = row.get("masks")
     return None if masks is None else MaskColumn.parse(masks).key

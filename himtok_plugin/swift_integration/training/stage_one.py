@@ -1,8 +1,8 @@
 """Stage 1: the mask tokenizer as a model type that `swift sft` trains.
 
-Contract: `register_mask_tokenizer` makes `himtok_mask_tokenizer` known to ms-swift: a loader, a template whose rows are
-masks alone, and `StageOneTrainer` around `StageOneObjective`. The checkpoint is a `save_pretrained` folder. There is no
-text: ms-swift insists on a text tokenizer, so it gets an empty one.
+Contract: `register_mask_tokenizer` registers the model type `himtok_mask_tokenizer` with ms-swift: its loader and a
+template for rows that have only masks. `StageOneTrainer` trains it with `StageOneObjective`. The checkpoint is a
+`save_pretrained` folder. ms-swift requires a text tokenizer, so the model has an empty one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedToke
 
 from himtok_plugin.data.samples import load_squares
 from himtok_plugin.mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
-from himtok_plugin.mask_tokenizer.objective import StageOneObjective, codebook_usage
+from himtok_plugin.mask_tokenizer.objective import StageOneObjective, measure_codebook_usage
 from himtok_plugin.metrics.reconstruction import ReconstructionMetrics
 from himtok_plugin.swift_integration.samples.mask_column import MaskColumn
 
@@ -52,7 +52,7 @@ def register_mask_tokenizer() -> None:
 
 
 class MaskTokenizerLoader(ModelLoader):
-    """Loads a mask tokenizer where ms-swift expects an LMM and its text tokenizer."""
+    """Loads a mask tokenizer as the model, with an empty text tokenizer."""
 
     default_trust_remote_code = False
 
@@ -62,12 +62,12 @@ class MaskTokenizerLoader(ModelLoader):
 
     def get_model(self, model_dir, config, processor, model_kwargs) -> MaskTokenizer:
         model = MaskTokenizer.from_pretrained(model_dir, dtype=self.torch_dtype)
-        model.generation_config = GenerationConfig()  # ms-swift fills it in before any training
+        model.generation_config = GenerationConfig()  # ms-swift sets its fields before training
         return model
 
 
 class MaskOnlyTemplate(Template):
-    """Rows with `masks` only; anything else in them is ignored."""
+    """Encodes the `masks` of a row and ignores its other columns."""
 
     def _encode_truncated(self, inputs) -> dict[str, Any]:
         column = MaskColumn.parse(inputs.extra_kwargs.get("masks") or [])
@@ -79,21 +79,21 @@ class MaskOnlyTemplate(Template):
 
     def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Any]:
         squares = torch.from_numpy(np.concatenate([row["squares"] for row in batch]))
-        # The trainer weighs batches by counting labels: one per mask.
+        # The trainer weights batches by their number of labels: one per mask.
         return {"squares": squares, "labels": torch.zeros((1, len(squares)), dtype=torch.int64)}
 
     def print_inputs(self, inputs: dict[str, Any]) -> None:
-        return  # nothing of it can be read
+        return  # there is no text to print
 
 
 class StageOneTrainer(Seq2SeqTrainer):
-    """ms-swift's trainer around the stage-1 objective."""
+    """Trains a mask tokenizer with the stage-1 objective."""
 
     def __init__(self, *args, **kwargs):
         from himtok_plugin.swift_integration.options.current_arguments import get_current_arguments
 
         model: MaskTokenizer = kwargs["model"]
-        settings = get_current_arguments()
+        settings: Any = get_current_arguments()
         self.objective = StageOneObjective(
             model,
             continuous_warmup_steps=settings.continuous_warmup_steps,
@@ -118,7 +118,7 @@ class StageOneTrainer(Seq2SeqTrainer):
         mode = "train" if self.model.training else "eval"
         output = model(squares, objective=self.objective, step=self.state.global_step)
         loss = output.loss
-        if num_items_in_batch is not None:  # a mean over the step's masks, however they are split into batches
+        if num_items_in_batch is not None:  # the mean over the step's masks, also with several batches
             loss = loss * (len(squares) / num_items_in_batch)
             if self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes
@@ -142,21 +142,25 @@ class StageOneTrainer(Seq2SeqTrainer):
         mode = "train" if self.model.training else "eval"
         if self._usage[mode].any():
             prefix = "eval_" if mode == "eval" else ""
-            logs.update({prefix + name: value for name, value in codebook_usage(self._usage[mode]).items()})
+            logs.update({prefix + name: value for name, value in measure_codebook_usage(self._usage[mode]).items()})
             self._usage[mode].zero_()
         if mode == "eval":
-            self._share_reconstruction_scores()
+            self._add_reconstruction_scores()
         self._means.flush(mode, self.custom_metrics[mode])
         super().log(logs, *args, **kwargs)
 
-    def _share_reconstruction_scores(self) -> None:
-        """IoU at several prefix lengths, boundary F at full length, as sums that ms-swift adds up over processes."""
+    def _add_reconstruction_scores(self) -> None:
+        """Add IoU at several prefix lengths and boundary F at full length to ms-swift's metrics.
+
+        They are sums, which ms-swift adds up over processes.
+        """
         k = self.objective.model.config.num_mask_tokens
         for n, scores in self._reconstruction.compute().items():
             names = {f"iou_{n}": "gIoU", **({"boundary_F": "boundary_F"} if n == k else {})}
             for name, score in names.items():
-                if scores["samples"]:
+                value, samples = scores[score], scores["samples"]
+                if samples and value is not None:
                     metric = self.custom_metrics["eval"][name]
-                    metric.state += scores[score] * scores["samples"]
-                    metric.count += scores["samples"]
+                    metric.state += value * samples
+                    metric.count += samples
         self._reconstruction = ReconstructionMetrics(k)

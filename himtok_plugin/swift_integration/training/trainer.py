@@ -1,51 +1,53 @@
 """Stages 2 and 3: ms-swift's trainer with masks in its batches.
 
-Contract: codes are computed on the device, once for the whole batch, before the LMM runs; the mask losses are added to
-the LMM's own loss; resuming restores the mask tokenizer beside the checkpoint. What kind of base model and tuner it is,
-is not known here.
+Contract: the trainer encodes all masks of a batch on the device before the LMM runs, adds the mask losses to the LMM's
+loss, and loads the mask tokenizer from the checkpoint when a run is resumed. It works with any base model and tuner.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from datasets import Dataset
 from swift.trainers import Seq2SeqTrainer
 from swift.utils import get_logger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from himtok_plugin.hierarchical_loss import HierarchicalMaskLoss, MaskLosses, code_probabilities, draw_levels
-from himtok_plugin.lmm.logit_tap import LogitTap, mask_logits
+from himtok_plugin.hierarchical_loss import HierarchicalMaskLoss, MaskLosses, code_probabilities, draw_prefix_lengths
+from himtok_plugin.lmm.logit_tap import LogitTap, gather_mask_logits
 from himtok_plugin.mask_tokenizer.released_weights import SIDECAR_FOLDER
 from himtok_plugin.swift_integration.answering.response_masks import RESPONSE_ATTRIBUTE
 from himtok_plugin.swift_integration.answering.result_boxes import add_boxes_to_result
 from himtok_plugin.swift_integration.answering.result_masks import add_masks_to_result
 from himtok_plugin.swift_integration.model.adapters import TRAINED_EMBEDDINGS_KEY, get_embeddings
 from himtok_plugin.swift_integration.model.attached_mask_tokenizer import get_attached_mask_tokenizer
-from himtok_plugin.swift_integration.model.detokenizer import DETOKENIZER_PARTS, Detokenizer, load_detokenizer
+from himtok_plugin.swift_integration.model.detokenizer import DETOKENIZER_MODULES, Detokenizer, load_detokenizer
 from himtok_plugin.swift_integration.model.model_extension import get_language_model
 from himtok_plugin.swift_integration.model.sharding import ParametersUsedAfterForward, ShardedDetokenizer
-from himtok_plugin.swift_integration.samples.mask_batch import ENCODED, IGNORE_INDEX, PREFIX, MaskBatch
-from himtok_plugin.swift_integration.samples.mask_column import MaskColumn
+from himtok_plugin.swift_integration.samples.mask_batch import (
+    BATCH_KEY_PREFIX,
+    IGNORE_INDEX,
+    MaskBatch,
+)
 
 from .device_means import DeviceMeans
 from .learning_rates import move_to_own_groups, scale_embedding_updates
 from .mask_metrics import MaskEvaluation, sample_key
+from .mask_search import may_have_masks
 
 logger = get_logger()
-LEVEL_SEED = 1_000_003  # keeps the steps of runs with neighbouring seeds apart
-ROWS_AT_ONCE = 100  # that are looked through for masks; the first ones usually have some
-MASK_BATCH_KEY = "himtok_batch"  # key under which a batch's masks go from `_prepare_inputs` to `compute_loss`
+LEVEL_SEED = 1_000_003  # a large prime: runs with neighbouring seeds share no step's seed
+MASK_BATCH_KEY = "himtok_batch"  # the inputs' key with which `_prepare_inputs` passes masks to `compute_loss`
 
 
 class MaskTrainer(Seq2SeqTrainer):
-    """Trains an LMM whose rows hold masks."""
+    """Trains an LMM on rows with masks."""
 
     def __init__(self, *args, **kwargs):
         model, template = kwargs["model"], kwargs["template"]
@@ -55,27 +57,30 @@ class MaskTrainer(Seq2SeqTrainer):
         _choose_trained_parts(self.mask_tokenizer, settings.detokenizer_is_trained)
         self.mask_loss = HierarchicalMaskLoss(settings.num_coarse_levels, settings.mask_dice_weight)
         self._masks_in_step: int | None = None
-        self._masks_seen: int | None = None  # in all steps so far, None before the first
+        self._masks_seen: int | None = None  # in all steps so far; None before the first
         self._means = DeviceMeans()
         if template.sequence_parallel_size > 1 and settings.trains_on_masks:
             raise ValueError(
                 f"sequence_parallel_size={template.sequence_parallel_size}: got a mask loss, "
-                "which needs a row's logits in one place, expected 1"
+                "which needs all logits of a row in one process, expected 1"
             )
-        if settings.trains_on_masks and not _may_have_masks(kwargs.get("train_dataset")):
-            raise ValueError(f"{self._mask_loss_name()}: got rows without masks, expected some with masks in `masks`")
-        self._tap = LogitTap(get_language_model(model, template.model_meta).get_output_embeddings() or nn.Identity())
+        if settings.trains_on_masks and not may_have_masks(kwargs.get("train_dataset")):
+            raise ValueError(
+                f"{self._describe_mask_loss()}: got rows without masks, expected some with masks in `masks`"
+            )
+        language_model: Any = get_language_model(model, template.model_meta)
+        self._tap = LogitTap(language_model.get_output_embeddings() or nn.Identity())
         super().__init__(*args, **kwargs)
-        self._share_with_processes()
+        self._prepare_detokenizer()
         create_optimizer = self.optimizer_callback.create_optimizer
-        self.optimizer_callback.create_optimizer = lambda model=None: self._with_own_rates(create_optimizer(model))
+        self.optimizer_callback.create_optimizer = lambda model=None: self._set_learning_rates(create_optimizer(model))
         if self.args.predict_with_generate:
             self.mask_evaluation = MaskEvaluation(self.args.process_index)
-            self.infer_engine.infer = self._recording_masks(self.infer_engine.infer)
+            self.infer_engine.infer = self._record_masks(self.infer_engine.infer)
 
-    def _share_with_processes(self) -> None:
-        """Say who decodes; see sharding.py."""
-        self._detokenizer = self.mask_tokenizer
+    def _prepare_detokenizer(self) -> None:
+        """Prepare decoding with DeepSpeed, FSDP or DDP; see model/sharding.py."""
+        self._detokenizer: Any = self.mask_tokenizer
         self._used_after_forward: ParametersUsedAfterForward | None = None
         self._is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         trained = [p for p in self.mask_tokenizer.parameters() if p.requires_grad]
@@ -83,33 +88,34 @@ class MaskTrainer(Seq2SeqTrainer):
             self._detokenizer = ShardedDetokenizer(
                 self.mask_tokenizer.encoding.expected_code_vectors, self.mask_tokenizer
             )
-            if is_deepspeed_zero3_enabled():  # it wants one dtype for all that is trained
+            if is_deepspeed_zero3_enabled():  # requires one dtype for all trained parameters
                 self.mask_tokenizer.to(next(self.model.parameters()).dtype)
-        elif trained and dist.is_initialized():  # one process that was launched like several has DDP as well
+        elif trained and dist.is_initialized():  # a single process of torchrun uses DDP too
             self._used_after_forward = ParametersUsedAfterForward(self.model, trained)
 
-    def _with_own_rates(self, optimizer: Optimizer) -> Optimizer:
+    def _set_learning_rates(self, optimizer: Optimizer) -> Optimizer:
         settings = self.masks.settings
         if settings.detokenizer_lr is not None:
             move_to_own_groups(optimizer, self.mask_tokenizer.parameters(), settings.detokenizer_lr)
         if settings.mask_rows_lr is None:
             return optimizer
-        own = [p for name, p in self.model.named_parameters() if TRAINED_EMBEDDINGS_KEY in name]
-        if own:
-            move_to_own_groups(optimizer, own, settings.mask_rows_lr)
+        adapter_embeddings = [p for name, p in self.model.named_parameters() if TRAINED_EMBEDDINGS_KEY in name]
+        if adapter_embeddings:
+            move_to_own_groups(optimizer, adapter_embeddings, settings.mask_rows_lr)
         elif self._is_sharded:
             raise ValueError(
-                f"mask_rows_lr={settings.mask_rows_lr}: got full training with a sharded optimizer, which does not "
-                "know rows, expected LoRA or no sharding"
+                f"mask_rows_lr={settings.mask_rows_lr}: got full training with a sharded optimizer, which cannot "
+                "scale single embeddings, expected LoRA or no sharding"
             )
         else:
-            matrices = [layer.weight for layer in get_embeddings(get_language_model(self.model, self.model.model_meta))]
-            rows = torch.tensor(self.masks.vocabulary.ids())
-            scale_embedding_updates(optimizer, matrices, rows, settings.mask_rows_lr / self.args.learning_rate)
+            layers: list[Any] = get_embeddings(get_language_model(self.model, self.model.model_meta))
+            token_ids = torch.tensor(self.masks.vocabulary.ids())
+            scale = settings.mask_rows_lr / self.args.learning_rate
+            scale_embedding_updates(optimizer, [layer.weight for layer in layers], token_ids, scale)
         return optimizer
 
-    def _recording_masks(self, infer):
-        """Generated answers become result rows, here and in `predict.jsonl`."""
+    def _record_masks(self, infer: Callable) -> Callable:
+        """Wrap `infer`: its rows become results with masks, for the metrics and for `predict.jsonl`."""
 
         def infer_and_record(rows, *args, **kwargs):
             responses = infer(rows, *args, **kwargs)
@@ -125,10 +131,10 @@ class MaskTrainer(Seq2SeqTrainer):
     # ----- a step
 
     def get_batch_samples(self, *args, **kwargs):
-        """Count the supervised masks of an optimiser step, over which the mask loss is the mean."""
+        """Count the supervised masks of an optimizer step; the mask loss is the mean over them."""
         samples, num_items = super().get_batch_samples(*args, **kwargs)
-        count = sum(len(batch.get(PREFIX + "supervised", ())) for batch in samples)
-        if self._averaging_processes(num_items) > 1 and self.masks.settings.trains_on_masks:
+        count = sum(len(batch.get(BATCH_KEY_PREFIX + "supervised", ())) for batch in samples)
+        if self._count_averaging_processes(num_items) > 1 and self.masks.settings.trains_on_masks:
             total = torch.tensor(count, device=self.args.device)
             dist.all_reduce(total)
             count = int(total)
@@ -136,13 +142,13 @@ class MaskTrainer(Seq2SeqTrainer):
         self._masks_seen = (self._masks_seen or 0) + count
         return samples, num_items
 
-    def _averaging_processes(self, num_items: Any) -> int:
-        """Over how many processes a step's items are counted, and its loss scaled up by."""
+    def _count_averaging_processes(self, num_items: Any) -> int:
+        """Return over how many processes ms-swift counts a step's items; it scales the loss by this number."""
         over_all = num_items is not None and self.args.average_tokens_across_devices
         return self.accelerator.num_processes if over_all else 1
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        masks = MaskBatch.take(inputs, self.args.device)
+        masks = MaskBatch.pop_from(inputs, self.args.device)
         if masks is not None:
             for key in ("input_ids", "labels"):
                 if inputs.get(key) is not None:
@@ -168,39 +174,43 @@ class MaskTrainer(Seq2SeqTrainer):
             mode = "train" if self.model.training else "eval"
             self._log_next_token_loss(loss, labels, num_items_in_batch, mode)
             if self.masks.settings.trains_on_masks:
-                loss = loss + self._mask_losses(outputs, masks, shape, logits_to_keep, num_items_in_batch, mode)
+                loss = loss + self._compute_mask_loss(outputs, masks, shape, logits_to_keep, num_items_in_batch, mode)
             elif self._used_after_forward is not None and loss.requires_grad:
                 loss = loss + self._used_after_forward.zero
         return (loss, outputs) if return_outputs else loss
 
-    def _mask_losses(self, outputs, masks: MaskBatch | None, shape, logits_to_keep, num_items, mode: str) -> Tensor:
+    def _compute_mask_loss(
+        self, outputs, masks: MaskBatch | None, shape, logits_to_keep, num_items, mode: str
+    ) -> Tensor:
         if getattr(outputs, "logits", None) is None:
             raise RuntimeError("the mask loss needs the model's logits, which use_liger_kernel does not keep")
         if masks is None or masks.supervised is None or not len(masks.supervised):
-            return self._loss_of_no_mask(outputs)
+            return self._zero_mask_loss(outputs)
         if logits_to_keep is None and outputs.logits.shape[:-1] != shape:
-            # Older bases (XComposer2, Yi-VL) put images between the ids only inside the model.
+            # Older base models (XComposer2, Yi-VL) insert image features between the ids inside the model.
             raise ValueError(
-                f"template {self.template.template_meta.template_type!r}: the base model made of {shape[-1]} input_ids "
-                f"{outputs.logits.shape[1]} logits, expected as many: it cannot learn with a mask loss, only without"
+                f"template {self.template.template_meta.template_type!r}: got {outputs.logits.shape[1]} logits for "
+                f"{shape[-1]} input_ids, expected as many: this base model can be trained without a mask loss only"
             )
         if masks.squares is None:
             raise ValueError(
-                "mask_loss_weight: got rows that were encoded, with --to_cached_dataset, for training without a mask "
-                "loss, expected the same --mask_loss_weight there"
+                "mask_loss_weight: got rows that --to_cached_dataset encoded for training without a mask loss, "
+                "expected the same --mask_loss_weight there"
             )
-        rows = masks.supervised_logit_positions(shape, logits_to_keep)
-        logits = mask_logits(self._tap.logits_behind(outputs.logits), self.masks.vocabulary.code_ids, rows)
+        positions = masks.supervised_logit_positions(shape, logits_to_keep)
+        logits = self._gather_mask_logits(outputs, positions)
         count = len(masks.supervised)
         probabilities = code_probabilities(logits).unflatten(0, (count, self.masks.num_mask_tokens))
         total, processes = count, 1
         # Without num_items the trainer divides by the accumulation steps itself.
         if mode == "train" and num_items is not None and self._masks_in_step:
             total = self._masks_in_step
-            processes = self._averaging_processes(num_items)
+            processes = self._count_averaging_processes(num_items)
         settings = self.masks.settings
         with self.accelerator.autocast():  # ms-swift's own covers the LMM's forward pass only
-            losses = self._terms(probabilities, masks.targets(), torch.full((count,), 1 / total, device=logits.device))
+            losses = self._compute_loss_terms(
+                probabilities, masks.supervised_squares(), torch.full((count,), 1 / total, device=logits.device)
+            )
         for name in ("bce", "dice", "hierarchical"):
             self._means.update(mode, f"loss_mask_{name}", getattr(losses, name) * (total / count))
         mask_loss = losses.bce + settings.mask_dice_weight * losses.dice
@@ -208,48 +218,59 @@ class MaskTrainer(Seq2SeqTrainer):
         # Gradients are averaged over processes, while `total` counts the masks of all of them.
         return weighted * processes
 
-    def _terms(self, probabilities: Tensor, target: Tensor, weights: Tensor) -> MaskLosses:
+    def _gather_mask_logits(self, outputs: Any, positions: Tensor) -> Tensor:
+        logits = self._tap.find_tapped_logits(outputs.logits)
+        return gather_mask_logits(logits, self.masks.vocabulary.code_ids, positions)
+
+    def _compute_loss_terms(self, probabilities: Tensor, target: Tensor, weights: Tensor) -> MaskLosses:
         settings = self.masks.settings
         return self.mask_loss(
             self._detokenizer,
             probabilities,
             target,
             weights=weights,
-            levels=self._levels(),
+            levels=self._draw_levels(),
             full=settings.mask_loss_weight > 0,
             hierarchical=settings.hierarchical_loss_weight > 0,
         )
 
-    def _levels(self) -> Tensor | None:
-        """Prefix lengths of this optimiser step: the same in all its batches and processes, and when it is resumed, so
-        that the gradient does not depend on how a step is split."""
+    def _draw_levels(self) -> Tensor | None:
+        """Draw the prefix lengths of this optimizer step.
+
+        They are the same in all batches and processes, and in a resumed run, so that the gradient does not depend on
+        how a step is split.
+        """
         k = self.masks.num_mask_tokens
         if k == 1:
             return None  # there is no prefix
         generator = torch.Generator().manual_seed(self.args.seed * LEVEL_SEED + self.state.global_step)
-        return draw_levels(min(self.masks.settings.num_coarse_levels, k - 1), k, generator)
+        return draw_prefix_lengths(min(self.masks.settings.num_coarse_levels, k - 1), k, generator)
 
-    def _loss_of_no_mask(self, outputs) -> Tensor:
-        """A zero. Other processes may have masks, and the same must be communicated in all of them."""
+    def _zero_mask_loss(self, outputs) -> Tensor:
+        """Return the loss 0 of a batch without masks.
+
+        With sharding, every process has to communicate in the same order, whether its batch has masks or not.
+        """
         if not self._is_sharded:
             used = self._used_after_forward
             return torch.zeros((), device=self.args.device) if used is None or used.zero is None else used.zero
-        # One mask that does not count: sharded parts are gathered as they are called, forwards and, in the order of the
-        # graph, backwards. So it hangs on the logits as a mask does, or processes would wait for each other's parts.
+        # One mask with weight 0. Sharded modules are gathered when they run: in the forward pass, and in the backward
+        # pass in the order of the graph. So this loss depends on the logits as that of a real mask does; otherwise
+        # processes would wait for each other.
         config, device = self._detokenizer.config, self.args.device
-        rows = torch.zeros(config.num_mask_tokens, dtype=torch.int64, device=device)
-        logits = mask_logits(self._tap.logits_behind(outputs.logits), self.masks.vocabulary.code_ids, rows)
+        positions = torch.zeros(config.num_mask_tokens, dtype=torch.int64, device=device)
+        logits = self._gather_mask_logits(outputs, positions)
         target = torch.zeros((1, config.image_size, config.image_size), device=device)
         with self.accelerator.autocast():
-            losses = self._terms(code_probabilities(logits)[None], target, torch.zeros(1, device=device))
+            losses = self._compute_loss_terms(code_probabilities(logits)[None], target, torch.zeros(1, device=device))
         return losses.bce + losses.dice + losses.hierarchical
 
     def _log_next_token_loss(self, loss: Tensor, labels: Tensor | None, num_items, mode: str) -> None:
         value = loss.detach()
         if num_items is not None and labels is not None:
-            # The loss is this batch's share of the step's; as a mean over its own tokens it compares between batches.
-            own = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
-            value = value * num_items / own / self._averaging_processes(num_items)
+            # The loss is this batch's share of the step's loss. The mean over the batch's own tokens is comparable.
+            num_tokens = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
+            value = value * num_items / num_tokens / self._count_averaging_processes(num_items)
         self._means.update(mode, "loss_next_token", value)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
@@ -261,14 +282,14 @@ class MaskTrainer(Seq2SeqTrainer):
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         if isinstance(resume_from_checkpoint, (str, os.PathLike)):
-            # Before anything is sharded: what FSDP saves beside an adapter is the adapter alone.
+            # Before anything is sharded, because with an adapter FSDP's own checkpoint has the adapter only.
             self._load_sidecar(os.fspath(resume_from_checkpoint))
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         self._warn_if_no_mask_was_supervised()
         return result
 
     def _warn_if_no_mask_was_supervised(self) -> None:
-        """Of streams, and of rows whose masks are all in questions, it is not known before they were read."""
+        """Warn after training: only then this is known of streams, and of rows whose masks are all in questions."""
         if self._masks_seen is None or not self.masks.settings.trains_on_masks:
             return
         seen = torch.tensor(self._masks_seen, device=self.args.device)
@@ -276,59 +297,36 @@ class MaskTrainer(Seq2SeqTrainer):
             dist.all_reduce(seen)
         if not seen:
             logger.warning(
-                f"{self._mask_loss_name()}: no answer of all that were trained on had a mask, so this run learned "
-                "nothing from it: expected rows whose answers hold <mask>."
+                f"{self._describe_mask_loss()}: got no answer with a mask in the whole run, so the mask loss trained "
+                "nothing, expected rows whose answers have <mask>."
             )
 
-    def _mask_loss_name(self) -> str:
+    def _describe_mask_loss(self) -> str:
         settings = self.masks.settings
         names = ("mask_loss_weight", "hierarchical_loss_weight")
         return ", ".join(f"{name}={getattr(settings, name)}" for name in names)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        if not self._is_sharded:  # else DeepSpeed and FSDP have loaded it with the rest of the model
+        if not self._is_sharded:  # DeepSpeed and FSDP load it with the model
             self._load_sidecar(self.state.best_model_checkpoint)
 
     def _load_sidecar(self, checkpoint: str) -> None:
         folder = Path(checkpoint, SIDECAR_FOLDER)
         if not folder.is_dir():
-            raise ValueError(f"checkpoint {checkpoint!r}: has no {SIDECAR_FOLDER}/")
+            raise ValueError(f"checkpoint {checkpoint!r}: got no folder {SIDECAR_FOLDER}/, expected the mask tokenizer")
         saved = load_detokenizer(folder)
-        if not saved.encoding.has_same_weights_as(self.mask_tokenizer.encoding):
+        if saved.encoding is None or not saved.encoding.has_same_weights_as(self.mask_tokenizer.encoding):
             raise ValueError(
-                f"checkpoint {checkpoint!r}: was trained with another mask tokenizer than {str(self.masks.source)!r}, "
-                "whose codes mean other masks"
+                f"checkpoint {checkpoint!r}: got a mask tokenizer with other codes than {str(self.masks.source)!r}, "
+                "expected the one that the checkpoint was trained with"
             )
         self.mask_tokenizer.load_state_dict(saved.state_dict())
         self.mask_tokenizer.as_loaded = saved.as_loaded
 
 
-def _may_have_masks(dataset: Any) -> bool:
-    """False for a data set without any mask, looked through up to the first; True where that cannot be (streams)."""
-    while hasattr(dataset, "dataset"):  # ms-swift's lazy and packing wrappers
-        dataset = dataset.dataset
-    columns = getattr(dataset, "column_names", None)
-    if columns is None:
-        return True
-    found = [name for name in ("masks", ENCODED) if name in columns]
-    if not found or not isinstance(dataset, Dataset):
-        return bool(found)
-    batches = dataset.select_columns(found).iter(batch_size=ROWS_AT_ONCE)
-    return any(_holds_mask(value) for batch in batches for name in found for value in batch[name])
-
-
-def _holds_mask(value: Any) -> bool:
-    """Whether there are masks in a column of rows, packed ones (dataset.py) or encoded ones (mask_batch.py)."""
-    if isinstance(value, dict):
-        return any(value["starts"])
-    if isinstance(value, list):
-        return any(map(_holds_mask, value))
-    return value is not None and bool(MaskColumn.parse(value).masks)
-
-
 def _choose_trained_parts(mask_tokenizer: Detokenizer, detokenizer: bool) -> None:
-    """The codebook stays as it is, so that codes, made offline too, keep their meaning."""
+    """Freeze everything but the de-tokenizer: codes, also those made offline, keep their meaning."""
     mask_tokenizer.requires_grad_(False)
-    for name in DETOKENIZER_PARTS:
+    for name in DETOKENIZER_MODULES:
         getattr(mask_tokenizer, name).requires_grad_(detokenizer)

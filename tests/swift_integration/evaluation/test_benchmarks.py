@@ -1,6 +1,6 @@
-"""`swift eval --plugin himtok`, a real one: masks, boxes, choices, POPE and VQAv2 of one checkpoint in one command.
+"""`swift eval --plugin himtok` scores masks, boxes, choices, POPE and VQAv2 of one checkpoint in one command.
 
-evalscope is an extra of the package (`pip install himtok_plugin[eval]`).
+evalscope is an optional dependency (`pip install himtok_plugin[eval]`).
 """
 
 import json
@@ -13,20 +13,25 @@ pytest.importorskip("evalscope")
 
 import numpy as np
 
-from himtok_plugin.evaluation.protocols import find_protocol
 from himtok_plugin.evaluation.evaluate import evaluate_results
+from himtok_plugin.evaluation.protocols import find_protocol
 from himtok_plugin.evaluation.scoring import ResultScores
 from himtok_plugin.mask_text import codes_to_text, text_to_codes
-from himtok_plugin.masks.sources import mask_bbox, to_rle
+from himtok_plugin.masks import mask_bbox, to_rle
 from himtok_plugin.swift_integration.evaluation import benchmark_masks
 from himtok_plugin.swift_integration.evaluation import evalscope_benchmarks as benchmarks
 from himtok_plugin.swift_integration.options import current_arguments
 
+CACHED = (
+    benchmark_masks.find_evaluated_mask_tokenizer,
+    benchmark_masks.load_evaluated_mask_tokenizer,
+    benchmark_masks.make_mask_predictor,
+)
 BENCHMARKS = ["refcoco_seg", "grefcoco_seg", "reasonseg", "rec", "mask_perception"]
 
 
 def vqa_tables(root, image):
-    """Few rows of POPE and VQAv2 as their hubs have them: columns, splits, folders."""
+    """Write a few rows of POPE and VQAv2 with the columns, splits and folders that they have on the hub."""
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
 
@@ -70,7 +75,7 @@ def vqa_tables(root, image):
 
 @pytest.fixture(scope="module")
 def rows(world, tmp_path_factory):
-    """Folder with rows of every benchmark."""
+    """Make a folder with rows of every benchmark."""
     root = tmp_path_factory.mktemp("rows")
     scenes = read_rows(world.scenes)
     (root / "refcoco").mkdir()
@@ -119,7 +124,7 @@ def evaluate(rows, out, benchmarks, **options):
 
 @pytest.fixture(scope="module")
 def evaluated(stage_two, rows, tmp_path_factory):
-    """Folder of a run of all benchmarks, and what it printed."""
+    """Run all benchmarks: (the run's folder, its output)."""
     out = tmp_path_factory.mktemp("evaluated")
     done = evaluate(rows, out, [*BENCHMARKS, "pope", "vqav2"], model=stage_two[1])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
@@ -140,20 +145,20 @@ def test_one_command_reports_masks_boxes_choices_and_vqa(evaluated):
     assert "| cIoU |" in printed and "| accuracy |" in printed and "| box_acc@0.5 |" in printed
 
 
-def test_every_number_has_its_protocol_and_run(evaluated, stage_two):
+def test_every_score_has_its_protocol_and_run_card(evaluated, stage_two):
     out, _ = evaluated
     own = own_reports(out)
     protocols = {name: report["protocol"]["name"] for name, report in own.items()}
     assert protocols["refcoco_seg_testA"] == "per-sentence" and protocols["grefcoco_seg_grefcoco"] == "grefcoco-50px"
-    assert protocols["reasonseg_reasonseg"] == "himtok"  # as asked for
+    assert protocols["reasonseg_reasonseg"] == "himtok"  # from extra_params
     run = own["refcoco_seg_testA"]["run"]
     assert run["checkpoint"] == [str(stage_two[1])] and len(run["checkpoint_hash"]) == 32
     assert (run["num_mask_tokens"], run["mask_decoding"], run["refiner"]) == (4, "hard", "none")
     assert {"himtok_plugin", "evalscope", "ms_swift", "torch"} <= set(run["versions"])
 
 
-def test_masks_are_those_of_swift_infer(evaluated, stage_two, rows, tmp_path):
-    """The server's answers, decoded here, beside the answers that ms-swift decodes itself."""
+def test_masks_equal_those_of_swift_infer(evaluated, stage_two, rows, tmp_path):
+    """The benchmark decodes the server's answers; `swift infer` decodes its own."""
     (result,) = evaluated[0].rglob("himtok/refcoco_seg_testA.jsonl")
     file = tmp_path / "out.jsonl"
     infer(rows / "refcoco" / "testA.jsonl", file, model=stage_two[1], max_new_tokens=24, mask_decoding="hard")
@@ -164,7 +169,7 @@ def test_masks_are_those_of_swift_infer(evaluated, stage_two, rows, tmp_path):
     assert json.loads(file.with_name("out.jsonl.run.json").read_text())["mask_decoding"] == "hard"
 
 
-def test_himtok_eval_gives_the_same_numbers_of_the_kept_predictions(evaluated):
+def test_himtok_eval_computes_the_same_scores_from_the_result_file(evaluated):
     out, _ = evaluated
     for name, protocol in (("refcoco_seg_testA", "per-sentence"), ("reasonseg_reasonseg", "himtok")):
         (result,) = out.rglob(f"himtok/{name}.jsonl")
@@ -178,7 +183,7 @@ def test_himtok_eval_gives_the_same_numbers_of_the_kept_predictions(evaluated):
 
 @pytest.fixture
 def settings(world):
-    """What a run's arguments say."""
+    """Make the arguments of a run."""
     return SimpleNamespace(
         mask_tokenizer=str(world.mask_tokenizer),
         model=str(world.lmm),
@@ -196,13 +201,13 @@ def settings(world):
 
 @pytest.fixture
 def adapter(settings, rows, monkeypatch):
-    """An adapter as evalscope makes it; the mask tokenizer is the world's."""
+    """Return a function that makes a benchmark as evalscope does, with the world's mask tokenizer."""
     from evalscope.api.registry import get_benchmark
     from evalscope.config import TaskConfig
 
     benchmarks.register_benchmarks()
     monkeypatch.setattr(current_arguments, "_current", [settings])
-    for cached in (benchmark_masks.source, benchmark_masks.mask_tokenizer, benchmark_masks.mask_predictor):
+    for cached in CACHED:
         cached.cache_clear()
 
     def make(name, path, limit=None, **extra):
@@ -216,12 +221,12 @@ def adapter(settings, rows, monkeypatch):
         return get_benchmark(name, task)
 
     yield make
-    for cached in (benchmark_masks.source, benchmark_masks.mask_tokenizer, benchmark_masks.mask_predictor):
+    for cached in CACHED:
         cached.cache_clear()
 
 
 def scored(adapter, dataset, answers):
-    """Sample scores of answers, None for samples that got none."""
+    """Score answers; None is a missing answer."""
     from evalscope.api.metric import SampleScore
 
     scores = []
@@ -233,7 +238,7 @@ def scored(adapter, dataset, answers):
     return scores
 
 
-def test_samples_that_got_no_answer_are_failures_in_the_numbers(adapter, rows):
+def test_missing_answers_count_as_failures(adapter, rows):
     made = adapter("refcoco_seg", rows / "refcoco" / "testB.jsonl")
     dataset = made.load_dataset()["testB"]
     scores = made.aggregate_subset("testB", scored(made, dataset, ["There is none.", None, None]))
@@ -244,7 +249,7 @@ def test_samples_that_got_no_answer_are_failures_in_the_numbers(adapter, rows):
     assert [row.get("failed", False) for row in made._rows["testB"]] == [False, True, True]
 
 
-def test_a_limit_takes_the_first_rows_and_subsets_are_files(adapter, rows):
+def test_limit_selects_the_first_rows_and_files_are_subsets(adapter, rows):
     made = adapter("refcoco_seg", rows / "refcoco", limit=2)
     assert {name: len(part) for name, part in made.load_dataset().items()} == {"testA": 2, "testB": 2}
 
@@ -277,13 +282,13 @@ def test_choices_and_boxes_are_scored(adapter, rows):
     assert kept.compute()["box_acc@0.9"] == 0.5 and kept.compute()["box_missing"] == 1
 
 
-def test_boxes_are_read_as_the_template_writes_them(adapter, rows, settings, monkeypatch):
+def test_boxes_are_read_in_the_unit_of_the_template(adapter, rows, settings, monkeypatch):
     boxes = adapter("rec", rows / "rec.jsonl")
     dataset = boxes.load_dataset()["rec"]
     ((x1, y1, x2, y2),) = dataset[0].metadata["target_boxes"]
     thousandths = [round(1000 * value / side) for value, side in zip((x1, y1, x2, y2), (64, 48, 64, 48), strict=True)]
     assert boxes.judge(str(thousandths), dataset[0].metadata, None)[1]["iou"] > 0.95
-    settings.template = "qwen2_5_vl"  # pixels of what it makes of the image, here twice as large
+    settings.template = "qwen2_5_vl"  # boxes in pixels of the resized image, here twice as large
     monkeypatch.setattr(benchmarks, "_template", lambda: "a template")
     monkeypatch.setattr(benchmarks, "parse_answer_boxes", lambda text, image, template: [[x1, y1, x2, y2]])
     assert boxes.judge("[0, 0, 1, 1]", dataset[0].metadata, None)[1]["iou"] == 1.0
@@ -291,7 +296,9 @@ def test_boxes_are_read_as_the_template_writes_them(adapter, rows, settings, mon
     with pytest.raises(ValueError, match="box_scale: got a template .qwen2_5_vl. that writes pixels of the image as"):
         adapter("rec", rows / "rec.jsonl").load_dataset()
     settings.template = None
-    with pytest.raises(ValueError, match="box_scale: got no template .* expected box_scale in extra_params, one of"):
+    with pytest.raises(
+        ValueError, match="box_scale: got the model .* template is unknown, expected box_scale in extra_params, one of"
+    ):
         adapter("rec", rows / "rec.jsonl").load_dataset()
     adapter("rec", rows / "rec.jsonl", box_from="mask").load_dataset()
 
@@ -301,15 +308,15 @@ def test_options_that_would_have_no_effect_are_refused(adapter, rows, settings, 
     setattr(settings, option, value)
     with pytest.raises(ValueError, match=f"{option}: got {value!r}, expected"):
         adapter("refcoco_seg", rows / "refcoco").load_dataset()
-    adapter("mask_perception", rows / "perception.jsonl").load_dataset()  # of no concern there
+    adapter("mask_perception", rows / "perception.jsonl").load_dataset()  # no masks there
 
 
-def test_the_report_says_what_was_decoded_and_not_what_could_have_been(adapter, rows, settings):
+def test_run_card_names_options_only_if_they_had_an_effect(adapter, rows, settings):
     made = adapter("refcoco_seg", rows / "refcoco" / "testB.jsonl")
     made._task_config.generation_config.logprobs = True
     settings.min_score = 0.3
     dataset = made.load_dataset()["testB"]
-    made.aggregate_subset("testB", scored(made, dataset, ["There is none."] * 3))  # a server that tells none
+    made.aggregate_subset("testB", scored(made, dataset, ["There is none."] * 3))  # without log-probabilities
     card = made._reports["testB"].run
     assert (card.mask_decoding, card.min_score, card.refiner) == ("hard", 0.0, "none")
     text = codes_to_text([1, 2])
@@ -327,23 +334,23 @@ def test_the_report_says_what_was_decoded_and_not_what_could_have_been(adapter, 
         (
             "refcoco_seg",
             {"question": "<image>What is <mask>?", "answer": "A dog."},
-            "masks: got a row that asks for none",
+            "masks: got a question that asks for none",
         ),
         ("refcoco_seg", {"images": ["nowhere.png"]}, "images: got .*nowhere.png.* expected an image file"),
-        ("refcoco_seg", {"question": "<image>Segment <bbox>."}, "got <bbox> in a question, expected it written out"),
+        ("refcoco_seg", {"question": "<image>Segment <bbox>."}, "got <bbox> in a question, expected its text"),
         ("refcoco_seg", {"question": "<image>Meet all the descriptions: 1. a."}, "under the protocol 'per-sentence'"),
         ("rec", {}, "objects: got .*expected one box"),
         ("mask_perception", {"answer": "The dog."}, "expected one with a letter"),
     ],
 )
-def test_a_row_that_cannot_be_asked_is_named(adapter, world, tmp_path, name, row, message):
+def test_error_names_the_unusable_row(adapter, world, tmp_path, name, row, message):
     made = world.row(row.pop("question", "<image>Segment."), row.pop("answer", "It is <mask>."), masks=[world.left])
     path = write_rows(tmp_path / "rows.jsonl", [{**made, **row}])
     with pytest.raises(ValueError, match=f"rows.jsonl: row 1: .*{message}"):
         adapter(name, path).load_dataset()
 
 
-def test_data_that_are_not_there_are_told_with_the_flag(adapter, tmp_path):
+def test_error_of_missing_data_names_the_flag(adapter, tmp_path):
     for path in (tmp_path, tmp_path / "none.jsonl"):
         with pytest.raises(ValueError, match="--eval_dataset_args: local_path of reasonseg: got"):
             adapter("reasonseg", path).load()

@@ -1,4 +1,4 @@
-"""`swift eval --eval_url`: a server that knows nothing of masks' rows; killed, gone on with, one request refused."""
+"""`swift eval --eval_url` of a running server: killed and resumed, and with a refused request."""
 
 import json
 import signal
@@ -9,17 +9,17 @@ from servers import Gate, deployed, end, started
 
 pytest.importorskip("evalscope")
 
-from himtok_plugin.evaluation.protocols import find_protocol
 from himtok_plugin.evaluation.evaluate import evaluate_results
+from himtok_plugin.evaluation.protocols import find_protocol
 
 KEY = "secret"
 ROWS, BEFORE_THE_KILL = 9, 4
-CALIBRATION = ("ECE", "Brier", "spearman", "scored_masks")  # scores of masks' scores
+CALIBRATION = ("ECE", "Brier", "spearman", "scored_masks")  # metrics of the masks' scores
 
 
 @pytest.fixture(scope="module")
 def rows(world, tmp_path_factory):
-    """Scenes, each asked in words of its own."""
+    """Write scenes with a different question each."""
     scenes = read_rows(world.scenes)[:ROWS]
     for i, row in enumerate(scenes):
         row["messages"][0]["content"] += f" Scene {i}."
@@ -28,7 +28,7 @@ def rows(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gate(stage_two, tmp_path_factory):
-    """A server of the checkpoint, behind its gate."""
+    """Start a server of the checkpoint behind a gate, which counts and refuses requests."""
     root = tmp_path_factory.mktemp("server")
     options = {"model": stage_two[1], "api_key": KEY, "torch_dtype": "float32"}
     with deployed(root, **options) as url, Gate(url).serving() as gate:
@@ -36,7 +36,7 @@ def gate(stage_two, tmp_path_factory):
 
 
 def arguments(gate, rows, model, out, **extra):
-    """Of a `swift eval`; `extra` is evalscope's."""
+    """Return the arguments of a `swift eval`; `extra` are its `extra_eval_args`."""
     return flags(
         plugin="himtok",
         model=model,
@@ -52,7 +52,7 @@ def arguments(gate, rows, model, out, **extra):
 
 
 def scenes_asked(gate):
-    """Numbers of the scenes that were asked for since the gate was set."""
+    """Return the numbers of the scenes in the requests since the gate was set."""
     return [int(question.rsplit("Scene ", 1)[1].split(".")[0]) for question in gate.questions]
 
 
@@ -62,7 +62,7 @@ def own_report(folder):
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_goes_on_and_a_refused_request_is_a_listed_failure(gate, rows, stage_two, tmp_path):
+def test_killed_evaluation_resumes_and_a_refused_request_is_listed_as_failure(gate, rows, stage_two, tmp_path):
     model, run = stage_two[1], tmp_path / "eval" / "native"
 
     gate.let_through(BEFORE_THE_KILL)
@@ -92,7 +92,7 @@ def test_a_killed_evaluation_goes_on_and_a_refused_request_is_a_listed_failure(g
     report = own_report(run)
     assert report["failures"] == [] and report["scores"]["samples"] == ROWS
 
-    # What three runs pieced together is what `swift infer` gives in one, and `himtok eval` scores alike.
+    # The results of the three runs equal those of one `swift infer`, and `himtok eval` computes the same scores.
     (result,) = run.rglob("himtok/refcoco_seg_scenes.jsonl")
     expected = infer(rows, tmp_path / "out.jsonl", model=model, max_new_tokens=24, mask_decoding="hard")
     for answered, wanted in zip(read_rows(result), expected, strict=True):
@@ -100,6 +100,6 @@ def test_a_killed_evaluation_goes_on_and_a_refused_request_is_a_listed_failure(g
         assert [mask["counts"] for mask in answered["masks"]] == [mask["counts"] for mask in wanted["masks"]]
     for file in (result, tmp_path / "out.jsonl"):
         scores = evaluate_results(file, find_protocol("per-sentence"), boundary=False, rows=rows).scores
-        # The server was not asked for probabilities, which scores of masks are made of.
+        # Without log-probabilities in the request, masks have no scores.
         scores = {name: value for name, value in scores.items() if file == result or name not in CALIBRATION}
         assert scores == pytest.approx(report["scores"])

@@ -1,4 +1,4 @@
-"""Several processes: DDP, DeepSpeed and FSDP train, save, resume and infer; a step is the same however it is split."""
+"""Several processes train, save, resume and infer with DDP, DeepSpeed and FSDP; a split step has the same gradient."""
 
 import importlib.util
 import json
@@ -40,7 +40,7 @@ needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is No
 
 @pytest.fixture(scope="module")
 def rows(world):
-    """Masks unevenly spread: two in one answer, one, none, and one in a question."""
+    """Write rows with two masks in an answer, with one, with none, and with one in a question."""
     without = {k: v for k, v in world.row("<image>What is it?", "No shape.").items() if k != "masks"}
     kinds = [
         world.row("<image>Both.", "<mask> and <mask>", masks=[world.left, world.right]),
@@ -53,7 +53,7 @@ def rows(world):
 
 @pytest.fixture
 def launch(world, rows, tmp_path):
-    """A run of several processes, or in this one; DeepSpeed and FSDP want a launcher for one process as well."""
+    """Return a function that trains in several processes or in this one; DeepSpeed and FSDP always need a launcher."""
     from swift.pipelines import sft_main
 
     def run(processes, name="out", **options):
@@ -76,8 +76,8 @@ def weights_after_one_step(folder):
     return {**lmm, **{f"mask_tokenizer.{name}": value for name, value in detokenizer.items()}}
 
 
-def test_one_batch_is_four_accumulated_ones_is_two_processes(launch):
-    """Plain gradient descent: the difference between weights is the gradient."""
+def test_gradient_is_the_same_with_one_batch_four_accumulated_ones_and_two_processes(launch):
+    """With SGD, the difference between weights is the gradient."""
     options = {
         **FLOAT32,
         "optim": "sgd",
@@ -101,7 +101,7 @@ def test_one_batch_is_four_accumulated_ones_is_two_processes(launch):
 
 
 def check_checkpoint(checkpoint, world, tmp_path, trained=True):
-    """A complete mask tokenizer, codes as before to the last digit, and answers with masks."""
+    """Check that the mask tokenizer is complete and encodes exactly as before, and that answers have masks."""
     before = MaskTokenizer.from_pretrained(world.mask_tokenizer).state_dict()
     after = MaskTokenizer.from_pretrained(checkpoint / "mask_tokenizer").state_dict()
     assert before.keys() == after.keys()
@@ -132,7 +132,7 @@ CASES = {
 }
 
 
-# Two launches each. No sharding, and both kinds that shard the weights, remain without these.
+# Each needs two launches. Without the slow ones, DDP and both kinds of sharded weights are tested.
 SLOW = {"ddp lora", "zero2", "zero2 lora", "fsdp2 in one process", "fsdp2 in half precision"}
 
 
@@ -142,7 +142,7 @@ def marks_of(case):
 
 @pytest.mark.parametrize("case", [pytest.param(name, marks=marks_of(name)) for name in CASES])
 def test_trains_saves_resumes_and_infers(case, launch, world, tmp_path):
-    """One row a process and step, so that some process has no mask in most steps."""
+    """With one row per process and step, a process without masks is in most steps."""
     processes, options = CASES[case]
     options = {**options, "per_device_train_batch_size": 1, "save_steps": 2, "learning_rate": 1e-3}
     first = launch(processes, "first", max_steps=4, **options)
@@ -160,16 +160,16 @@ def test_zero3_with_lora_on_a_cpu_is_refused_in_one_line(world, rows, tmp_path):
     names = {"model": world.lmm, "mask_tokenizer": world.mask_tokenizer, "dataset": rows, "output_dir": tmp_path}
     done = run_swift("sft", *flags(**options, **names), cwd=tmp_path, NPROC_PER_NODE="1")
     assert done.returncode != 0
-    assert "ValueError: deepspeed=zero3 with LoRA: PEFT gathers embedding rows on CUDA devices only" in done.stderr
+    assert "ValueError: deepspeed=zero3 with LoRA: PEFT gathers token embeddings on CUDA devices only" in done.stderr
 
 
-def test_one_process_that_is_launched_like_several_trains(launch):
+def test_single_process_of_torchrun_trains(launch):
     assert len(losses(launch(1, ddp_backend="gloo", max_steps=1, save_strategy="no", **FLOAT32))) == 1
 
 
 @pytest.mark.slow
-def test_rows_without_any_mask_train_beside_others(launch, world, tmp_path):
-    """Two processes, one of which never sees a mask."""
+def test_process_without_any_mask_trains(launch, world, tmp_path):
+    """One of two processes never has a mask."""
     without = {key: value for key, value in world.row("<image>What?", "Nothing.").items() if key != "masks"}
     uneven = write_rows(tmp_path / "uneven.jsonl", [world.segment(world.left), without] * 4)
     order = {"train_dataloader_shuffle": False, "dataset_shuffle": False}

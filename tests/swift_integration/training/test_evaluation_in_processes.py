@@ -1,4 +1,4 @@
-"""Inference and its evaluation shared by two processes: NPROC_PER_NODE=2 `swift infer`, going on, `himtok eval`."""
+"""Inference in two processes (NPROC_PER_NODE=2 `swift infer`), resumed, and scored by `himtok eval`."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ PROCESSES = "2"
 
 
 def infer_in_processes(rows, out, model, **options):
-    """A real `swift infer` under torchrun."""
+    """Run `swift infer` under torchrun."""
     options = {"max_new_tokens": 24, "temperature": 0, "stream": False, "write_batch_size": 5, **options}
     argv = flags(plugin="himtok", model=model, val_dataset=rows, result_path=out, remove_unused_columns=True,
                  load_from_cache_file=False, **options)  # fmt: skip
@@ -27,8 +27,8 @@ def by_number(rows):
 
 
 @pytest.mark.slow
-def test_two_processes_infer_go_on_and_score_what_one_does(stage_two, world, tmp_path):
-    # 11 rows in batches of 5: the last batch is one row, less than there are processes.
+def test_two_processes_infer_resume_and_score_as_one_does(stage_two, world, tmp_path):
+    # 11 rows in batches of 5: the last batch has one row for two processes.
     rows = write_rows(tmp_path / "rows.jsonl", read_rows(world.scenes)[:11])
     expected = infer(rows, tmp_path / "one.jsonl", model=stage_two[1], max_new_tokens=24)
     found = infer_in_processes(rows, tmp_path / "two.jsonl", stage_two[1])
@@ -42,7 +42,7 @@ def test_two_processes_infer_go_on_and_score_what_one_does(stage_two, world, tmp
     assert len(resumed) == 11
     assert [row["response"] for row in by_number(resumed)] == [row["response"] for row in expected]
 
-    # One result is lost: the row is a failure, whichever process would have had it.
+    # One result is missing: its row is a failure, in whichever process.
     lost = write_rows(tmp_path / "lost.jsonl", resumed[1:])
     whole = evaluate_results(lost, rows=rows, boundary=False)
     assert len(whole.failures) == 1

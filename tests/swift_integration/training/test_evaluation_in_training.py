@@ -1,4 +1,4 @@
-"""Mask metrics while training: in the log, in TensorBoard, for early stopping; and learning rates of their own."""
+"""Mask metrics during training: in the log, in TensorBoard, for early stopping; and separate learning rates."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from runs import STAGE_TWO, logged, read_rows, write_rows
 from transformers import AutoModelForImageTextToText
 
 from himtok_plugin import MaskTokenizer
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 from himtok_plugin.swift_integration.training.learning_rates import move_to_own_groups, scale_embedding_updates
 
 GENERATE = {
@@ -41,7 +41,7 @@ def test_generated_masks_are_scored_logged_and_kept(evaluated, world, tmp_path):
 
 
 def test_rows_of_two_validation_sets_all_count(evaluated, world, tmp_path):
-    """Their numbers begin at 1 in both."""
+    """Row numbers start at 1 in both."""
     rows = read_rows(world.scenes)
     files = [write_rows(tmp_path / f"val{i}.jsonl", rows[3 * i : 3 * i + 3]) for i in range(2)]
     assert logged(evaluated(val_dataset=files), "eval_samples") == [6]
@@ -72,10 +72,10 @@ def test_best_checkpoint_is_chosen_by_ciou_and_training_stops_early(evaluated, m
     assert result["best_metric"] == 0.5 and result["best_model_checkpoint"].endswith("checkpoint-1")
 
 
-def test_tensorboard_gets_scores_and_overlays(evaluated, tmp_path, monkeypatch):
+def test_tensorboard_shows_scores_and_masks(evaluated, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))  # ms-swift's own is that of its first run
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs"))  # ms-swift keeps the folder of its first run
     evaluated(report_to="tensorboard")
     events = EventAccumulator(str(tmp_path / "runs"))
     events.Reload()
@@ -95,7 +95,7 @@ def test_mask_loss_without_masks_in_the_data_is_refused(train, world, empty, laz
         train(rows, lazy_tokenize=lazy, **STAGE_TWO)
 
 
-def test_a_mask_in_the_last_row_is_enough(train, world):
+def test_mask_in_the_last_row_is_enough(train, world):
     rows = [world.row("<image>What?", "A thing.")] * 150 + [world.segment(world.left)]
     for lazy in (True, False):
         assert logged(train(rows, lazy_tokenize=lazy, **STAGE_TWO), "loss")
@@ -103,7 +103,7 @@ def test_a_mask_in_the_last_row_is_enough(train, world):
 
 @pytest.fixture
 def warned(monkeypatch):
-    """What the trainer warned of."""
+    """Collect the trainer's warnings."""
     from swift.utils import get_logger
 
     told = []
@@ -112,13 +112,13 @@ def warned(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["stream", "questions"])
-def test_mask_loss_that_saw_no_mask_is_told_at_the_end(train, world, warned, kind):
-    """A stream is not read before, and masks of questions are masks."""
+def test_run_without_any_supervised_mask_warns_at_the_end(train, world, warned, kind):
+    """Neither is known before: a stream cannot be searched, and the search counts masks of questions."""
     row = world.row("<image>What?", "A thing.")
     if kind == "questions":
         row = world.row("<image>What is <mask>?", "A thing.", masks=[world.left])
     train([row] * 4, streaming=kind == "stream", **STAGE_TWO)
-    assert sum("no answer of all that were trained on had a mask" in line for line in warned) == 1
+    assert sum("got no answer with a mask in the whole run" in line for line in warned) == 1
     warned.clear()
     train([world.segment(world.left)] * 4, streaming=kind == "stream", **STAGE_TWO)
     assert not any("had a mask" in line for line in warned)
@@ -135,8 +135,8 @@ def weights(folder):
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora"])
-def test_detokenizer_and_mask_rows_have_rates_of_their_own(train, stage_two, tmp_path, tuner):
-    """With rates so small, they stay where they are while everything else moves."""
+def test_detokenizer_and_mask_token_embeddings_have_separate_rates(train, stage_two, tmp_path, tuner):
+    """With tiny rates they stay the same while all other weights change."""
     result = train(
         model=stage_two[1],
         mask_tokenizer=None,
@@ -170,7 +170,7 @@ def test_detokenizer_and_mask_rows_have_rates_of_their_own(train, stage_two, tmp
     assert moved[ids].max() < 1e-9 < moved[: ids[0]].max()
 
 
-def test_scaled_rows_move_as_with_another_rate():
+def test_scaled_embeddings_change_as_with_another_rate():
     def trained(rate, scale):
         torch.manual_seed(0)
         matrix = torch.nn.Parameter(torch.randn(5, 3))
@@ -187,7 +187,7 @@ def test_scaled_rows_move_as_with_another_rate():
     assert torch.equal(scaled[[0, 2, 3]], fast[[0, 2, 3]])
 
 
-def test_own_groups_keep_the_weight_decay_of_the_groups_they_leave():
+def test_new_groups_keep_the_weight_decay():
     decayed, plain = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
     other = torch.nn.Parameter(torch.zeros(2, 2))
     groups = [{"params": [decayed, other], "weight_decay": 0.1}, {"params": [plain], "weight_decay": 0.0}]

@@ -1,4 +1,4 @@
-"""Training that is not supervised fine-tuning: no trainer of ours encodes masks there, so every row does."""
+"""DPO and KTO: `MaskTrainer` does not run there, so the template encodes the masks of every row."""
 
 import re
 
@@ -10,12 +10,12 @@ from runs import COMMON, LMM, flags, logged, mask_of, write_rows
 
 from himtok_plugin import MaskTokenizer
 from himtok_plugin.mask_text import codes_to_text, text_to_codes
-from himtok_plugin.masks.sources import load_mask, to_square
+from himtok_plugin.masks import load_mask, to_square
 
 
 @pytest.fixture
 def rlhf(world, tmp_path):
-    """One step of `swift rlhf` on rows."""
+    """Return a function that runs one step of `swift rlhf` on rows."""
 
     def run(rows, **options):
         from swift.pipelines import rlhf_main
@@ -31,7 +31,7 @@ def rlhf(world, tmp_path):
 
 @pytest.fixture
 def pairs(world, monkeypatch):
-    """Codes in the two texts of every pair that was encoded, in order: [(chosen, rejected)]."""
+    """Collect the codes in the texts of every encoded pair, in order: [(chosen, rejected)]."""
     from himtok_plugin.swift_integration.samples.template import MaskTemplateMixin
 
     seen, encode = [], MaskTemplateMixin._rlhf_encode
@@ -56,7 +56,7 @@ def codes_of(world):
     return encode
 
 
-def test_masks_of_the_rejected_answer_stand_behind_those_of_the_chosen_one(world, rlhf, pairs, codes_of):
+def test_masks_of_the_rejected_answer_come_after_those_of_the_chosen_one(world, rlhf, pairs, codes_of):
     between = mask_of(48, 64, 20, 30, 20, 40)
     row = world.row("<image>What is beside <mask>?", "Here <mask>.", masks=[between, world.left, world.right])
     assert logged(rlhf([{**row, "rejected_response": "No, there <mask>."}] * 4, rlhf_type="dpo"), "loss")
@@ -64,8 +64,8 @@ def test_masks_of_the_rejected_answer_stand_behind_those_of_the_chosen_one(world
     assert left != right and all(pair == ([asked, left], [asked, right]) for pair in pairs)
 
 
-def test_answers_of_the_same_words_may_have_other_masks(world, rlhf, pairs, codes_of):
-    """As whole messages: ms-swift refuses a rejected_response of the same words."""
+def test_answers_with_the_same_text_can_have_different_masks(world, rlhf, pairs, codes_of):
+    """The rejected answer is a whole message, because ms-swift refuses a rejected_response with the same text."""
     row = world.row("<image>Which?", "Here <mask>.", masks=[world.left, world.right])
     row |= {"rejected_messages": row["messages"], "rejected_images": row["images"]}
     assert logged(rlhf([row] * 4, rlhf_type="dpo"), "loss")
@@ -81,8 +81,8 @@ def test_masks_that_neither_answer_has_are_refused(world, rlhf, rejected, own):
         rlhf([{**row, "rejected_response": rejected}] * 2, rlhf_type="dpo")
 
 
-def test_answers_of_other_rows_come_with_their_masks(world, rlhf, pairs, codes_of, tmp_path):
-    """KTO compares a row's answer with that of another row, here about an image of another size."""
+def test_kto_pairs_answers_with_their_masks(world, rlhf, pairs, codes_of, tmp_path):
+    """KTO compares a row's answer with that of another row, whose image has another size here."""
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "small.png")
     small = mask_of(32, 32, 2, 30, 20, 30)
     rows = [

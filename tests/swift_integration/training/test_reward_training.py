@@ -1,4 +1,4 @@
-"""The mask rewards in ms-swift: what rows bring to them, and GRPO runs of the real trainer."""
+"""The mask rewards in ms-swift: their inputs from rows, and GRPO runs."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,10 @@ from swift.rewards import orms
 
 from himtok_plugin import MaskTokenizer
 from himtok_plugin.mask_text import codes_to_text
-from himtok_plugin.masks.sources import to_rle, to_square
+from himtok_plugin.masks import to_rle, to_square
 from himtok_plugin.swift_integration.samples.mask_column import MaskColumn
 from himtok_plugin.swift_integration.training import reward_functions as module
-from himtok_plugin.swift_integration.training.reward_functions import register_rewards, true_masks
+from himtok_plugin.swift_integration.training.reward_functions import load_target_masks, register_rewards
 
 MASK = mask_of(48, 64, 8, 40, 4, 20)
 ANSWER = {"role": "assistant", "content": "The mask appears at <mask>."}
@@ -31,21 +31,21 @@ def test_rewards_are_registered_under_the_names_of_the_flag():
     assert all(issubclass(orms[name], module.MaskReward) for name in REWARDS)
 
 
-def test_masks_of_the_question_are_not_the_answers():
+def test_masks_of_the_question_are_no_targets():
     other = ~MASK
     asked = [{"role": "user", "content": "<image>What is <mask>?"}, ANSWER]
-    (found,) = true_masks(packed(MASK, other), asked)
+    (found,) = load_target_masks(packed(MASK, other), asked)
     assert np.array_equal(found, other)
-    assert len(true_masks(packed(MASK, other), asked[:1])) == 1
-    assert true_masks(packed(), asked[1:]) == []
+    assert len(load_target_masks(packed(MASK, other), asked[:1])) == 1
+    assert load_target_masks(packed(), asked[1:]) == []
     told = MaskColumn([], None, 7, {"asks_for_masks": False}).to_json()
-    assert true_masks(packed(MASK), asked[:1]) is None and true_masks(told, asked[1:]) is None
+    assert load_target_masks(packed(MASK), asked[:1]) is None and load_target_masks(told, asked[1:]) is None
 
 
-def test_a_mask_that_cannot_be_read_names_its_row():
+def test_error_of_an_unreadable_mask_names_its_row():
     column = MaskColumn(["nowhere.png"], None, 7).to_json()
     with pytest.raises(ValueError, match=r"row 7: masks\[0\]: mask 'nowhere.png' cannot be read"):
-        true_masks(column, [ANSWER])
+        load_target_masks(column, [ANSWER])
 
 
 def test_rows_that_ask_for_no_mask_have_no_mask_reward_and_a_dataset_without_any_is_an_error():
@@ -86,7 +86,7 @@ def test_grpo_runs_on_scenes_with_all_mask_rewards(stage_two, world, tmp_path):
     for name in ("MaskIoU", "MaskFormat", "MaskCount", "NoTarget"):
         (first, *_) = logged(result, f"rewards/{name}/mean")
         assert 0 <= first <= 1
-    assert logged(result, "rewards/MaskFormat/mean")[0] > 0  # the grammar lets nothing else be written
+    assert logged(result, "rewards/MaskFormat/mean")[0] > 0  # constrained generation produces valid mask text only
     MaskTokenizer.from_pretrained(tmp_path / "out" / "checkpoint-2" / "mask_tokenizer")
 
 

@@ -1,4 +1,4 @@
-"""Stage 1: `swift sft` trains a fresh mask tokenizer from rows of masks."""
+"""Stage 1: `swift sft` trains a new mask tokenizer on rows with masks only."""
 
 import json
 
@@ -20,7 +20,7 @@ def fresh(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(fresh, tmp_path_factory):
-    """(ms-swift's result, checkpoint) of 30 steps."""
+    """Train 30 steps: (ms-swift's result, checkpoint)."""
     root = tmp_path_factory.mktemp("stage_one")
     result = sft(
         model=fresh,
@@ -47,13 +47,13 @@ def test_loss_falls(run):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_codebook_comes_into_place_after_the_warm_up(run):
+def test_codebook_is_initialized_after_the_warm_up(run):
     result, checkpoint = run
     assert len(logged(result, "loss_commitment")) == 30 - 8
     assert MaskTokenizer.from_pretrained(checkpoint).config.codebook_ready
 
 
-def test_use_of_the_codes_is_logged(run):
+def test_codebook_usage_is_logged(run):
     result, _ = run
     for key in ("used_codes", "eval_used_codes"):
         assert logged(result, key) and all(1 <= count <= 12 for count in logged(result, key))
@@ -85,7 +85,7 @@ def test_options_are_saved_with_the_checkpoint(run):
 
 @pytest.mark.parametrize("batch, accumulation", [(2, 8), (1, 16)])
 def test_accumulated_batches_have_the_gradient_of_one_batch(world, tmp_path, batch, accumulation):
-    """Without prefixes, whose length is drawn per batch, and of one size, since Dice sums over a batch."""
+    """Without prefixes, whose length is drawn per batch, and with one mask size, because Dice sums over a batch."""
     row = json.loads(world.mask_rows.read_text().splitlines()[0])
     rows = write_rows(tmp_path / "masks.jsonl", [row] * 16)
     options = {"model": world.mask_tokenizer, "dataset": rows, "max_steps": 1, "prefix_loss_weight": 0}
@@ -113,7 +113,7 @@ def test_several_masks_in_a_row_are_several_samples(world, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_more_training_from_a_checkpoint_keeps_its_codebook_in_place(run, world, tmp_path):
+def test_training_from_a_checkpoint_does_not_initialize_its_codebook_again(run, world, tmp_path):
     options = {"continuous_warmup_steps": 8, "max_steps": 1, "output_dir": tmp_path}
     result = sft(model=run[1], dataset=world.mask_rows, **options)
     assert logged(result, "loss_commitment")

@@ -1,4 +1,4 @@
-"""Stages 2 and 3: what is learned, what is logged, what a checkpoint holds."""
+"""Stages 2 and 3: trained parameters, logged values, and the contents of checkpoints."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ SAVED = {"save_strategy": "steps", "save_steps": 2}
 
 @pytest.fixture
 def train(world, tmp_path):
-    """`swift sft` on the tiny LMM; options override."""
+    """Run `swift sft` on the tiny LMM; `options` take precedence."""
 
     def run(rows=None, **options):
         if isinstance(rows, list):
@@ -37,7 +37,7 @@ def train(world, tmp_path):
 
 
 def same_parts(one: MaskTokenizer, other: MaskTokenizer) -> dict[str, bool]:
-    """For each part of a mask tokenizer whether both have the same, bit for bit."""
+    """Return for each part of a mask tokenizer whether both have equal weights."""
     names = {name.split(".")[0] for name in one.state_dict()}
     state = other.state_dict()
     return {
@@ -50,7 +50,7 @@ def test_all_four_losses_are_logged_and_fall(stage_two):
     result, _ = stage_two
     for term in TERMS:
         values = logged(result, term)
-        assert len(values) == 120  # every step's
+        assert len(values) == 120  # one per step
         assert values[-1] < values[0]
 
 
@@ -76,7 +76,7 @@ def test_detokenizer_learns_while_encoder_and_codebook_stay(stage_two, world):
     assert same == expected
 
 
-def test_detokenizer_can_be_kept_as_it_is(train, world, tmp_path):
+def test_detokenizer_can_be_frozen(train, world, tmp_path):
     train(train_detokenizer=False, **STAGE_TWO, **SAVED)
     trained = MaskTokenizer.from_pretrained(tmp_path / "out" / "checkpoint-2")
     assert all(same_parts(MaskTokenizer.from_pretrained(world.mask_tokenizer), trained).values())
@@ -91,7 +91,7 @@ def test_stage_three_logs_the_next_token_only_and_leaves_the_mask_tokenizer_alon
     assert all(same_parts(before, saved).values())
 
 
-def test_checkpoint_holds_a_vanilla_lmm(stage_two):
+def test_checkpoint_has_a_plain_lmm(stage_two):
     _, checkpoint = stage_two
     _, report = AutoModelForImageTextToText.from_pretrained(checkpoint, output_loading_info=True)
     assert not any(report.values()), report
@@ -131,7 +131,7 @@ def test_second_run_on_a_checkpoint_adds_no_tokens(train, stage_two, tmp_path):
 
 
 def test_accumulated_batches_have_the_gradient_of_one_batch(train, world, tmp_path):
-    """The same row throughout, and no coarse levels, which are drawn per batch."""
+    """All rows are the same, and there are no coarse levels, which are drawn per batch."""
     rows = [world.segment(world.left)] * 8
     options = {"mask_loss_weight": 1, "max_steps": 1, "max_grad_norm": 1e9}
     one = train(rows, per_device_train_batch_size=8, output_dir=tmp_path / "one", **options)
@@ -142,8 +142,8 @@ def test_accumulated_batches_have_the_gradient_of_one_batch(train, world, tmp_pa
         assert logged(many, key)[0] == pytest.approx(logged(one, key)[0], rel=1e-3), key
 
 
-def test_masks_spread_unevenly_over_accumulated_batches_weigh_the_same(train, world, tmp_path):
-    """One batch of all, and two of which one has a single mask: a mean over the step's masks, not over batches."""
+def test_masks_have_the_same_weight_in_unequal_accumulated_batches(train, world, tmp_path):
+    """The loss is the mean over a step's masks, not over batches, one of which has a single mask here."""
     rows = [
         world.row("<image>Both.", "<mask> <mask>", masks=[world.left, world.right]),
         world.row("<image>One.", "Here: <mask>", masks=[world.left]),
@@ -182,7 +182,7 @@ def test_resuming_without_a_mask_tokenizer_is_refused(train, tmp_path):
     train(max_steps=2, **SAVED)
     checkpoint = tmp_path / "out" / "checkpoint-2"
     shutil.rmtree(checkpoint / "mask_tokenizer")
-    with pytest.raises(ValueError, match="has no mask_tokenizer/"):
+    with pytest.raises(ValueError, match="got no folder mask_tokenizer/"):
         train(max_steps=3, resume_from_checkpoint=checkpoint)
 
 
@@ -216,7 +216,7 @@ def test_pretraining_command_trains_masks_too(world, tmp_path):
     ],
     ids=lambda options: ",".join(f"{name}={value}" for name, value in options.items()),
 )
-def test_other_ways_of_feeding_the_trainer(train, options):
+def test_other_data_loading_options_train(train, options):
     result = train(**{**STAGE_TWO, **options})
     for term in TERMS:
         values = logged(result, term)
@@ -224,6 +224,6 @@ def test_other_ways_of_feeding_the_trainer(train, options):
 
 
 @pytest.mark.slow
-def test_spawned_data_loader_workers(train):
+def test_spawned_data_loader_workers_train(train):
     result = train(dataloader_num_workers=2, dataloader_multiprocessing_context="spawn", **STAGE_TWO)
     assert all(len(logged(result, term)) == 2 for term in TERMS)
