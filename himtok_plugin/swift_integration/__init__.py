@@ -1,4 +1,7 @@
-"""Everything that knows ms-swift: one file per extension point, each with ms-swift's own noun as its name.
+"""The plugin for ms-swift: everything in this package that imports ms-swift.
 
-Importing this package does nothing; `register.register()` does. The core never imports from here.
+`options/` are the plugin's options, `model/` the loaded model, `samples/` the way from dataset to batch, `training/`
+trainers and losses, `answering/` inference and serving, `evaluation/` evalscope's benchmarks, `patches/` replaced
+functions of ms-swift. Importing these registers nothing; `register.register()` does. The rooms outside do not import
+from here.
 """

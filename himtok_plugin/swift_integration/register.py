@@ -1,13 +1,10 @@
-"""Everything that the plugin registers with ms-swift, in one call.
-
-Called by `plugin/himtok.py` alone; idempotent.
-"""
+"""Registers everything of the plugin with ms-swift, in one call from `plugin/himtok.py`."""
 
 import sys
 
 
 def register() -> None:
-    """Register model type, template, metric, optimizer, rewards, datasets, benchmarks and patches with ms-swift."""
+    """Apply the patches and register model type, metric, optimizer, rewards, datasets and benchmarks; idempotent."""
     from . import patches
     from .samples.prepared_datasets import register_prepared_datasets
     from .training.mask_metrics import register_mask_metrics
@@ -21,7 +18,7 @@ def register() -> None:
     register_muon()
     register_rewards()
     register_prepared_datasets()
-    if "evalscope" in sys.modules:  # that is, in `swift eval`: it is not needed elsewhere, and slow to import
+    if "evalscope" in sys.modules:  # only `swift eval` imports it, and it is slow to import
         from .evaluation.evalscope_benchmarks import register_benchmarks
 
         register_benchmarks()

@@ -1,4 +1,4 @@
-"""ms-swift is told of the plugin before anything of it is imported; a tiny world is built once for all tests."""
+"""Activates the plugin before ms-swift is imported; builds the shared tiny models and datasets once per session."""
 
 import importlib.util
 import os
@@ -16,14 +16,14 @@ else:
 
 @pytest.fixture(autouse=True)
 def environment():
-    """Every test leaves the environment as it found it.
+    """Restore the environment variables after every test.
 
-    `datasets` leaves a copy in the place of `os.environ`, in which `monkeypatch` would not undo what it has set, and
-    transformers sets variables of its own (``ACCELERATE_USE_FSDP``), which decide how a later run trains.
+    `datasets` replaces `os.environ` by a copy, in which `monkeypatch` does not undo its changes, and transformers sets
+    variables (``ACCELERATE_USE_FSDP``) that change how a later run trains.
     """
     before, content = os.environ, dict(os.environ)
     yield
-    os.environ = before  # noqa: B003 the mapping that was there, not a plain one
+    os.environ = before  # noqa: B003 the original mapping, not a copy
     os.environ.clear()
     os.environ.update(content)
 
@@ -37,7 +37,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def stage_two(world):
-    """A run that has learned the scenes' answers by heart: (ms-swift's result, checkpoint)."""
+    """A run that has memorised the scenes' answers: (ms-swift's result, checkpoint)."""
     from runs import LMM, STAGE_TWO, sft
 
     result = sft(
@@ -58,7 +58,7 @@ def stage_two(world):
 
 @pytest.fixture
 def train(world, tmp_path):
-    """One step on rows, by default the world's scenes."""
+    """Train one step on rows, by default on the scenes of `world`."""
     from runs import LMM, sft, write_rows
 
     def run(rows=None, **options):

@@ -1,8 +1,8 @@
-"""A further plugin for runs with ZeRO-3 in several processes on a CPU.
+"""An additional plugin for runs with ZeRO-3 in several processes on a CPU.
 
-Transformers connects processes there by torch alone, without telling DeepSpeed, which then takes itself for the only
-one when it shards the model that is being loaded. On accelerators nothing of this is needed. Inference from such a run
-reads the name of this plugin in its `args.json`, in a process that nobody has launched as one of several.
+There transformers initializes torch.distributed but not DeepSpeed, which then shards a model as if there were a single
+process. Accelerators do not need this plugin. Inference from such a run imports it too, because `args.json` has its
+path, so it must also work in a single process.
 """
 
 import os

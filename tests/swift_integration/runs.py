@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from himtok_plugin.data.generated.scenes import generate_scenes, scene_row
 from himtok_plugin.lmm.tiny_internvl import build_tiny_internvl
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 
 COMMON = {
     "tuner_type": "full",
@@ -114,7 +114,7 @@ def run_swift(*argv, cwd: Path, timeout: int = 300, **environment) -> subprocess
 
 
 def untie(lmm: Path, folder: Path) -> Path:
-    """A copy of the LMM whose output embeddings are its own."""
+    """A copy of the LMM with untied output embeddings."""
     model = AutoModelForImageTextToText.from_pretrained(lmm)
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 0.01)
     for config in (model.config, model.config.text_config):
@@ -171,7 +171,7 @@ class World:
         self.mask_rows = write_rows(root / "masks.jsonl", [{"masks": [mask]} for row in rows for mask in row["masks"]])
 
     def row(self, *turns: str, masks=(), **columns) -> dict:
-        """A row about the image; turns in order, the user's first."""
+        """A row about the image; `turns` alternate, the user's first."""
         roles = ("user", "assistant")
         messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
         masks = [to_rle(mask) if isinstance(mask, np.ndarray) else mask for mask in masks]

@@ -1,4 +1,4 @@
-"""A real `swift deploy --plugin himtok` on loopback, images to ask it about, a gate before it that refuses requests."""
+"""`swift deploy --plugin himtok` on localhost, images for its requests, and a gate that limits its answers."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from runs import flags
 
-START_SECONDS = 180  # of which ten on a quiet machine
+START_SECONDS = 180  # ten on an idle machine
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def deployed(root: Path, **options):
 
 @contextmanager
 def started(*argv, cwd: Path, log: Path):
-    """A `swift` command that ends with the block, if not before."""
+    """Run a `swift` command until the block ends."""
     environment = {name: value for name, value in os.environ.items() if name != "HIMTOK_ACTIVE_PLUGINS"}
     with open(log, "w") as out:
         process = subprocess.Popen(
@@ -54,7 +54,7 @@ def started(*argv, cwd: Path, log: Path):
             cwd=cwd,
             stdout=out,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # `swift` starts a process of its own, which has to end with it
+            start_new_session=True,  # `swift` starts another process, which must end with it
         )
     try:
         yield process
@@ -63,7 +63,7 @@ def started(*argv, cwd: Path, log: Path):
 
 
 def end(process: subprocess.Popen, number: int) -> None:
-    """Send a signal to a command of `started` and to all that it has started."""
+    """Send a signal to a command of `started` and to all its child processes."""
     if process.poll() is None:
         os.killpg(process.pid, number)
         process.wait(timeout=30)
@@ -83,9 +83,9 @@ class Gate(ThreadingHTTPServer):
     """Passes requests on to a server.
 
     Attributes:
-        questions: text of every chat request that came, in order.
+        questions: text of every chat request, in order.
         refused: a request with this in its text gets status 400.
-        stuck: set when as many requests as were let through have been answered and a further one waits.
+        stuck: set when all requests of `let_through` are answered and another one waits.
     """
 
     daemon_threads = True
@@ -104,7 +104,7 @@ class Gate(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def let_through(self, requests: int | None) -> None:
-        """Answer so many more, and keep the others waiting; None: answer all."""
+        """Pass this number of further requests and make the others wait; None: pass all."""
         with self._lock:
             self.questions.clear()
             self.stuck.clear()
@@ -141,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         question = json.dumps([part for m in messages for part in m["content"] if "text" in part], ensure_ascii=False)
         if not self.server.admit(question):
             self.server.stuck.set()
-            self.rfile.read()  # until whoever asks has gone
+            self.rfile.read()  # until the client has disconnected
         elif self.server.refused is not None and self.server.refused in question:
             self._answer(400, b'{"message": "refused"}')
         else:

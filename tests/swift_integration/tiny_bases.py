@@ -1,9 +1,9 @@
-"""Tiny untrained LMMs of other families than the package's own, with the token ids that ms-swift's templates want.
+"""Tiny untrained LMMs of several families, with the token ids that ms-swift's templates require.
 
-Contract: `build_<family>(folder)` writes a model of transformers' own class, one or two layers of 16 channels, with its
-processor and a tokenizer made on the spot, and returns the folder. Vocabularies are as large as the released ones where
-ms-swift has ids of special tokens in its code; embeddings are tied where the smallest released model ties them.
-`BASES` names each folder as a released model, since ms-swift tells models that share an architecture by their names.
+Contract: `build_<family>(folder)` writes a model of transformers' own class with one or two layers of 16 channels, its
+processor and a new tokenizer, and returns the folder. Vocabularies are as large as the released ones if ms-swift's code
+contains ids of special tokens; embeddings are tied as in the smallest released model. `BASES` names each folder like a
+released model, because ms-swift distinguishes models of the same architecture by their names.
 """
 
 from pathlib import Path
@@ -62,7 +62,7 @@ from transformers import (
 from himtok_plugin.lmm.tiny_internvl import build_tiny_internvl
 
 HIDDEN = 16
-IMAGE_SIDE, PATCH = 32, 8  # of the bases that bring every image to one size
+IMAGE_SIDE, PATCH = 32, 8  # of the bases that resize every image to one size
 TEXT = {
     "hidden_size": HIDDEN,
     "intermediate_size": 2 * HIDDEN,
@@ -78,12 +78,12 @@ QWEN_SPECIAL = (
 
 
 def numbered(tokens: str, first: int) -> dict[str, int]:
-    """Ids in a row for tokens with blanks between them."""
+    """Consecutive ids for tokens separated by spaces."""
     return {token: i for i, token in enumerate(tokens.split(), first)}
 
 
 def byte_tokenizer(size: int, special: dict[str, int], **roles) -> PreTrainedTokenizerFast:
-    """Bytes and special tokens among `size` tokens, the others unused.
+    """A tokenizer of bytes and special tokens with `size` tokens, the others unused.
 
     Args:
         special: id of each special token.
@@ -131,7 +131,7 @@ def qwen_rope(**fields) -> dict:
 
 
 def build_qwen2_5_vl(folder: Path) -> Path:
-    """Untied, with rows to spare in its embeddings as the released ones have."""
+    """Untied, with unused token embeddings as in the released models."""
     tokenizer = qwen_tokenizer(151643)
     text = {**TEXT, "vocab_size": 151936, "rope_parameters": qwen_rope(), "tie_word_embeddings": False}
     vision = qwen_vision(fullatt_block_indexes=[0])
@@ -180,7 +180,7 @@ def build_qwen3_5(folder: Path) -> Path:
 
 
 def build_llava(folder: Path) -> Path:
-    """LLaVA 1.5: a CLIP tower before a Llama; the embeddings have no row to spare."""
+    """LLaVA 1.5: a CLIP tower before a Llama; there are no unused token embeddings."""
     special = numbered("<unk> <s> </s> <pad> <image>", 300)
     roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     tokenizer = byte_tokenizer(305, special, **roles)
@@ -202,7 +202,7 @@ def build_llava(folder: Path) -> Path:
 
 
 def build_llava_onevision(folder: Path) -> Path:
-    """A SigLIP tower before a Qwen2; an image becomes a whole and tiles."""
+    """A SigLIP tower before a Qwen2; an image becomes a thumbnail and tiles."""
     special = numbered("<|endoftext|> <|im_start|> <|im_end|> <image> <video>", 151643)
     tokenizer = byte_tokenizer(151648, special, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     grid = [[IMAGE_SIDE, IMAGE_SIDE], [IMAGE_SIDE, 2 * IMAGE_SIDE], [2 * IMAGE_SIDE, IMAGE_SIDE]]
@@ -248,7 +248,7 @@ def build_gemma3(folder: Path) -> Path:
 
 
 def build_gemma4(folder: Path) -> Path:
-    """E2B: every layer has an embedding of each token of its own. ms-swift takes all ids from its configuration."""
+    """E2B: every layer has its own token embeddings. ms-swift takes all ids from its configuration."""
     images = {"boi_token": "<|image>", "eoi_token": "<image|>", "image_token": "<|image|>"}
     sounds = {"boa_token": "<|audio>", "eoa_token": "<audio|>", "audio_token": "<|audio|>"}
     turns = "<|turn> <turn|> <|think|> <|channel> <channel|> <|video|>"
@@ -272,7 +272,7 @@ def build_gemma4(folder: Path) -> Path:
         eoa_token_index=special["<audio|>"],
         **ids,
     )
-    image_processor = Gemma4ImageProcessor(max_soft_tokens=70)  # the least it takes: an image fills them all
+    image_processor = Gemma4ImageProcessor(max_soft_tokens=70)  # the minimum; an image fills them all
     processor = Gemma4Processor(Gemma4AudioFeatureExtractor(), image_processor, tokenizer, Gemma4VideoProcessor())
     return save(folder, Gemma4ForConditionalGeneration, config, processor)
 
@@ -281,7 +281,7 @@ def build_gemma4(folder: Path) -> Path:
 
 
 def build_mistral3(folder: Path) -> Path:
-    """A Pixtral tower, which takes images of any size, before a Mistral."""
+    """A Pixtral tower, for images of any size, before a Mistral."""
     special = {"<unk>": 0, "<s>": 1, "</s>": 2, "[INST]": 3, "[/INST]": 4, "[IMG]": 10, "<pad>": 11}
     special |= {"[IMG_BREAK]": 12, "[IMG_END]": 13, "[SYSTEM_PROMPT]": 17, "[/SYSTEM_PROMPT]": 18}
     roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -322,7 +322,7 @@ def build_glm4v(folder: Path) -> Path:
 
 
 def build_mllama(folder: Path) -> Path:
-    """Llama 3.2 Vision: images enter by cross-attention; input embeddings have 8 rows more than output embeddings."""
+    """Llama 3.2 Vision: images enter by cross-attention; there are 8 more input than output embeddings."""
     names = "<|begin_of_text|> <|end_of_text|> <|finetune_right_pad_id|> <|start_header_id|> <|end_header_id|> "
     special = numbered(names + "<|eot_id|> <|image|>", 314)
     roles = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|finetune_right_pad_id|>"}

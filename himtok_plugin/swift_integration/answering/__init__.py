@@ -1,1 +1,4 @@
-"""Masks out of answers: `swift infer`, `swift deploy`, the second look of a refiner, and `Segmenter` for Python."""
+"""Masks in answers: `swift infer`, `swift deploy`, refinement, and `Segmenter` for Python.
+
+Does not know how codes become masks and scores: prediction/ does that. HTTP, files and batches are ms-swift's.
+"""

@@ -1,4 +1,4 @@
-"""`--mask_dir`."""
+"""`--mask_dir`: masks and overlays of answers as PNG files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from himtok_plugin.swift_integration.samples.sample_images import load_sample_im
 
 
 class MaskPictures:
-    """Writes masks and overlays of answers into a folder, numbered in order of appearance.
+    """Writes masks and overlays to a folder, numbered by answer.
 
-    Numbers go on after those of pictures that are there: of an earlier run, which `--resume_result` goes on with, or of
-    an earlier dialogue.
+    The numbers continue after those of existing files, of a run that `--resume_result` continues or of a former
+    dialogue.
+
+    Args:
+        folder: made if it does not exist.
+        rank: of the process; all but the first put it into the names of their files.
     """
 
     def __init__(self, folder: str, rank: int = -1):
@@ -30,7 +34,12 @@ class MaskPictures:
         self._number = max(found, default=-1) + 1
 
     def write(self, row: dict[str, Any], masks: list[PredictedMask]) -> list[str]:
-        """PNG per mask (0 or 255) and one overlay; returns their paths, none for an answer without a mask."""
+        """Write one PNG per mask (0 or 255) and one overlay; return their paths, none for an answer without masks.
+
+        Args:
+            row: the result, with `images`.
+            masks: its predicted masks.
+        """
         number, self._number = self._number, self._number + 1
         paths = []
         for i, mask in enumerate(masks):

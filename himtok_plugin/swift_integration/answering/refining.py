@@ -1,9 +1,8 @@
-"""`--refiner`: what ms-swift's own engine answered, looked at a second time.
+"""`--refiner`: refinement of the masks in an engine's responses.
 
-Contract: `refine_responses` takes requests and responses of one call of `TransformersEngine` and replaces the masks
-that `inference.attach_masks` has put there. With `sam`, `sam2` and `sam3` a model refines them on the request's own
-image; with `zoom` the engine is asked the same question about the crop around each mask. Does not know how masks are
-decoded.
+Contract: `refine_responses` takes the requests and responses of one call of ms-swift's own engine and replaces the
+masks that `attach_masks` has stored. With `sam`, `sam2` and `sam3` a model refines them on the request's image. With
+`zoom` the engine answers the same question about a crop around each mask.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from himtok_plugin.swift_integration.samples.sample_images import load_sample_im
 from .response_masks import RESPONSE_ATTRIBUTE, refine_with_sam
 
 logger = get_logger()
-GIVEN = (MASK_PLACEHOLDER, MASK_START, BOX_PLACEHOLDER)  # what in a question speaks of places in the whole image
+LOCATIONS = (MASK_PLACEHOLDER, MASK_START, BOX_PLACEHOLDER)  # in a question they refer to the complete image
 
 
 def refine_responses(
@@ -35,9 +34,10 @@ def refine_responses(
     """Refine the masks of all responses, in place.
 
     Args:
-        requests: ms-swift's requests, `InferRequest` or rows.
-        responses: its responses in the same order; exceptions among them are passed over.
-        ask: the engine itself, for further requests.
+        runtime: the run's masks.
+        requests: ms-swift's requests, `InferRequest` or dictionaries.
+        responses: its responses in the same order; exceptions among them are ignored.
+        ask: the engine's inference, for further requests.
     """
     pairs = zip(requests, responses, strict=True)
     answered = [(request, response) for request, response in pairs if hasattr(response, "choices")]
@@ -46,65 +46,69 @@ def refine_responses(
             for choice in response.choices:
                 masks = getattr(choice.message, RESPONSE_ATTRIBUTE, None)
                 if masks:
-                    _, images = plain_request(request)
+                    _, images = normalize_request(request)
                     refined = refine_with_sam(runtime, load_sample_image(images[0]), masks)
                     setattr(choice.message, RESPONSE_ATTRIBUTE, refined)
     elif runtime.settings.refiner == "zoom":
-        _zoom(answered, ask)
+        _refine_by_zoom(answered, ask)
 
 
-def _zoom(answered: list[tuple[Any, Any]], ask: Callable[[list[Any]], list[Any]]) -> None:
-    looks = []  # (masks of a choice, which of them, window, crop's request)
+def _refine_by_zoom(answered: list[tuple[Any, Any]], ask: Callable[[list[Any]], list[Any]]) -> None:
+    """Ask about a crop around each mask, and replace the mask by the one in the crop."""
+    crops = []  # (masks of a choice, index of the mask, window, request about the crop)
     for request, response in answered:
-        messages, images = plain_request(request)
+        messages, images = normalize_request(request)
         for choice in response.choices:
             masks = getattr(choice.message, RESPONSE_ATTRIBUTE, None)
             if not masks:
                 continue
-            if not _asks_about_image_only(messages, images):
-                logger.warning_once("--refiner zoom: several turns, images, or given masks and boxes are answered once")
+            if not _is_single_question(messages, images):
+                logger.warning_once(
+                    "--refiner zoom: answers to several turns, several images, masks or boxes stay unrefined"
+                )
                 continue
             image = load_sample_image(images[0])
             for i, mask in enumerate(masks):
                 window = choose_zoom_window(mask.mask)
                 if window is not None:
-                    looks.append((masks, i, window, _ask_about_crop(messages, image, window)))
-    # As many at once as there were requests: the caller has chosen what fits into memory.
+                    crops.append((masks, i, window, _make_crop_request(messages, image, window)))
+    # Batches as large as the caller's, which fits into memory.
     step = max(len(answered), 1)
-    for begin in range(0, len(looks), step):
-        batch = looks[begin : begin + step]
-        for (masks, i, window, _), response in zip(batch, ask([look[3] for look in batch]), strict=True):
+    for begin in range(0, len(crops), step):
+        batch = crops[begin : begin + step]
+        for (masks, i, window, _), response in zip(batch, ask([crop[3] for crop in batch]), strict=True):
             if hasattr(response, "choices"):
                 found: list[PredictedMask] = getattr(response.choices[0].message, RESPONSE_ATTRIBUTE, [])
                 zoomed = choose_zoomed_mask(masks[i].mask, window, [mask.mask for mask in found])
                 if zoomed is not None:
-                    # Codes and text stay those of the answer; the score is that of the mask which is shown.
+                    # Codes and text stay those of the first answer; the score is that of the new mask.
                     new, second = zoomed[0], found[zoomed[1]]
                     masks[i] = replace(masks[i], mask=new, score=second.score, raw_score=second.raw_score)
 
 
-def plain_request(request: Any) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Messages with text as content, and images, of a request in any of ms-swift's forms; it stays as it is."""
+def normalize_request(request: Any) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Return messages with texts as content, and images, of a request in any of ms-swift's forms."""
     row = request if isinstance(request, dict) else vars(request)
     messages = deepcopy(row["messages"])
     inside = StdTemplateInputs.remove_messages_media(messages)["images"]
     images = inside or row.get("images") or []
-    return messages, images if isinstance(images, list | tuple) else [images]
+    return messages, list(images) if isinstance(images, list | tuple) else [images]
 
 
-def _asks_about_image_only(messages: list[dict[str, Any]], images: list[Any]) -> bool:
-    asked = [message for message in messages if message["role"] != "system"]
-    if asked and asked[-1]["role"] == "assistant":  # the true answer of a dataset's row
-        asked = asked[:-1]
+def _is_single_question(messages: list[dict[str, Any]], images: list[Any]) -> bool:
+    """Whether a request is one question about one image, without masks and boxes."""
+    turns = [message for message in messages if message["role"] != "system"]
+    if turns and turns[-1]["role"] == "assistant":  # the dataset's own answer
+        turns = turns[:-1]
     return (
         len(images) == 1
-        and [message["role"] for message in asked] == ["user"]
-        and isinstance(asked[0]["content"], str)
-        and not any(given in asked[0]["content"] for given in GIVEN)
+        and [message["role"] for message in turns] == ["user"]
+        and isinstance(turns[0]["content"], str)
+        and not any(location in turns[0]["content"] for location in LOCATIONS)
     )
 
 
-def _ask_about_crop(
+def _make_crop_request(
     messages: list[dict[str, Any]], image: Image.Image, window: tuple[int, int, int, int]
 ) -> dict[str, Any]:
     return {"messages": [m for m in messages if m["role"] != "assistant"], "images": [image.crop(window)]}

@@ -1,8 +1,8 @@
-"""Boxes that answers spell, by the template's way of writing them, in the image's own pixels.
+"""Boxes in an answer's text, in pixels of the image, and in a result row beside the ground truth.
 
-Contract: ms-swift's templates write a box in thousandths of the image, or (`norm_bbox` none: Qwen2.5-VL and some more)
-in pixels of the image as the template itself resizes it, which is found out by letting it. `add_boxes_to_result` puts
-boxes into a result row whose truth has some. Does not know metrics.
+Contract: ms-swift's templates write boxes in thousandths of the image or, with `norm_bbox` "none" (Qwen2.5-VL and
+others), in pixels of the image that the template has resized. `get_resized_image_size` lets the template
+resize the image to find its size.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ THOUSANDTHS, RESIZED = "norm1000", "none"  # values of ms-swift's `norm_bbox`
 
 
 def get_norm_bbox(args: Any) -> str | None:
-    """How a run's template writes boxes; None where its template is not known, as of a server's model."""
+    """Return how a run's template writes boxes; None if the template is unknown, as that of a server."""
     given = getattr(args, "norm_bbox", None)
     meta = getattr(args, "template_meta", None) or TEMPLATE_MAPPING.get(getattr(args, "template", None))
     return given or (None if meta is None else meta.template_cls.norm_bbox)
 
 
 def get_resized_image_size(template: Any, image: Any) -> tuple[int, int] | None:
-    """(h, w) that a template gives an image before the model sees it; None where it keeps that to itself.
+    """Return the size (h, w) to which a template resizes an image; None if the template does not expose it.
 
     Args:
         template: of ms-swift.
-        image: as rows hold it.
+        image: in any of ms-swift's forms.
     """
     inputs = StdTemplateInputs(messages=[{"role": "user", "content": IMAGE_PLACEHOLDER}], images=[image])
     template._preprocess_inputs(inputs)
@@ -44,12 +44,12 @@ def get_resized_image_size(template: Any, image: Any) -> tuple[int, int] | None:
 
 
 def parse_answer_boxes(text: str, image: Any, template: Any) -> list[list[float]] | None:
-    """Boxes x1, y1, x2, y2 of an answer, in pixels of the image; None where its numbers mean no one knows what.
+    """Parse the boxes of an answer: x1, y1, x2, y2 in pixels of the image. None if the scale of its numbers is unknown.
 
     Args:
         text: the answer.
-        image: as rows hold it.
-        template: of ms-swift, that wrote the question.
+        image: in any of ms-swift's forms.
+        template: ms-swift's template that has encoded the question.
     """
     size = read_image_size(image)
     if template.norm_bbox == THOUSANDTHS:
@@ -63,11 +63,11 @@ def parse_answer_boxes(text: str, image: Any, template: Any) -> list[list[float]
 
 
 def add_boxes_to_result(row: dict[str, Any], text: str, template: Any) -> None:
-    """Put the boxes that an answer spells into a result row, and the true ones beside them, where it has true ones.
+    """Write the boxes of an answer and the true ones to a result row, in place. Do nothing if it has no true boxes.
 
     Args:
-        row: of the dataset, with its messages; perhaps with the answer just generated behind them.
-        text: that answer.
+        row: a dataset row with its messages; the generated answer may be the last of them.
+        text: the generated answer.
         template: see `parse_answer_boxes`.
     """
     images = row.get("images") or []
@@ -78,6 +78,6 @@ def add_boxes_to_result(row: dict[str, Any], text: str, template: Any) -> None:
         return
     found = parse_answer_boxes(text, images[0], template)
     if found is None:
-        logger.warning_once(f"boxes: {type(template).__name__} does not tell what their numbers mean: none is scored")
+        logger.warning_once(f"boxes: {type(template).__name__} hides the size of its images, so boxes are not scored")
         return
     row.update(boxes=found, target_boxes=true)

@@ -1,4 +1,4 @@
-"""`--resume_result`."""
+"""`--resume_result`: which samples of a dataset have no result yet."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from himtok_plugin.swift_integration.samples.mask_column import MaskColumn
 
 
 def select_rows_without_result(rows: Any, result_path: str | None) -> Any:
-    """The rows of a dataset that have no result yet, by their datasets' names and their numbers.
+    """Select the samples that have no result yet. Dataset and row number identify a sample.
 
     Args:
-        rows: ms-swift's preprocessed dataset, perhaps of several files.
-        result_path: the result file, which may not be there yet.
+        rows: ms-swift's preprocessed dataset, of one or several files.
+        result_path: the result file, which need not exist.
     Raises:
-        ValueError: a result or a row without a number, as rows without masks are, or a result of another dataset.
+        ValueError: a sample has no masks and hence no number, or a result has no number or another dataset.
     """
     if not result_path or not os.path.isfile(result_path):
         return rows
@@ -25,18 +25,18 @@ def select_rows_without_result(rows: Any, result_path: str | None) -> Any:
         masks = rows[i].get("masks")
         key = None if masks is None else MaskColumn.parse(masks).key
         if key is None:
-            raise ValueError(f"--resume_result: row {i + 1} of the dataset: got no masks, expected rows with masks")
+            raise ValueError(f"--resume_result: row {i + 1} of the dataset: got no masks, expected samples with masks")
         keys.append(key)
-    asked, done = {dataset for dataset, _ in keys}, set()
+    datasets, done = {dataset for dataset, _ in keys}, set()
     for line, row in read_results(result_path):
         name = f"--resume_result: {result_path}: row {line}"
         if not isinstance(row.get("row"), int):
-            raise ValueError(f"{name} has no number, expected results of rows with masks")
+            raise ValueError(f"{name} has no number, expected results of samples with masks")
         dataset = row.get("dataset")
-        if dataset is None and len(asked) == 1:  # an older result, or one of a server
-            (dataset,) = asked
-        if dataset not in asked:
-            # A file of another name may be the same one, whose rows would all be answered twice.
-            raise ValueError(f"{name}: dataset: got {dataset!r}, expected one of {sorted(map(str, asked))}")
+        if dataset is None and len(datasets) == 1:  # results of older versions or of a server
+            (dataset,) = datasets
+        if dataset not in datasets:
+            # The dataset can be the same under another name; then every sample would get a second result.
+            raise ValueError(f"{name}: dataset: got {dataset!r}, expected one of {sorted(map(str, datasets))}")
         done.add((dataset, row["row"]))
     return rows.select([i for i, key in enumerate(keys) if key not in done])

@@ -1,8 +1,7 @@
-"""The run card of ms-swift's inference and evaluation: what a report says of the run.
+"""The run card of an inference run: checkpoint, options and versions, written beside the result file.
 
-Contract: `make_run_card` reads arguments; nothing is loaded for it but files' bytes. `write_run_card` puts it beside
-the result file, once per run. What an engine cannot do is not said to have been done, or refused. Does not know
-results.
+Contract: the card states what the engine does, not what the options request: with an engine that returns no
+probabilities, masks are decoded hard. An option that would have no effect is refused.
 """
 
 from __future__ import annotations
@@ -15,28 +14,32 @@ from himtok_plugin.evaluation.provenance import RunCard, checkpoint_hash, packag
 from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
 from himtok_plugin.swift_integration.options.argument_checks import NATIVE_BACKENDS
 
-_LEFT = "himtok_card_left"
+_WRITTEN = "himtok_run_card_written"  # attribute of the arguments
 
 
 def effective_decoding(args: Any) -> str:
-    """How a run of `swift infer` decodes masks: hard where no code probabilities are told, whatever was asked for."""
-    told = describe_probability_source(args)
-    return told if told and args.mask_decoding == "soft" else "hard"
+    """Return how a run of `swift infer` decodes masks: always hard if there are no code probabilities."""
+    source = describe_probability_source(args)
+    return source if source and args.mask_decoding == "soft" else "hard"
 
 
 def describe_probability_source(args: Any) -> str | None:
-    """Where a run of `swift infer` has code probabilities from; None where there are none, and masks have no score."""
+    """Describe where code probabilities of `swift infer` come from; None if there are none and masks have no score."""
     engine = getattr(args, "infer_backend", None) or NATIVE_BACKENDS[0]
     if engine in NATIVE_BACKENDS:
         return "soft" if getattr(args, "num_beams", 1) in (None, 1) else None
-    # ms-swift returns no log-probabilities of SGLang's, and none that could be read with a stream.
+    # ms-swift returns no log-probabilities with SGLang, and unreadable ones in a stream.
     if engine == "sglang" or getattr(args, "stream", False) or not getattr(args, "logprobs", False):
         return None
     return f"soft, of the {getattr(args, 'top_logprobs', None) or 1} best log-probabilities per token"
 
 
 def refuse_min_score_without_scores(args: Any) -> None:
-    """ValueError for a `--min_score` that would leave out nothing."""
+    """Refuse a `--min_score` that would have no effect.
+
+    Raises:
+        ValueError: masks of this run have no score.
+    """
     if args.min_score and describe_probability_source(args) is None:
         engine, beams = getattr(args, "infer_backend", None), getattr(args, "num_beams", 1)
         raise ValueError(
@@ -46,13 +49,13 @@ def refuse_min_score_without_scores(args: Any) -> None:
 
 
 def make_run_card(args: Any, source: Path, num_mask_tokens: int, **further: Any) -> RunCard:
-    """Card of a run of `swift infer`: what is done, where that is less than what was asked for.
+    """Make the card of a run of `swift infer`.
 
     Args:
-        args: ms-swift's arguments, with this plugin's options.
+        args: ms-swift's arguments with the plugin's options.
         source: folder or file of the mask tokenizer.
         num_mask_tokens: k of the mask tokenizer.
-        further: what else is to be told.
+        further: additional entries.
     """
     model = getattr(args, "model_dir", None) or getattr(args, "model", None)
     folders = [os.fspath(each) for each in (model, *(getattr(args, "adapters", None) or [])) if each]
@@ -75,15 +78,15 @@ def make_run_card(args: Any, source: Path, num_mask_tokens: int, **further: Any)
 
 
 def write_run_card(args: Any, runtime: MaskRuntime) -> None:
-    """Write the card beside the result file of `swift infer`; nothing without one, and in further processes.
+    """Write the card beside the result file of `swift infer`, once per run and in the first process only.
 
     Raises:
-        ValueError: an option that would have no effect.
+        ValueError: an option would have no effect.
     """
     refuse_min_score_without_scores(args)
     result = getattr(args, "result_path", None)
-    if not result or getattr(args, "rank", -1) > 0 or getattr(args, _LEFT, False):
+    if not result or getattr(args, "rank", -1) > 0 or getattr(args, _WRITTEN, False):
         return
-    setattr(args, _LEFT, True)
+    setattr(args, _WRITTEN, True)
     card = make_run_card(args, runtime.source, runtime.num_mask_tokens, engine=getattr(args, "infer_backend", None))
     card.save(result)

@@ -1,4 +1,4 @@
-"""Messages."""
+"""Messages of `swift deploy` with segments: whole answers, and the deltas of a stream."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from .response_masks import RESPONSE_ATTRIBUTE, predict_masks_from_text
 
 @dataclass
 class SegmentMessage(ChatMessage):
-    """A whole answer."""
+    """A complete answer with the segments of its masks."""
 
     segments: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
 class SegmentDelta(DeltaMessage):
-    """A piece of an answer: the masks that it closes, and how the one that it leaves open looks so far.
+    """A part of a streamed answer.
 
-    A preview is a segment with one more key, `index`: which of the answer's masks it will be.
+    Attributes:
+        segments: those of the masks that end in this part.
+        previews: preview of the mask that is still open, a segment with the additional key `index`: the mask's number
+            in the answer, from 0.
     """
 
     segments: list[dict[str, Any]] | None = None
@@ -33,16 +36,17 @@ class SegmentDelta(DeltaMessage):
 
 
 def add_segments(runtime: MaskRuntime, response: Any, image: RequestImage | None) -> None:
-    """Put segments into every choice of a response: of the masks that came with it, else of those in its text."""
+    """Replace the messages of a response by `SegmentMessage`s, from its masks or, without these, from its text."""
     for choice in response.choices:
         message = choice.message
         masks = getattr(message, RESPONSE_ATTRIBUTE, None)
-        if masks is None:  # an engine that is not ms-swift's own
+        if masks is None:  # an engine other than ms-swift's own
             row = {"images": [] if image is None else [image.source]}
             masks = predict_masks_from_text(runtime, message.content, row, choice.logprobs)
         segments = make_segments(message.content, masks)
-        choice.message = SegmentMessage(**_own_fields(message, ChatMessage), segments=segments)
+        choice.message = SegmentMessage(**copy_fields(message, ChatMessage), segments=segments)
 
 
-def _own_fields(message: Any, kind: type) -> dict[str, Any]:
+def copy_fields(message: Any, kind: type) -> dict[str, Any]:
+    """Return the fields that `message` has as an instance of the dataclass `kind`."""
     return {f.name: getattr(message, f.name) for f in fields(kind)}

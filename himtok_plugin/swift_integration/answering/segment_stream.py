@@ -1,4 +1,8 @@
-"""Streams."""
+"""Segments in the chunks of a streamed answer.
+
+Contract: `SegmentStream.add_to_chunk` adds `segments` to the delta of the chunk that closes a mask, and `previews` to
+chunks within a mask. `should_flush` decides where ms-swift's streamer must pass its text on.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +25,18 @@ from himtok_plugin.swift_integration.samples.sample_images import load_sample_im
 
 from .request_checks import RequestImage
 from .response_masks import refine_with_sam
-from .segment_messages import SegmentDelta, _own_fields
+from .segment_messages import SegmentDelta, copy_fields
 
 PROBABILITIES_ATTRIBUTE = "himtok_recorded"
 
 
 class SegmentStream:
-    """Segments of one streamed answer, chunk by chunk.
+    """The segments of one streamed answer.
 
     Args:
         runtime: the run's masks.
-        image: the request's first image; without one there are no segments.
-        previews: numbers of tokens after which to preview a mask.
+        image: the request's first image; None for an answer without segments.
+        previews: numbers of mask tokens after which to preview a mask.
     """
 
     def __init__(self, runtime: MaskRuntime, image: RequestImage | None, previews: list[int]):
@@ -40,55 +44,68 @@ class SegmentStream:
         self.image = image
         self.previews = previews
         self._text = ""
-        self._given = 0  # segments
-        self._previewed = (0, 0)  # which mask, how many of its tokens
+        self._sent = 0  # segments
+        self._previewed = (0, 0)  # number of the mask, number of its tokens
 
-    def add(self, chunk: Any) -> Any:
-        """The chunk, changed in place: its delta has segments."""
-        recorded = chunk.__dict__.pop(PROBABILITIES_ATTRIBUTE, None)
+    def add_to_chunk(self, chunk: Any) -> Any:
+        """Replace the delta of the answer's next chunk by a `SegmentDelta`, in place, and return the chunk."""
+        probabilities_of = chunk.__dict__.pop(PROBABILITIES_ATTRIBUTE, None)
         choice = chunk.choices[0]
-        delta = SegmentDelta(**_own_fields(choice.delta, DeltaMessage))
+        delta = SegmentDelta(**copy_fields(choice.delta, DeltaMessage))
         choice.delta = delta
         self._text += delta.content or ""
         if self.image is None:
             return chunk
-        spans = [span for span in self._spans() if span.codes]
+        spans = [span for span in self._find_spans() if span.codes]
         closed = len(spans)
         if choice.finish_reason is None and spans and not self._text[: spans[-1].end].endswith(MASK_END):
             closed -= 1
-        if closed > self._given:
-            delta.segments = self._segments(spans, range(self._given, closed), recorded, refined=True)
-            self._given = closed
+        if closed > self._sent:
+            new = range(self._sent, closed)
+            delta.segments = self._make_segments(self.image, spans, new, probabilities_of, refine=True)
+            self._sent = closed
         if closed < len(spans):
             progress = closed, len(spans[closed].codes)
             if progress[1] in self.previews and progress != self._previewed:
                 self._previewed = progress
-                previews = self._segments(spans, range(closed, closed + 1), recorded)
+                previews = self._make_segments(self.image, spans, range(closed, closed + 1), probabilities_of)
                 delta.previews = [{**preview, "index": closed} for preview in previews]
         return chunk
 
-    def _spans(self) -> list[MaskSpan]:
+    def _find_spans(self) -> list[MaskSpan]:
         return text_to_codes(self._text, self.runtime.codebook_size, self.runtime.num_mask_tokens)
 
-    def _segments(
-        self, spans: list[MaskSpan], wanted: range, recorded: Callable | None, refined: bool = False
+    def _make_segments(
+        self,
+        image: RequestImage,
+        spans: list[MaskSpan],
+        wanted: range,
+        probabilities_of: Callable | None,
+        refine: bool = False,
     ) -> list[dict[str, Any]]:
-        probabilities = None if recorded is None else recorded([code for span in spans for code in span.codes])
-        # Masks given before are not decoded again: only what follows them is predicted.
+        """Decode the masks `wanted` of the answer so far."""
+        codes = [code for span in spans for code in span.codes]
+        probabilities = None if probabilities_of is None else probabilities_of(codes)
+        # Only the text after the masks that were sent before, so that they are not decoded again.
         start = spans[wanted.start - 1].end if wanted.start else 0
         text = self._text[start : spans[wanted.stop - 1].end]
         if probabilities is not None:
             before = sum(len(span.codes) for span in spans[: wanted.start])
             count = sum(len(spans[i].codes) for i in wanted)
             probabilities = probabilities[before : before + count]
-        (masks,) = self.runtime.predict([Answer(text, self.image.size, probabilities)])
-        if masks and refined and self.runtime.settings.refiner in SAM_KINDS:
-            masks = refine_with_sam(self.runtime, load_sample_image(self.image.source), masks)
+        (masks,) = self.runtime.predict([Answer(text, image.size, probabilities)])
+        if masks and refine and self.runtime.settings.refiner in SAM_KINDS:
+            masks = refine_with_sam(self.runtime, load_sample_image(image.source), masks)
         return make_segments(text, masks)
 
 
 def should_flush(text: str, previews: list[int]) -> bool:
-    """Whether a stream should hand its text on here: where a mask closes, and where it is to be previewed."""
+    """Whether a stream must send its text now: where a mask closes or is to be previewed.
+
+    Args:
+        text: the answer so far.
+        previews: numbers of mask tokens after which to preview a mask.
+    """
     if text.endswith(MASK_END):
         return True
     start = text.rfind(MASK_START) if previews else -1

@@ -1,1 +1,4 @@
-"""The loaded model: a mask tokenizer attached to an LMM, sharded or not, its adapters, and what it may generate."""
+"""The loaded model: its mask tokenizer, adapters, sharding, and what it may generate.
+
+Does not know datasets, batches, losses and trainers.
+"""

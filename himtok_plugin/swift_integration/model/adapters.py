@@ -1,9 +1,8 @@
-"""Adapters: beside LoRA's own weights, just the mask tokens' rows of the embeddings are trained and saved.
+"""Adapters: the mask tokens' embeddings are trained and saved together with LoRA's weights.
 
-Contract: `train_mask_token_embeddings` wraps a PEFT model's embeddings with PEFT's trainable tokens, input and output
-side, tied or not; `check_adapter` refuses an adapter whose rows are not this model's, and `has_mask_token_embeddings`
-tells one that has none; `get_adapter_size` is what a checkpoint weighs. PEFT does the rest: the rows are in the
-adapter's file, and merging writes them into the base. Does not know trainers.
+Contract: `train_mask_token_embeddings` wraps the input and output embeddings of a PEFT model with PEFT's trainable
+tokens, tied or not. PEFT then saves these embeddings in the adapter's file, and merging writes them to the base model.
+`check_adapter` refuses an adapter of another base model or mask tokenizer.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import os
 from copy import copy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -22,6 +22,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.other import TrainableTokensWrapper, set_additional_trainable_modules
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from himtok_plugin.lmm.vocabulary import MaskVocabulary
@@ -32,96 +33,104 @@ TRAINED_EMBEDDINGS_KEY = "token_adapter.trainable_tokens_delta"
 
 
 def train_mask_token_embeddings(
-    model: nn.Module, owner: nn.Module, vocabulary: MaskVocabulary, embeddings_are_new: bool
+    model: nn.Module, owner: PreTrainedModel, vocabulary: MaskVocabulary, embeddings_are_new: bool
 ) -> None:
-    """Make the mask tokens' rows trainable beside an adapter that was just made, or loaded without them.
+    """Make the mask tokens' embeddings trainable in a model with a new adapter, or with one that has none of them.
 
-    Nothing is done where the embeddings are trained as a whole, or by a tuner that cannot train rows that are not new.
+    Nothing changes if the run trains all embeddings, or if the tuner cannot train single embeddings and they are not
+    new.
 
     Args:
-        model: what ms-swift made of the base model and the tuner.
-        owner: the part of the base model that has `get_input_embeddings` and `get_output_embeddings`.
-        vocabulary: where the mask tokens stand.
-        embeddings_are_new: the rows were drawn at load, so an adapter without them would be of no use.
+        model: the base model with ms-swift's tuner.
+        owner: the part of the base model that has the token embeddings.
+        vocabulary: the ids of the mask tokens.
+        embeddings_are_new: the embeddings were initialized at load, so an adapter without them would be useless.
 
     Raises:
-        ValueError: the rows are new and this tuner cannot train them, or PEFT cannot with ZeRO-3 on this device.
+        ValueError: the embeddings are new and this tuner cannot train them, or PEFT cannot with ZeRO-3 on this device.
+        RuntimeError: PEFT has left an embedding layer out.
     """
     layers = get_embeddings(owner)
     if embeddings_are_new and any(isinstance(layer, BaseTunerLayer) for layer in layers):
         raise ValueError(
-            "target_modules: got embeddings, whose new rows for mask tokens no checkpoint would hold, expected none of "
-            "them, or --modules_to_save all-embedding, or a base model that knows mask tokens already"
+            "target_modules: got embeddings, but the adapter would not save the new mask token embeddings, expected no "
+            "embeddings, --modules_to_save all-embedding, or a base model that has mask tokens already"
         )
     if any(isinstance(layer, (AuxiliaryTrainingWrapper, BaseTunerLayer)) for layer in layers):
         return
-    config = model.peft_config[ADAPTER] if isinstance(model, PeftModel) else None
-    if config is None or not hasattr(config, "trainable_token_indices"):
+    config: Any = model.peft_config[ADAPTER] if isinstance(model, PeftModel) else None
+    if not isinstance(model, PeftModel) or not hasattr(config, "trainable_token_indices"):
         if not embeddings_are_new:
             return
         kind = type(model).__name__ if config is None else config.peft_type.value
         raise ValueError(
-            f"tuner {kind}: cannot train the mask tokens' new embedding rows, expected a kind of LoRA with PEFT, full "
-            "training, or a base model that knows mask tokens already"
+            f"tuner {kind}: cannot train the new mask token embeddings, expected a kind of LoRA with PEFT, full "
+            "training, or a base model that has mask tokens already"
         )
     if is_deepspeed_zero3_enabled() and not torch.cuda.is_available():
         raise ValueError(
-            "deepspeed=zero3 with LoRA: PEFT gathers embedding rows on CUDA devices only, expected ZeRO-2 without one"
+            "deepspeed=zero3 with LoRA: PEFT gathers token embeddings on CUDA devices only, expected ZeRO-2 on a CPU"
         )
     base = model.get_base_model()
     names = {module: name for name, module in base.named_modules()}
-    own = {id(layer.weight): layer for layer in reversed(layers)}.values()  # of tied ones the input side
-    config.trainable_token_indices = {names[layer]: vocabulary.ids() for layer in own}
-    rows_alone = copy(config)
-    rows_alone.modules_to_save = rows_alone.modules_to_tie = None  # a loaded adapter's would begin anew
-    set_additional_trainable_modules(model, rows_alone, BaseTuner.get_model_config(base), ADAPTER)
-    found = get_embeddings(owner)
-    if not all(isinstance(layer, TrainableTokensWrapper) for layer in found):
-        # PEFT goes by the configuration, which can say otherwise than the weights.
-        raise RuntimeError(f"PEFT left an embedding of {type(base).__name__} as it was: are its weights tied or not?")
-    for layer in found:
-        rows = layer.token_adapter.trainable_tokens_delta[ADAPTER]
-        rows.data = rows.data.float()  # like LoRA's own weights: small steps would be lost in half precision
+    untied = {id(layer.weight): layer for layer in reversed(layers)}.values()  # of tied layers the input embeddings
+    config.trainable_token_indices = {names[layer]: vocabulary.ids() for layer in untied}
+    tokens_only = copy(config)
+    tokens_only.modules_to_save = tokens_only.modules_to_tie = None  # else PEFT would reset those of a loaded adapter
+    set_additional_trainable_modules(model, tokens_only, BaseTuner.get_model_config(base), ADAPTER)
+    for layer in get_embeddings(owner):
+        if not isinstance(layer, TrainableTokensWrapper):
+            # PEFT reads from the configuration whether weights are tied, and the configuration can be wrong.
+            raise RuntimeError(
+                f"PEFT does not train all embeddings of {type(base).__name__}: check tie_word_embeddings in its config"
+            )
+        deltas: Any = layer.token_adapter.trainable_tokens_delta
+        embeddings = deltas[ADAPTER]
+        embeddings.data = embeddings.data.float()  # as LoRA's own weights: half precision would lose small steps
 
 
 def refuse_sharded_embeddings(model: nn.Module) -> None:
-    """Refuse trained rows in a run with FSDP, old rows and new ones alike.
+    """Refuse PEFT's trainable tokens in a run with FSDP.
 
     Raises:
-        ValueError: PEFT puts rows into a matrix of which FSDP leaves each process a part.
+        ValueError: FSDP shards the embedding matrix, and PEFT needs it complete.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return
     if any(isinstance(module, TrainableTokensWrapper) for module in model.modules()):
         raise ValueError(
-            "fsdp with LoRA: PEFT cannot train rows of a matrix that is sharded, expected DDP, ZeRO-2 or full training"
+            "fsdp with LoRA: PEFT cannot train single embeddings of a sharded matrix, expected DDP, ZeRO-2 or full "
+            "training"
         )
 
 
-def has_frozen_embeddings(owner: nn.Module) -> bool:
-    """Whether input or output embeddings are trained neither as a whole nor in some rows."""
+def has_frozen_embeddings(owner: PreTrainedModel) -> bool:
+    """Whether input or output embeddings have no trainable parameter."""
     return any(not any(p.requires_grad for p in layer.parameters()) for layer in get_embeddings(owner))
 
 
 def exclude_embeddings_on_save(model: nn.Module) -> None:
-    """PEFT adds whole embedding matrices to an adapter's file when the vocabulary has grown; the rows are in it."""
+    """Stop PEFT from saving complete embedding matrices, which it does when the vocabulary has grown.
+
+    The adapter's file holds the mask tokens' embeddings anyway.
+    """
     if isinstance(model, PeftModel):
-        model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+        vars(model)["save_pretrained"] = partial(model.save_pretrained, save_embedding_layers=False)
 
 
-def get_embeddings(owner: nn.Module) -> list[nn.Module]:
-    """Input and, where there are any, output embeddings, perhaps with the same weight."""
+def get_embeddings(owner: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers of the input embeddings and, if there are any, the output embeddings. They can be tied."""
     layers = (owner.get_input_embeddings(), owner.get_output_embeddings())
     return [layer for layer in layers if layer is not None]
 
 
 def check_adapter(folder: str | Path, vocabulary: MaskVocabulary, hidden: int) -> None:
-    """Refuse an adapter that was trained on other rows or another width than the model's.
+    """Refuse an adapter whose mask token embeddings have other ids or another width than the model's.
 
     Args:
-        folder: the adapter's checkpoint; one without rows of mask tokens passes.
-        vocabulary: the model's mask tokens.
-        hidden: width of the model's embeddings.
+        folder: the adapter's checkpoint; one without mask token embeddings passes.
+        vocabulary: ids of the model's mask tokens.
+        hidden: width of the model's token embeddings.
 
     Raises:
         ValueError: the adapter belongs to another base model or another mask tokenizer.
@@ -129,13 +138,13 @@ def check_adapter(folder: str | Path, vocabulary: MaskVocabulary, hidden: int) -
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
         return
-    rows = json.loads(path.read_text(encoding="utf-8")).get("trainable_token_indices") or {}
-    for layer, ids in rows.items() if isinstance(rows, dict) else [("the embeddings", rows)]:
+    trained = json.loads(path.read_text(encoding="utf-8")).get("trainable_token_indices") or {}
+    for layer, ids in trained.items() if isinstance(trained, dict) else [("the embeddings", trained)]:
         expected = vocabulary.ids()
         if ids != expected:
             raise ValueError(
-                f"adapter {str(folder)!r}: trained {_span(ids)} of {layer}, but the base model's mask tokens are "
-                f"{_span(expected)}: it belongs to another base model or mask tokenizer"
+                f"adapter {str(folder)!r}: got {_format_ids(ids)} of {layer}, expected {_format_ids(expected)}, the "
+                "base model's mask tokens: it belongs to another base model or mask tokenizer"
             )
     weights = Path(folder) / WEIGHTS_FILE
     if not weights.is_file():
@@ -144,13 +153,13 @@ def check_adapter(folder: str | Path, vocabulary: MaskVocabulary, hidden: int) -
         for name in file.keys():
             if TRAINED_EMBEDDINGS_KEY in name and (width := file.get_slice(name).get_shape()[-1]) != hidden:
                 raise ValueError(
-                    f"adapter {str(folder)!r}: its rows are {width} wide, the base model's embeddings {hidden}: "
-                    "it belongs to another base model"
+                    f"adapter {str(folder)!r}: its token embeddings have width {width}, expected {hidden}, the base "
+                    "model's: it belongs to another base model"
                 )
 
 
 def has_mask_token_embeddings(folder: str | Path, vocabulary: MaskVocabulary, hidden: int) -> bool:
-    """Whether a checkpoint of an adapter holds rows of the mask tokens: by themselves, or in whole matrices.
+    """Whether an adapter's checkpoint has mask token embeddings: single ones, or complete matrices.
 
     Args:
         folder, vocabulary, hidden: see `check_adapter`.
@@ -165,12 +174,12 @@ def has_mask_token_embeddings(folder: str | Path, vocabulary: MaskVocabulary, hi
     return any(len(shape) == 2 and shape[0] > max(vocabulary.ids()) and shape[1] == hidden for shape in shapes)
 
 
-def _span(ids: list[int]) -> str:
-    return f"{len(ids)} rows {min(ids)} to {max(ids)}" if ids else "no rows"
+def _format_ids(ids: list[int]) -> str:
+    return f"{len(ids)} token embeddings {min(ids)} to {max(ids)}" if ids else "no token embeddings"
 
 
 def get_adapter_size(folder: str | Path) -> tuple[int, int] | None:
-    """(parameters, bytes) in an adapter's checkpoint, None where there is none."""
+    """Return the number of parameters and of bytes in an adapter's checkpoint; None if it has no adapter."""
     path = Path(folder) / WEIGHTS_FILE
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""A checkpoint's folder `mask_tokenizer/`."""
+"""The folder `mask_tokenizer/` of a checkpoint: finding, loading and saving the mask tokenizer there."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from swift.utils import get_logger
 from torch import nn
 
 from himtok_plugin.mask_tokenizer import MaskTokenizer
-from himtok_plugin.mask_tokenizer.released_weights import (
-    RELEASED_FILE,
-    SIDECAR_FOLDER,
-    find_mask_tokenizer,
-)
+from himtok_plugin.mask_tokenizer.released_weights import RELEASED_FILE, find_mask_tokenizer
+from himtok_plugin.resources import SIDECAR_FOLDER
 
 from .adapters import get_adapter_size
 from .attached_mask_tokenizer import MASK_TOKENIZER_ATTRIBUTE, find_attached_mask_tokenizer
@@ -23,39 +20,45 @@ from .sharding import load_unsharded
 logger = get_logger()
 
 
-def resolve_mask_tokenizer(asked: str | None, model_dir: str, adapters: list[str]) -> Path:
-    """Where the mask tokenizer lies: the one asked for, else beside the adapter, else beside the model.
+def resolve_mask_tokenizer(requested: str | None, model_dir: str, adapters: list[str]) -> Path:
+    """Find the mask tokenizer of a run.
 
+    Args:
+        requested: folder or hub id, takes precedence.
+        model_dir: the model's checkpoint, searched last.
+        adapters: the adapters' checkpoints, searched before it.
+    Returns:
+        Folder or weights file.
     Raises:
-        ValueError: nowhere.
+        ValueError: there is none.
     """
-    if asked:
-        return find_mask_tokenizer(asked)
+    if requested:
+        return find_mask_tokenizer(requested)
     for folder in (*adapters, model_dir):
         if (Path(folder) / SIDECAR_FOLDER).is_dir() or (Path(folder) / RELEASED_FILE).is_file():
             return find_mask_tokenizer(folder)
     raise ValueError(
-        f"mask_tokenizer: none given, and {model_dir} has no folder {SIDECAR_FOLDER}/: expected --mask_tokenizer DIR"
+        f"mask_tokenizer: got none, and {model_dir} has no folder {SIDECAR_FOLDER}/, expected --mask_tokenizer DIR"
     )
 
 
 def load_mask_tokenizer(source: Path) -> MaskTokenizer:
-    """The mask tokenizer of a folder or weights file."""
+    """Load a mask tokenizer from a folder or a weights file."""
     if source.is_file():
         return MaskTokenizer.from_released(source)
-    # Not sharded while loading (ZeRO-3): a whole copy is taken first, then DeepSpeed shards what it finds.
+    # With ZeRO-3, DeepSpeed shards the complete weights later, as part of the LMM.
     with load_unsharded():
         return MaskTokenizer.from_pretrained(source)
 
 
 def save_sidecar(model: nn.Module, folder: str, state_dict: dict | None) -> None:
-    """Save the attached mask tokenizer into a checkpoint's `mask_tokenizer/`; nothing for a model without one.
+    """Save the attached mask tokenizer to `mask_tokenizer/` in a checkpoint; do nothing if the model has none.
 
     Args:
-        model: the LMM, however it is wrapped.
+        model: the LMM, wrapped or not.
         folder: the checkpoint.
-        state_dict: the model's weights gathered over processes, names possibly with wrappers in front; None where no
-            gathering was needed.
+        state_dict: the model's weights, gathered from all processes; their names may have prefixes of wrappers. None if
+            nothing is sharded.
     """
     mask_tokenizer = find_attached_mask_tokenizer(model)
     if mask_tokenizer is None:

@@ -1,8 +1,7 @@
-"""What this run's answers may look like, told to each engine in its own way.
+"""Constraints on the answers of a run, in the form that each inference engine needs.
 
-Contract: `build_mask_grammar` is the logits processor for ms-swift's own engine; `build_answer_pattern` the same as a
-regular expression, and `constrain_engine` hands it to an engine of vLLM, SGLang or LMDeploy. Does not know how answers
-are read.
+Contract: `build_mask_grammar` makes the logits processor for ms-swift's own engine, `build_answer_pattern` the same
+constraint as a regular expression, and `constrain_engine` makes an engine of vLLM, SGLang or LMDeploy use it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from himtok_plugin.lmm.generation import MaskGrammar
-from himtok_plugin.lmm.token_automaton import TokenAutomaton, free_text, labelled_masks, token_texts
+from himtok_plugin.lmm.token_automaton import TokenAutomaton, free_text_grammar, labelled_masks_grammar, token_texts
 from himtok_plugin.lmm.vocabulary import MaskVocabulary
 from himtok_plugin.mask_text import answer_regex
 from himtok_plugin.swift_integration.options.arguments import HimTokArguments
@@ -30,23 +29,23 @@ def build_mask_grammar(
     prompt: torch.Tensor | None,
     automata: dict[Any, TokenAutomaton],
 ) -> MaskGrammar:
-    """The logits processor of one call of `generate`.
+    """Build the logits processor of one `generate` call.
 
     Args:
         settings: the run's options.
-        vocabulary: where the codes stand in the text tokenizer.
+        vocabulary: ids of the mask tokens.
         num_tokens: mask tokens of a generated mask.
         tokenizer: the text tokenizer.
         generate_kwargs: arguments of the call.
-        prompt: (b, n) int64 tokens of the prompts, where the call does not have them.
-        automata: those made before, to which the one needed here is added: it takes a while for a large vocabulary.
+        prompt: (b, n) int64 token ids of the prompts, if the call has embeddings instead.
+        automata: cache of token automata, which take seconds to build for a large vocabulary; changed in place.
     """
     config = generate_kwargs.get("generation_config")
-    stops = stop_ids(tokenizer, config)
+    stops = find_stop_ids(tokenizer, config)
     given = generate_kwargs.get("input_ids")
     key = settings.mask_labels, stops
     if key not in automata:
-        grammar = labelled_masks() if settings.mask_labels else free_text()
+        grammar = labelled_masks_grammar() if settings.mask_labels else free_text_grammar()
         automata[key] = TokenAutomaton(grammar, token_texts(tokenizer), vocabulary, stops)
     return MaskGrammar(
         vocabulary,
@@ -62,8 +61,8 @@ def build_mask_grammar(
     )
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase, config: Any) -> tuple[int, ...]:
-    """Tokens that end an answer: ends of text, and ms-swift's stop words as far as they are one token."""
+def find_stop_ids(tokenizer: PreTrainedTokenizerBase, config: Any) -> tuple[int, ...]:
+    """Return the ids of tokens that end an answer: end-of-text tokens and ms-swift's stop words of one token."""
     ends = getattr(config, "eos_token_id", None)
     ends = tokenizer.eos_token_id if ends is None else ends
     found = set(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
@@ -75,7 +74,7 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, config: Any) -> tuple[int, ...]
 
 
 def build_answer_pattern(settings: HimTokArguments, codebook_size: int, num_tokens: int) -> str | None:
-    """Regular expression of a run's answers; None where generation is free.
+    """Build the regular expression that a run's answers match; None if generation is unconstrained.
 
     Args:
         settings: the run's options.
@@ -88,10 +87,14 @@ def build_answer_pattern(settings: HimTokArguments, codebook_size: int, num_toke
 
 
 def constrain_engine(engine: Any, pattern: str | None) -> None:
-    """Make an engine of ms-swift keep to `pattern` in every request; another engine is left as it is.
+    """Make an engine of vLLM, SGLang or LMDeploy constrain every answer to `pattern`; other engines stay unchanged.
 
-    A pattern of the request's own (`--structured_outputs_regex`) comes first. ms-swift hands that one to vLLM only; the
-    others have an option of the same meaning in their own sampling parameters.
+    A request's own pattern (`--structured_outputs_regex`) takes precedence. ms-swift passes it to vLLM only; for the
+    other two it is set in their sampling parameters here.
+
+    Args:
+        engine: an inference engine of ms-swift.
+        pattern: regular expression of an answer; None for unconstrained generation.
     """
     names = {cls.__name__ for cls in type(engine).__mro__}
     kind = next((kind for kind in ("VllmEngine", "SglangEngine", "LmdeployEngine") if kind in names), None)
@@ -100,7 +103,7 @@ def constrain_engine(engine: Any, pattern: str | None) -> None:
     prepare = engine._prepare_generation_config
 
     @wraps(prepare)
-    def _prepare_generation_config(request_config, *args, **kwargs):
+    def _prepare_generation_config(request_config: Any, *args: Any, **kwargs: Any) -> Any:
         own = getattr(request_config, "structured_outputs_regex", None)
         if kind == "VllmEngine" and not own:
             request_config = copy(request_config)

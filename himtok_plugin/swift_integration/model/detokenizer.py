@@ -1,10 +1,9 @@
-"""A mask tokenizer while an LMM trains: the de-tokenizer in the LMM, the encoder outside, and only once it is needed.
+"""The mask tokenizer of stage 2: the de-tokenizer inside the LMM, the frozen encoder outside, loaded on demand.
 
-Contract: `load_detokenizer` reads a mask tokenizer without its encoder; what it leaves out, `FrozenEncoder`, stays in
-its file, mapped into memory and not read, until the first mask has to be encoded: training from codes made offline
-never loads it. The encoder's side has a codebook of its own: no wrapper for several processes knows of it, so it is
-never sharded or cast, and codes are those of any other run. `save_complete_mask_tokenizer` puts the halves together
-again for a checkpoint. Does not know LMMs, trainers and ms-swift.
+Contract: `load_detokenizer` reads a mask tokenizer without its encoder. `FrozenEncoder` holds the encoder's weights
+memory-mapped and reads them when the first mask has to be encoded; a run with codes made offline never reads them. It
+has its own codebook, which no wrapper for several processes shards or casts, so it always computes the same codes.
+`save_complete_mask_tokenizer` joins both parts again for a checkpoint.
 """
 
 from __future__ import annotations
@@ -28,14 +27,19 @@ from himtok_plugin.mask_tokenizer.quantizer import Quantizer
 
 from .sharding import load_unsharded
 
-DETOKENIZER_PARTS = ("decoder", "pixel_decoder")  # the parts of a mask tokenizer that stage 2 trains
-ENCODER_PARTS = ("encoder", "latent_tokens")
+DETOKENIZER_MODULES = ("decoder", "pixel_decoder")  # trained in stage 2
+ENCODER_MODULES = ("encoder", "latent_tokens")
 
 
 class Detokenizer(MaskTokenizer):
-    """A `MaskTokenizer` that decodes, and leaves encoding to `encoding`."""
+    """A `MaskTokenizer` without an encoder.
 
-    _keys_to_ignore_on_load_unexpected = [rf"^{name}(\.|$)" for name in ENCODER_PARTS]
+    Attributes:
+        encoding: its `FrozenEncoder`; `load_detokenizer` sets it.
+        as_loaded: memory-mapped weights of decoder and pixel decoder in the file.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [rf"^{name}(\.|$)" for name in ENCODER_MODULES]
 
     def __init__(self, config: MaskTokenizerConfig):
         PreTrainedModel.__init__(self, config)
@@ -44,18 +48,28 @@ class Detokenizer(MaskTokenizer):
         self.pixel_decoder = PixelDecoder(config)
         self.post_init()
         self.encoding: FrozenEncoder | None = None
-        self.as_loaded: dict[str, Tensor] = {}  # decoder and pixel decoder in the file, not read before they are needed
+        self.as_loaded: dict[str, Tensor] = {}
 
-    def encode_latents(self, squares: Tensor) -> Tensor:
-        raise RuntimeError("a mask tokenizer that trains inside an LMM has no encoder: ask its `encoding`")
+    def get_encoding(self) -> FrozenEncoder:
+        """Return `encoding`.
+
+        Raises:
+            RuntimeError: the de-tokenizer was not made by `load_detokenizer`.
+        """
+        if self.encoding is None:
+            raise RuntimeError("de-tokenizer without its encoder: expected one that load_detokenizer has loaded")
+        return self.encoding
+
+    def encode_to_latents(self, squares: Tensor) -> Tensor:
+        raise RuntimeError("a de-tokenizer inside an LMM has no encoder: expected a call of get_encoding().encode")
 
 
 class FrozenEncoder:
-    """The frozen half: encodes, and gives codebook rows.
+    """The frozen part of a mask tokenizer: encodes masks and looks up code vectors.
 
     Args:
         config: of the mask tokenizer.
-        state: weights of everything but the de-tokenizer.
+        state: all weights except those of the de-tokenizer.
     """
 
     def __init__(self, config: MaskTokenizerConfig, state: Mapping[str, Tensor]):
@@ -65,22 +79,22 @@ class FrozenEncoder:
         marker = "quantize."
         own = {name.removeprefix(marker): value for name, value in state.items() if name.startswith(marker)}
         self.quantize.load_state_dict(own)
-        self.is_loaded = False  # True once a mask had to be encoded
-        self._model = _skeleton(config)
-        for name in DETOKENIZER_PARTS:
+        self.is_loaded = False  # True after the first mask was encoded
+        self._model = _build_without_weights(config)
+        for name in DETOKENIZER_MODULES:
             delattr(self._model, name)
 
     def list_mismatched_weights(self) -> list[str]:
-        """Names of weights that are missing, too many or of another shape than the configuration says."""
+        """Return the names of weights that are missing, unexpected or of another shape than configured."""
         expected, found = (
             {name: value.shape for name, value in state.items()} for state in (self._model.state_dict(), self.state)
         )
         return sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
 
     def encode(self, squares: Tensor) -> Tensor:
-        """`MaskTokenizer.encode` on the squares' device: (b, s, s) float in [0, 1] -> (b, k) int64.
+        """Encode squares on their device: (b, s, s) float in [0, 1] -> (b, k) int64.
 
-        In the weights' own precision, whatever the training's: under autocast one square in twenty gets other codes.
+        It runs in the precision of the weights: with autocast, one square in twenty gets other codes.
         """
         if not self.is_loaded:
             self._model.load_state_dict(self.state, assign=True)
@@ -94,7 +108,7 @@ class FrozenEncoder:
         return self.quantize.to(probabilities.device).expected_code_vectors(probabilities)
 
     def has_same_weights_as(self, other: FrozenEncoder) -> bool:
-        """Whether both give a mask the same codes, to the last digit of their weights."""
+        """Whether both have the same weights, so that they encode a mask alike."""
         return self.state.keys() == other.state.keys() and all(
             value.shape == other.state[name].shape and torch.equal(value.float(), other.state[name].float())
             for name, value in self.state.items()
@@ -102,15 +116,15 @@ class FrozenEncoder:
 
 
 def load_detokenizer(source: Path) -> Detokenizer:
-    """The de-tokenizer of a mask tokenizer, its encoder in `encoding`.
+    """Load the de-tokenizer of a mask tokenizer, with its encoder in `encoding`.
 
     Args:
         source: folder or weights file, see `find_mask_tokenizer`.
 
     Raises:
-        ValueError: weights that cannot be read or do not fit, as `MaskTokenizer.from_pretrained`.
+        ValueError: the weights cannot be read or do not fit the configuration.
     """
-    if source.is_file():  # released weights are one pickle, read as a whole
+    if source.is_file():  # a released weights file is one pickle that is read at once
         whole = MaskTokenizer.from_released(source)
         state = whole.state_dict()
         with torch.device("meta"):
@@ -120,52 +134,52 @@ def load_detokenizer(source: Path) -> Detokenizer:
     else:
         with load_unsharded():
             detokenizer = Detokenizer.from_pretrained(source)
-        state = _read_weights(source)
-    detokenizer.as_loaded = {name: value for name, value in state.items() if name.startswith(DETOKENIZER_PARTS)}
+        state = _map_weights(source)
+    detokenizer.as_loaded = {name: value for name, value in state.items() if name.startswith(DETOKENIZER_MODULES)}
     frozen = {name: value for name, value in state.items() if name not in detokenizer.as_loaded}
-    detokenizer.encoding = FrozenEncoder(detokenizer.config, frozen)
-    if wrong := detokenizer.encoding.list_mismatched_weights():
-        raise ValueError(f"mask tokenizer {str(source)!r} does not fit: {wrong}")
+    encoder = detokenizer.encoding = FrozenEncoder(detokenizer.config, frozen)
+    if mismatched := encoder.list_mismatched_weights():
+        raise ValueError(f"mask tokenizer {str(source)!r}: got weights that do not fit its config.json: {mismatched}")
     return detokenizer.eval()
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """All weights of a `save_pretrained` folder, in one file or several, mapped into memory."""
+def _map_weights(folder: Path) -> dict[str, Tensor]:
+    """Return all weights of a `save_pretrained` folder, memory-mapped, from one file or several."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     files = {SAFE_WEIGHTS_NAME}
-    if not (folder / SAFE_WEIGHTS_NAME).is_file():  # as transformers looks for them
+    if not (folder / SAFE_WEIGHTS_NAME).is_file():  # the order in which transformers looks for files
         if not index.is_file():
-            raise ValueError(f"mask tokenizer {str(folder)!r}: has no {SAFE_WEIGHTS_NAME}, nor {index.name}")
+            raise ValueError(f"mask tokenizer {str(folder)!r}: got no weights, expected {SAFE_WEIGHTS_NAME}")
         files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     return {name: value for file in sorted(files) for name, value in load_file(folder / file).items()}
 
 
 def save_complete_mask_tokenizer(detokenizer: Detokenizer, folder: str, gathered: Mapping[str, Tensor]) -> None:
-    """Save the whole mask tokenizer in float32, for `MaskTokenizer.from_pretrained`.
+    """Save de-tokenizer and encoder in float32 as one mask tokenizer, for `MaskTokenizer.from_pretrained`.
 
     Args:
-        detokenizer: as attached to the LMM, perhaps sharded.
-        folder: a checkpoint's `mask_tokenizer/`.
-        gathered: its weights as far as they were gathered over processes, perhaps in half precision; none where nothing
-            is sharded, or nothing of it was trained.
+        detokenizer: attached to the LMM, sharded or not.
+        folder: the folder `mask_tokenizer/` of a checkpoint.
+        gathered: the de-tokenizer's weights, gathered from all processes, possibly in half precision. Empty if nothing
+            is sharded or the de-tokenizer is frozen.
 
     Raises:
-        RuntimeError: it was trained and sharded, but not gathered.
+        RuntimeError: trained, sharded weights are missing in `gathered`.
     """
     trained = {name for name, parameter in detokenizer.named_parameters() if parameter.requires_grad}
     if trained and not gathered:
         gathered = detokenizer.state_dict()
     if missing := sorted(trained - gathered.keys()):
         raise RuntimeError(f"mask tokenizer: {missing[0]} and {len(missing) - 1} more of its weights were not gathered")
-    state = {**detokenizer.encoding.state, **detokenizer.as_loaded, **{name: gathered[name] for name in trained}}
+    state = {**detokenizer.get_encoding().state, **detokenizer.as_loaded, **{name: gathered[name] for name in trained}}
     state = {name: value.detach().cpu().float() for name, value in state.items()}
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as new:
-        _skeleton(detokenizer.config).save_pretrained(new, state_dict=state)
-        for file in os.listdir(new):  # in place of a file of the same name, which may be the one that is mapped here
+        _build_without_weights(detokenizer.config).save_pretrained(new, state_dict=state)
+        for file in os.listdir(new):  # replace, not overwrite: the old file can be the one that is mapped here
             os.replace(os.path.join(new, file), os.path.join(folder, file))
 
 
-def _skeleton(config: MaskTokenizerConfig) -> MaskTokenizer:
+def _build_without_weights(config: MaskTokenizerConfig) -> MaskTokenizer:
     with torch.device("meta"):
         return MaskTokenizer(config)

@@ -1,7 +1,7 @@
-"""What one run knows of its masks: settings, vocabulary, mask tokenizer; kept at the text tokenizer as `.himtok`.
+"""What a run needs to read and write masks: options, vocabulary, mask tokenizer. Stored at the text tokenizer.
 
-The text tokenizer is what ms-swift hands to every template, engine and worker, so this is how they all find the same
-mask tokenizer. Pickles small: a loaded mask tokenizer stays behind and is loaded again where it is needed.
+ms-swift passes the text tokenizer to every template, engine and worker, so they all find the same `MaskRuntime` as its
+attribute `himtok`. Its pickle is small: it leaves the loaded mask tokenizer out, and the other process loads it again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from himtok_plugin.mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from himtok_plugin.prediction.calibration import Calibration
 from himtok_plugin.prediction.predictor import Answer, MaskPredictor, PredictedMask
 from himtok_plugin.prediction.refinement import SAM_KINDS, SamRefiner
+from himtok_plugin.swift_integration.options.checkpoint_settings import DEFAULT_DECODING
 
 from .constraints import build_answer_pattern
 from .detokenizer import Detokenizer
@@ -26,15 +27,22 @@ from .mask_generation import MaskGeneration
 
 
 class MaskRuntime:
-    """Settings, vocabulary and mask tokenizer of a run.
+    """Options, vocabulary and mask tokenizer of a run.
 
     Args:
         settings: the plugin's options.
         source: folder or weights file of the mask tokenizer.
         config: its configuration.
-        vocabulary: where its codes stand in the text tokenizer.
-        trainer_encodes: whether `MaskTrainer` encodes masks, a batch at a time; with any other trainer a row's masks
-            are encoded where the row is.
+        vocabulary: ids of the mask tokens in the text tokenizer.
+        trainer_encodes: whether `MaskTrainer` encodes the masks of a whole batch. With any other trainer the template
+            encodes the masks of each sample.
+
+    Attributes:
+        generated_mask_tokens: mask tokens of a generated mask, at most k.
+        embeddings_are_new: whether the mask tokens' embeddings were initialized at load and no adapter has them.
+
+    Raises:
+        ValueError: the option `num_mask_tokens` exceeds that of the mask tokenizer.
     """
 
     def __init__(
@@ -53,13 +61,11 @@ class MaskRuntime:
         self.image_size = config.image_size
         limit = settings.num_mask_tokens
         if limit is not None and limit > config.num_mask_tokens:
-            raise ValueError(f"num_mask_tokens={limit}: expected at most {config.num_mask_tokens} as the tokenizer")
+            raise ValueError(f"num_mask_tokens: got {limit}, expected at most the tokenizer's {config.num_mask_tokens}")
         self.generated_mask_tokens = limit or config.num_mask_tokens
         self.generation = MaskGeneration(settings, vocabulary, self.num_mask_tokens, self.generated_mask_tokens)
         self.trainer_encodes = trainer_encodes
-        self.embeddings_are_new = (
-            False  # whether the mask tokens' embedding rows were drawn at load, and no adapter has them
-        )
+        self.embeddings_are_new = False
         self.calibration = Calibration.load(source)
         self._mask_tokenizer: MaskTokenizer | None = None
         self._refiner: SamRefiner | None = None
@@ -67,15 +73,15 @@ class MaskRuntime:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mask_tokenizer": None, "_refiner": None}
 
-    def __deepcopy__(self, memo) -> MaskRuntime:
+    def __deepcopy__(self, memo: dict) -> MaskRuntime:
         return self  # ms-swift copies text tokenizers; all copies belong to the same run
 
     def attach(self, mask_tokenizer: MaskTokenizer) -> None:
-        """Use the mask tokenizer that sits in the model, so that training it is seen here."""
+        """Use the mask tokenizer that is attached to the model, so that its training takes effect here."""
         self._mask_tokenizer = mask_tokenizer
 
     def mask_tokenizer(self) -> MaskTokenizer:
-        """The mask tokenizer, loaded when first asked for."""
+        """Return the mask tokenizer; load it in the first call."""
         in_worker = torch.utils.data.get_worker_info() is not None
         if in_worker and self._mask_tokenizer is not None and self._mask_tokenizer.device.type != "cpu":
             self._mask_tokenizer = None  # a forked process cannot use its parent's device
@@ -85,19 +91,19 @@ class MaskRuntime:
         return self._mask_tokenizer
 
     def encode(self, squares: torch.Tensor) -> torch.Tensor:
-        """(b, s, s) float32 squares in [0, 1] -> (b, k) int64 codes."""
+        """Encode squares: (b, s, s) float32 in [0, 1] -> (b, k) int64 codes."""
         tokenizer = self.mask_tokenizer()
-        encoder = tokenizer.encoding if isinstance(tokenizer, Detokenizer) else tokenizer
+        encoder = tokenizer.get_encoding() if isinstance(tokenizer, Detokenizer) else tokenizer
         return encoder.encode(squares.to(tokenizer.device))
 
     def predict(self, answers: list[Answer]) -> list[list[PredictedMask]]:
-        """Masks of a batch of answers by this run's settings."""
+        """Predict the masks of a batch of answers with the run's options."""
         tokenizer = self.mask_tokenizer()
         training = tokenizer.training
         settings = self.settings
         predictor = MaskPredictor(
             tokenizer.eval(),
-            settings.mask_decoding,
+            settings.mask_decoding or DEFAULT_DECODING,
             settings.mask_threshold,
             self.calibration,
             settings.min_score,
@@ -110,17 +116,17 @@ class MaskRuntime:
             tokenizer.train(training)
 
     def build_answer_pattern(self) -> str | None:
-        """Regular expression of this run's answers; None where generation is free."""
+        """Build the regular expression that this run's answers match; None if generation is unconstrained."""
         return build_answer_pattern(self.settings, self.codebook_size, self.generated_mask_tokens)
 
     def refiner(self) -> SamRefiner:
-        """The model behind `--refiner sam|sam2|sam3`, loaded when first asked for, on the mask tokenizer's device."""
+        """Return the model of `--refiner sam|sam2|sam3` on the mask tokenizer's device; load it in the first call."""
         if self._refiner is None:
             device = self.mask_tokenizer().device
             self._refiner = SamRefiner.from_pretrained(self.settings.refiner, self.settings.refiner_model, device)
         return self._refiner
 
 
-def get_mask_runtime(template) -> MaskRuntime | None:
-    """The run's masks; None for a model that has none (the mask tokenizer itself, a text-only one)."""
+def get_mask_runtime(template: Any) -> MaskRuntime | None:
+    """Return the run's `MaskRuntime`; None for a model without masks: a text-only one, or a mask tokenizer itself."""
     return getattr(template.tokenizer, "himtok", None)

@@ -1,9 +1,8 @@
-"""The mask tokenizer in runs of several processes: DDP, DeepSpeed, FSDP.
+"""The mask tokenizer in runs of several processes with DDP, DeepSpeed or FSDP.
 
-Contract: what is trained goes through the attached, sharded de-tokenizer (`ShardedDetokenizer`), in every process of
-every step alike; what is frozen is not attached at all, see tokenizer_halves.py. `ParametersUsedAfterForward` tells DDP
-of parameters that are used after the LMM's forward pass only; `gather_fsdp_weights` are FSDP's. Does not know batches
-and losses.
+Contract: every process decodes masks in every step, through `ShardedDetokenizer` if DeepSpeed shards the de-tokenizer.
+The frozen encoder is not part of the model and so never sharded, see detokenizer.py. `ParametersUsedAfterForward`
+makes DDP count parameters that only the mask loss uses; `gather_fsdp_weights` gathers what FSDP shards.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,10 @@ FSDP_LOADS_IN_ONE_PROCESS = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # transformers' an
 
 @contextmanager
 def load_unsharded() -> Iterator[None]:
-    """Within it transformers reads all weights in every process, although the run is one with ZeRO-3, which would shard
-    them at once, or FSDP, which would leave them out everywhere but in one process."""
+    """Make transformers load complete weights in every process of a run with ZeRO-3 or FSDP.
+
+    Otherwise transformers shards them while loading (ZeRO-3), or loads them in one process only (FSDP).
+    """
     config, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
     one_loads = os.environ.pop(FSDP_LOADS_IN_ONE_PROCESS, None)
     try:
@@ -38,11 +40,11 @@ def load_unsharded() -> Iterator[None]:
 
 
 class ShardedDetokenizer:
-    """Decodes like a `MaskTokenizer` whose decoder is sharded: DeepSpeed gathers a part as it is called, and only that.
+    """Decodes like a `MaskTokenizer` whose decoder DeepSpeed shards; DeepSpeed gathers each layer when it is called.
 
     Args:
-        expected_code_vectors: (b, n, v) code probabilities -> (b, n, d) code vectors, of the codebook, which is frozen.
-        sharded: gives decoder and pixel decoder.
+        expected_code_vectors: (b, n, v) code probabilities -> (b, n, d) code vectors, with the frozen codebook.
+        sharded: has the sharded decoder and pixel decoder.
     """
 
     def __init__(self, expected_code_vectors: Callable[[Tensor], Tensor], sharded: MaskTokenizer):
@@ -55,45 +57,52 @@ class ShardedDetokenizer:
 
     def decode_probabilities(self, probabilities: Tensor) -> Tensor:
         """See `MaskTokenizer.decode_probabilities`."""
-        dtype = next(self.sharded.decoder.parameters()).dtype  # without autocast, DeepSpeed runs in its own precision
-        rows = self.expected_code_vectors(probabilities)
-        return self.sharded.decode_code_vectors(rows if torch.is_autocast_enabled(rows.device.type) else rows.to(dtype))
+        dtype = next(self.sharded.decoder.parameters()).dtype  # without autocast, DeepSpeed has cast the weights
+        vectors = self.expected_code_vectors(probabilities)
+        if not torch.is_autocast_enabled(vectors.device.type):
+            vectors = vectors.to(dtype)
+        return self.sharded.decode_code_vectors(vectors)
 
 
 def gather_fsdp_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Weights of a model that FSDP shards, on the CPU: of an adapter and what is trained beside it, else all of them.
+    """Gather the weights of a model that FSDP shards.
 
-    To be called by all processes; only process 0 gets them.
+    All processes must call it.
+
+    Returns:
+        In process 0 the weights on the CPU: all of them, or the trained ones if the model has an adapter. In other
+        processes nothing.
     """
     is_adapter = hasattr(model, "peft_config")
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=is_adapter)
-    gathered = get_model_state_dict(model, options=options)
+    gathered = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
     first: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         tied = first.setdefault(id(parameter), name)
         if {name, tied} <= gathered.keys():
-            gathered[name] = gathered[tied]  # one tensor again, as which it is saved once
+            gathered[name] = gathered[tied]  # tied weights must be one tensor again, to be saved once
     return gathered
 
 
 class ParametersUsedAfterForward:
-    """Parameters that the loss uses after the LMM's forward pass: lets the LMM's output depend on them.
+    """Parameters that the loss uses after the LMM's forward pass: a hook makes the LMM's output depend on them.
 
-    DDP looks through the output for parameters without a part in it, takes their gradients for done, and breaks when a
-    loss brings some after all; and it waits for all others, also in a process whose batch has no mask.
+    DDP searches the output for parameters that do not contribute to it and marks their gradients as ready; it fails
+    when the mask loss then produces such a gradient. For all other parameters it waits, also in a process whose batch
+    has no mask. The hook adds zero times the parameters to the output's loss.
 
     Args:
         model: the LMM, before DDP wraps it.
-        parameters: trained ones outside its forward pass.
+        parameters: trained parameters outside its forward pass.
     """
 
     def __init__(self, model: nn.Module, parameters: list[nn.Parameter]):
         self.parameters = parameters
-        self.zero: Tensor | None = None  # () of the last forward pass: all the parameters had a part in it
-        model.register_forward_hook(self._add)
+        self.zero: Tensor | None = None  # () zero of the last forward pass that depends on all the parameters
+        model.register_forward_hook(self._add_to_loss)
 
-    def _add(self, module: nn.Module, inputs: tuple, output) -> None:
+    def _add_to_loss(self, module: nn.Module, inputs: tuple, output: Any) -> None:
         if torch.is_grad_enabled() and isinstance(output, ModelOutput):
-            self.zero = sum(p.sum() for p in self.parameters) * 0
+            self.zero = cast(Tensor, sum(p.sum() for p in self.parameters)) * 0
             loss = getattr(output, "loss", None)
             output.loss = self.zero if loss is None else loss + self.zero

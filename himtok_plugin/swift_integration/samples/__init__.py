@@ -1,1 +1,4 @@
-"""From a dataset's rows to a batch: the mask column, the template's mixin, boxes, datasets prepared by name."""
+"""From a dataset's samples to a batch: mask columns, ms-swift's template with masks, datasets by name.
+
+Does not know losses, optimizers and trainers.
+"""

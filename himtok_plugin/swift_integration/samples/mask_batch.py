@@ -1,14 +1,14 @@
-"""The masks of a batch as tensors, and putting their codes into `input_ids` and `labels`.
+"""The masks of a batch as tensors: collation in a data-loader worker, codes in `input_ids` and `labels` in the step.
 
-Contract: `collate_masks` runs in a data-loader worker, on the CPU, and finds every mask by its start token; `MaskBatch`
-then works on the training device without waiting for it: where masks stand, which of them are supervised and which need
-encoding was all decided in the worker. Does not know of trainers and of pictures.
+Contract: `collate_masks` runs on the CPU in a data-loader worker and finds every mask by its start token. It decides
+where masks are, which of them are supervised and which have to be encoded. So `MaskBatch`, on the training device,
+never waits for that device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -17,29 +17,32 @@ from torch import Tensor
 from himtok_plugin.lmm.vocabulary import MaskVocabulary
 
 IGNORE_INDEX = -100
-PREFIX = "himtok_"  # of the keys under which a batch's tensors travel
-ENCODED = PREFIX + "masks"  # key of `encoded_masks` in a row
+BATCH_KEY_PREFIX = "himtok_"  # of the keys of a batch's mask tensors
+SAMPLE_MASKS_KEY = BATCH_KEY_PREFIX + "masks"  # key of `SampleMasks` in an encoded sample
 UNKNOWN_CODE = -1
 
 
-def encoded_masks(starts: list[bool], squares: np.ndarray | None, codes: list[list[int] | None]) -> dict[str, Any]:
-    """What the template hands from a row to the collator.
+class SampleMasks(TypedDict):
+    """The masks of one sample, which the template passes to the collator.
 
-    Args:
-        starts: for each mask in the text, in order, whether it is one of the row's (else it was written out).
-        squares: uint8 (m, s, s) of the row's masks, None when nobody needs them.
-        codes: codes of the row's masks as far as they are known.
+    Attributes:
+        starts: for each mask in the text, in order, whether it replaced a `<mask>`; False for literal mask text.
+        squares: uint8 (m, s, s) of the m masks that replaced a `<mask>`; None if the training does not need them.
+        codes: their codes; None for a mask that has to be encoded.
     """
-    return {"starts": starts, "squares": squares, "codes": codes}
+
+    starts: list[bool]
+    squares: np.ndarray | None
+    codes: list[list[int] | None]
 
 
 def collate_masks(
-    rows: list[dict[str, Any]], input_ids: Tensor, labels: Tensor | None, vocabulary: MaskVocabulary, k: int
-):
-    """Tensors of a batch's masks, keyed so that the trainer finds them.
+    samples: list[SampleMasks], input_ids: Tensor, labels: Tensor | None, vocabulary: MaskVocabulary, k: int
+) -> dict[str, Tensor]:
+    """Build the tensors of a batch's masks.
 
     Args:
-        rows: `encoded_masks` of every row, in the order in which the rows stand in `input_ids`.
+        samples: the masks of every sample, in the order of the samples in `input_ids`.
         input_ids: (b, n) int64, padded or packed.
         labels: (b, n) int64 or None.
         k: mask tokens per mask.
@@ -49,15 +52,15 @@ def collate_masks(
         `himtok_to_encode` (u,) and `himtok_supervised` (v,) int64 indices into the m masks, `himtok_squares`
         uint8 (m, s, s); empty when the batch has no mask.
     """
-    flags = [flag for row in rows for flag in row["starts"]]
+    flags = [flag for sample in samples for flag in sample["starts"]]
     starts = (input_ids.flatten() == vocabulary.start_id).nonzero().flatten()
     if len(flags) != len(starts):
-        raise ValueError(f"batch holds {len(starts)} masks, its rows announced {len(flags)}: a mask was cut or added")
+        raise ValueError(f"batch: got {len(starts)} masks in input_ids, expected the {len(flags)} of its samples")
     own = starts[torch.tensor(flags, dtype=torch.bool)]
     if not len(own):
         return {}
     positions = own[:, None] + 1 + torch.arange(k)
-    known = [codes for row in rows for codes in row["codes"]]
+    known = [codes for sample in samples for codes in sample["codes"]]
     codes = torch.full((len(known), k), UNKNOWN_CODE)
     for i, code in enumerate(known):
         if code is not None:
@@ -70,20 +73,21 @@ def collate_masks(
     if labels is not None:
         supervised = (labels.flatten()[positions] != IGNORE_INDEX).all(dim=1)
         batch["supervised"] = supervised.nonzero().flatten()
-    side = next((row["squares"].shape[-1] for row in rows if row["squares"] is not None), None)
+    squares = [sample["squares"] for sample in samples]
+    side = next((each.shape[-1] for each in squares if each is not None), None)
     if side is not None:
-        # A row without squares has masks all the same: zeros that nobody looks at keep the places.
-        squares = [
-            np.zeros((len(row["codes"]), side, side), np.uint8) if row["squares"] is None else row["squares"]
-            for row in rows
+        # Unused zeros for the masks of samples without squares, so that indices of masks are indices of squares.
+        filled = [
+            np.zeros((len(sample["codes"]), side, side), np.uint8) if each is None else each
+            for sample, each in zip(samples, squares, strict=True)
         ]
-        batch["squares"] = torch.from_numpy(np.concatenate(squares))
-    return {PREFIX + name: value for name, value in batch.items()}
+        batch["squares"] = torch.from_numpy(np.concatenate(filled))
+    return {BATCH_KEY_PREFIX + name: value for name, value in batch.items()}
 
 
 @dataclass
 class MaskBatch:
-    """The masks of a batch on the training device; see `collate_masks` for the fields."""
+    """The masks of a batch on the training device; `collate_masks` describes the fields."""
 
     positions: Tensor
     codes: Tensor
@@ -92,23 +96,30 @@ class MaskBatch:
     squares: Tensor | None = None
 
     @classmethod
-    def take(cls, inputs: dict[str, Any], device: torch.device) -> MaskBatch | None:
-        """Remove the masks from a batch; None when it has none."""
-        found = {key: inputs.pop(key) for key in list(inputs) if key.startswith(PREFIX)}
+    def pop_from(cls, inputs: dict[str, Any], device: torch.device) -> MaskBatch | None:
+        """Remove the masks from a batch's inputs and return them; None if it has none."""
+        found = {key: inputs.pop(key) for key in list(inputs) if key.startswith(BATCH_KEY_PREFIX)}
         if not found:
             return None
-        return cls(**{key[len(PREFIX) :]: value.to(device, non_blocking=True) for key, value in found.items()})
+        return cls(
+            **{key[len(BATCH_KEY_PREFIX) :]: value.to(device, non_blocking=True) for key, value in found.items()}
+        )
 
-    def targets(self) -> Tensor:
-        """(v, s, s) float32 squares of the supervised masks."""
-        return self.squares[self.supervised].float() / 255
+    def supervised_squares(self) -> Tensor:
+        """Return the squares (v, s, s) float32 in [0, 1] of the supervised masks."""
+        return self._select_squares(self.supervised)
 
     def squares_to_encode(self) -> Tensor:
-        """(u, s, s) float32 squares of the masks whose codes are not known."""
-        return self.squares[self.to_encode].float() / 255
+        """Return the squares (u, s, s) float32 in [0, 1] of the masks without codes."""
+        return self._select_squares(self.to_encode)
+
+    def _select_squares(self, masks: Tensor | None) -> Tensor:
+        if self.squares is None or masks is None:
+            raise RuntimeError("batch: got no squares or no labels, expected a batch for training with masks")
+        return self.squares[masks].float() / 255
 
     def write_codes(self, inputs: dict[str, Any], vocabulary: MaskVocabulary) -> None:
-        """Put the codes where the placeholders stand, in `input_ids` and, where supervised, in `labels`."""
+        """Replace the placeholder codes by the codes, in `input_ids` and, if supervised, in `labels`."""
         where = self.positions.flatten()
         ids = (self.codes + vocabulary.first_code_id).flatten()
         input_ids = inputs["input_ids"].clone()
@@ -121,20 +132,22 @@ class MaskBatch:
             inputs["labels"] = labels
 
     def supervised_logit_positions(self, shape: torch.Size, logits_to_keep: int | Tensor | None) -> Tensor:
-        """(v * k,) rows of the flattened logits that predict the supervised masks' codes.
+        """Return the indices (v * k,) into the flattened logits that predict the supervised masks' codes.
 
-        A code at position p is predicted at p - 1; `logits_to_keep` says which positions have logits at all.
+        The logits at position p - 1 predict the code at position p.
 
         Args:
             shape: of `input_ids`.
+            logits_to_keep: which positions have logits: the last n of each sequence, those where a mask is True, or all
+                with None or 0, as in transformers.
         """
         before = self.positions[self.supervised].flatten() - 1
         length = shape[-1]
         if logits_to_keep is None:
             return before
-        if isinstance(logits_to_keep, Tensor):  # one packed row: those positions where it is True
+        if isinstance(logits_to_keep, Tensor):  # a mask over the positions of one packed sequence
             return logits_to_keep.long().cumsum(0)[before] - 1
-        if logits_to_keep == 0:  # transformers: all of them
+        if logits_to_keep == 0:
             return before
         kept = min(logits_to_keep, length)
         return (before // length) * kept + before % length - (length - kept)

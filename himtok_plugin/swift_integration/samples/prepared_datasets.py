@@ -1,9 +1,8 @@
-"""The catalog's datasets under their names in ms-swift: `--dataset refcoco:train --data_root DIR`.
+"""Datasets of the catalog by name in ms-swift: `--dataset refcoco:train --data_root DIR`.
 
-Contract: a split is converted once, as `himtok prepare` does it, into ms-swift's cache; the file is named after all
-that its rows depend on, so that another root, task or annotation file makes another one. From there on it is a dataset
-of rows like any other, `#1000` and streaming included. Under several processes the first one converts.
-Does not know formats and tasks.
+Contract: a split is prepared once, as by `himtok prepare`, into ms-swift's cache. The name of the cached file depends
+on the data folder, the tasks and the annotation files, so a change of these prepares another file. ms-swift then reads
+it as any other dataset, with `#1000` and streaming. With several processes, the first one prepares it.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from swift.dataset.loader import DatasetLoader
 from swift.utils import get_logger, safe_ddp_context
 
 from himtok_plugin import __version__
-from himtok_plugin.data.catalog import FORMATS, Format, format_named
+from himtok_plugin.data.catalog import FORMATS, Format, find_format
 from himtok_plugin.swift_integration.options.current_arguments import get_current_arguments
 
 logger = get_logger()
-_DEPTH = 3  # folders below the root in which annotation files are looked at
+_DEPTH = 3  # levels of folders below the data folder that are searched for annotation files
 
 
 def register_prepared_datasets() -> None:
-    """Make every dataset of the catalog known to ms-swift; idempotent."""
+    """Register every dataset of the catalog with ms-swift; idempotent."""
     for format in FORMATS.values():
         subsets = [
             SubsetDataset(name=split, subset=split, is_weak_subset=i > 0) for i, split in enumerate(format.splits)
@@ -39,26 +38,27 @@ def register_prepared_datasets() -> None:
 
 
 class PreparedDatasetLoader(DatasetLoader):
-    """ms-swift's loader of a local file, which is converted first."""
+    """Prepares a dataset, then loads the file as ms-swift loads any local file."""
 
-    def load(self, dataset_syntax=None, dataset_meta=None, *, use_hf=None):
+    def load(self, dataset_syntax: Any = None, dataset_meta: Any = None, *, use_hf: bool | None = None) -> Any:
         name = dataset_meta.dataset_name
-        dataset_syntax.dataset = name  # ms-swift put an id of a hub there, of which there is none
-        splits = dataset_syntax.subsets or [format_named(name).splits[0]]
+        dataset_syntax.dataset = name  # ms-swift has set a hub id, and these datasets have none
+        splits = dataset_syntax.subsets or [find_format(name).splits[0]]
         return self.concat_datasets(
-            [self._load_dataset_path(str(self._prepared(name, split)), dataset_meta) for split in splits]
+            [self._load_dataset_path(str(self._find_or_prepare(name, split)), dataset_meta) for split in splits]
         )
 
-    def _prepared(self, name: str, split: str) -> Path:
+    def _find_or_prepare(self, name: str, split: str) -> Path:
+        """Return the cached file of a split; prepare it if there is none."""
         from himtok_plugin.data.formats.reader import Source
-        from himtok_plugin.data.prepare import Job
-        from himtok_plugin.data.tasks import named_share
+        from himtok_plugin.data.prepare import PrepareJob
+        from himtok_plugin.data.tasks import parse_task_share
 
         settings = get_current_arguments()
-        root = data_root(format_named(name), [] if settings is None else settings.data_root)
-        tasks = dict(named_share(text, "data_tasks") for text in ([] if settings is None else settings.data_tasks))
+        root = find_data_root(find_format(name), [] if settings is None else settings.data_root)
+        tasks = dict(parse_task_share(text, "data_tasks") for text in ([] if settings is None else settings.data_tasks))
         workers = self.num_proc if self.num_proc and self.num_proc > 1 else 0
-        job = Job(Source(name, root, split), tasks, num_workers=workers, strict=self.strict)
+        job = PrepareJob(Source(name, root, split), tasks, num_workers=workers, strict=self.strict)
         folder = Path(get_cache_dir(), "datasets", "himtok")
         out = folder / f"{name}-{split}-{_fingerprint(job)}.jsonl"
         with safe_ddp_context(None, True):
@@ -73,20 +73,24 @@ class PreparedDatasetLoader(DatasetLoader):
         summary = prepare_samples(job, out)
         if not summary.rows:
             out.unlink()
-            raise ValueError(f"{job.source.name}:{job.source.split}: gave no rows; skipped: {summary.skipped}")
-        logger.info(f"{job.source.name}:{job.source.split}: {summary.rows} rows, {summary.masks} masks")
+            raise ValueError(f"{job.source.name}:{job.source.split}: got no samples; skipped: {summary.skipped}")
+        logger.info(f"{job.source.name}:{job.source.split}: {summary.rows} samples, {summary.masks} masks")
         for reason, count in summary.skipped.items():
             logger.warning(f"{job.source.name}:{job.source.split}: skipped {count}: {reason}; see {out}.skipped.jsonl")
 
 
-def data_root(format: Format, given: list[str]) -> Path:
-    """A dataset's folder: of `--data_root`, `NAME=DIR` for this one, else DIR/NAME or DIR itself.
+def find_data_root(format: Format, entries: list[str]) -> Path:
+    """Find a dataset's folder.
 
+    Args:
+        format: the dataset's format.
+        entries: values of `--data_root`. NAME=DIR is the folder of one dataset; DIR holds all others, each in
+            DIR/NAME or in DIR itself.
     Raises:
-        ValueError: none was given.
+        ValueError: no entry is for this dataset.
     """
     common = None
-    for entry in given:
+    for entry in entries:
         name, equals, folder = entry.partition("=")
         if equals and name == format.name:
             return Path(folder)
@@ -94,25 +98,28 @@ def data_root(format: Format, given: list[str]) -> Path:
             common = Path(entry)
     if common is None:
         raise ValueError(
-            f"data_root: got {given}, expected the folder of {format.name!r}: --data_root DIR or {format.name}=DIR"
+            f"data_root: got {entries}, expected the folder of {format.name!r}: --data_root DIR or {format.name}=DIR"
         )
     own = common / format.name
-    # REFER's datasets lie together in their root, with the images beside.
+    # REFER's datasets share one data folder with their images.
     return own if own.is_dir() and not format.reader.startswith("refer:") else common
 
 
 def _fingerprint(job: Any) -> str:
-    """Hexadecimal digits that change with everything that the rows depend on."""
+    """Return a hash of everything that the prepared rows depend on."""
     source = job.source
-    files = sorted(_annotation_files(source.root, _DEPTH))
-    asked = [sorted(job.tasks.items()), job.options.sentences]
-    content = [__version__, source.name, str(source.root.absolute()), source.split, asked, files]
+    files = sorted(_list_annotation_files(source.root, _DEPTH))
+    tasks = [sorted(job.tasks.items()), job.options.sentences]
+    content = [__version__, source.name, str(source.root.absolute()), source.split, tasks, files]
     return blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
 
 
-def _annotation_files(folder: Path, depth: int) -> list[tuple[str, int, int]]:
-    """(name, size, time) of what is no picture; a change of many small files shows in their folder's time."""
-    found = []
+def _list_annotation_files(folder: Path, depth: int) -> list[tuple[str, int, int]]:
+    """Return path, size and modification time of folders and of files that are no JPEG images.
+
+    Files below `depth` levels are not listed; the time of their folder changes when files are added or removed.
+    """
+    found: list[tuple[str, int, int]] = []
     try:
         entries = list(os.scandir(folder))
     except OSError:
@@ -121,7 +128,7 @@ def _annotation_files(folder: Path, depth: int) -> list[tuple[str, int, int]]:
         if entry.is_dir():
             found.append((entry.path, 0, entry.stat().st_mtime_ns))
             if depth:
-                found += _annotation_files(Path(entry.path), depth - 1)
+                found += _list_annotation_files(Path(entry.path), depth - 1)
         elif Path(entry.name).suffix.lower() not in (".jpg", ".jpeg"):
             status = entry.stat()
             found.append((entry.path, status.st_size, status.st_mtime_ns))

@@ -1,4 +1,4 @@
-"""Images of a sample."""
+"""Images of a sample in any of ms-swift's forms: path, URL, bytes or PIL image."""
 
 from __future__ import annotations
 
@@ -11,27 +11,32 @@ from PIL import Image
 
 
 @contextmanager
-def _naming_images(inputs) -> Iterator[None]:
-    """Turn PIL's and the file system's errors about an image into one that names row and image."""
+def name_images_in_errors(inputs: Any) -> Iterator[None]:
+    """Convert errors of PIL and the file system into a `ValueError` that names the sample and its images.
+
+    Args:
+        inputs: ms-swift's template inputs with the attributes `himtok_row` and `himtok_images`.
+    """
     try:
         yield
     except OSError as error:
         raise ValueError(f"{inputs.himtok_row}: images: {inputs.himtok_images!r:.200}: {error}") from error
 
 
-def _image_name(image: Any) -> Any:
+def get_image_name(image: Any) -> str:
+    """Return an image's path or URL, or the name of its type."""
     path = image.get("path") if isinstance(image, dict) else image
     return path if isinstance(path, str) else type(image).__name__
 
 
 def read_image_size(image: Any) -> tuple[int, int]:
-    """(h, w) of an image as ms-swift's rows hold it: PIL image, path, bytes or URL."""
+    """Return the size (h, w) of an image."""
     if isinstance(image, Image.Image):
         return image.height, image.width
     from swift.template.vision_utils import load_image
 
     if isinstance(image, str) and os.path.isfile(image):
-        with Image.open(image) as opened:  # the header is enough
+        with Image.open(image) as opened:  # reads the header only
             return opened.height, opened.width
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
@@ -40,7 +45,7 @@ def read_image_size(image: Any) -> tuple[int, int]:
 
 
 def load_sample_image(image: Any) -> Image.Image:
-    """An image as result rows hold it."""
+    """Load an image of a sample or of a result."""
     from swift.template.vision_utils import load_image
 
     if isinstance(image, dict):

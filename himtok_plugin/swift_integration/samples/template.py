@@ -1,182 +1,155 @@
-"""ms-swift's template of any base model, with masks in its rows.
+"""ms-swift's template class of any base model, extended by masks: samples, batches and generation.
 
-Contract: `compose_mask_template(template_class)` is that class with `<mask>` understood in every turn. In training, a
-mask whose codes are not known yet is written as k placeholder codes and its square travels along, so that the step can
-encode the whole batch on the device; at inference it is encoded on the spot. Does not know which base model it is.
+Contract: `compose_mask_template` puts `MaskTemplateMixin` in front of a template class. Each `<mask>`, in any turn, is
+replaced by mask text. In training with `MaskTrainer`, a mask without codes gets k placeholder codes and its square is
+passed on, so that the training step encodes the whole batch on the device. Otherwise the template encodes it.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from swift.utils import get_logger, patch_getattr
 
 from himtok_plugin.data.samples import CODES, load_squares
-from himtok_plugin.mask_text import MASK_PLACEHOLDER, MASK_START, codes_to_text, count_placeholders
+from himtok_plugin.mask_text import MASK_PLACEHOLDER
 from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
 
-from .mask_batch import ENCODED, collate_masks, encoded_masks
+from .mask_batch import SAMPLE_MASKS_KEY, SampleMasks, collate_masks
 from .mask_column import MaskColumn
-from .sample_images import _image_name, _naming_images, read_image_size
+from .placeholders import count_masks, split_masks_of_pair, write_mask_text
+from .sample_images import get_image_name, name_images_in_errors, read_image_size
 
 logger = get_logger()
 CLASS_PREFIX = "MaskTemplate__"
 
 
-class MaskTemplateMixin:
-    """Stands in front of a `swift.template.Template` class."""
+if TYPE_CHECKING:
+    from swift.template import Template
+else:
+    Template = object  # a mix-in: `compose_mask_template` adds the template class
+
+
+class MaskTemplateMixin(Template):
+    """Overrides methods of `swift.template.Template`, in front of a base model's template class."""
 
     @property
     def masks(self) -> MaskRuntime:
-        """The run's mask tokenizer and vocabulary, found by the model loader and kept at the text tokenizer."""
+        """The run's options, vocabulary and mask tokenizer, which `extend_loaded_model` has stored."""
         return self.tokenizer.himtok
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """In a spawned data-loader worker: ms-swift lets processors answer for their tokenizers, but only where it
-        loaded them itself."""
+        """Unpickle in a spawned data-loader worker.
+
+        ms-swift makes a processor forward attributes to its tokenizer, but only in the process that loaded it.
+        """
         self.__dict__.update(state)
         if hasattr(self.processor, "tokenizer"):
             patch_getattr(type(self.processor), "tokenizer")
 
     @property
     def _defers_encoding(self) -> bool:
-        """Whether codes are computed in the training step; else every row gets its codes here."""
+        """Whether the training step encodes masks; otherwise the template does."""
         return self.is_training and self.masks.trainer_encodes
 
-    # ----- a row
+    # ----- one sample
 
-    def _preprocess_inputs(self, inputs) -> None:
-        column = _column_of(inputs)
-        # From here on, `images` holds pictures without a name, and some templates resize them (MAX_PIXELS, Qwen).
-        inputs.himtok_row, inputs.himtok_images = column.name, [_image_name(image) for image in inputs.images]
-        with _naming_images(inputs):
+    def _preprocess_inputs(self, inputs: Any) -> None:
+        column = _parse_column(inputs)
+        # ms-swift now replaces paths by loaded images, and some templates resize them (MAX_PIXELS, Qwen).
+        inputs.himtok_row, inputs.himtok_images = column.name, [get_image_name(image) for image in inputs.images]
+        with name_images_in_errors(inputs):
             inputs.himtok_size = read_image_size(inputs.images[0]) if inputs.images else None
             super()._preprocess_inputs(inputs)
         inputs.himtok_masks = self._write_masks(inputs, column)
 
-    def _rlhf_encode(self, inputs, check_rejected: bool = True) -> dict[str, Any]:
-        """Both answers of a pair: the row's masks are the chosen one's first, then those of the rejected one's own."""
+    def _rlhf_encode(self, inputs: Any, check_rejected: bool = True) -> dict[str, Any]:
+        """Encode a preference pair, after splitting the sample's masks between its two answers."""
         if inputs.rejected is not None:
             if self.mode == "kto":
-                # An answer about another image, for which patches/rows.py has put the masks together.
+                # The rejected answer belongs to another image; patches/rows.py has combined the masks already.
                 inputs.rejected.himtok_any_size = True
             else:
-                self._share_masks(inputs.chosen, inputs.rejected)
+                column = _parse_column(inputs.chosen)
+                columns = split_masks_of_pair(inputs.chosen, inputs.rejected, column, self._check_codes(column))
+                inputs.chosen.extra_kwargs["masks"], inputs.rejected.extra_kwargs["masks"] = columns
         return super()._rlhf_encode(inputs, check_rejected)
 
-    def _share_masks(self, chosen, rejected) -> None:
-        column = _column_of(chosen)
-        codes = self._known_codes(column, len(column.masks))
-        used = sum(map(count_placeholders, _texts(chosen)))
-        shared = _shared_placeholders(chosen, rejected)
-        further = sum(map(count_placeholders, _texts(rejected))) - shared
-        if used + further != len(column.masks):
-            raise ValueError(
-                f"{column.name}: messages hold {used} {MASK_PLACEHOLDER}, the rejected answer {further} more, masks "
-                f"holds {len(column.masks)}: expected one mask for each"
-            )
-        for inputs, numbers in ((chosen, range(used)), (rejected, [*range(shared), *range(used, used + further)])):
-            own = [column.masks[i] for i in numbers], [codes[i] for i in numbers]
-            inputs.extra_kwargs["masks"] = MaskColumn(*own, column.row, dataset=column.dataset)
-
-    def _write_masks(self, inputs, column: MaskColumn) -> dict[str, Any]:
-        """Replace every `<mask>` of the row by mask text; returns what the collator needs."""
-        texts = _texts(inputs)
-        placeholders = sum(map(count_placeholders, texts))
-        answered = not self.is_training and bool(inputs.messages) and inputs.messages[-1]["role"] == "assistant"
-        # At inference the last answer is cut off and its masks stay unread, as where answers are sampled in training.
-        all_used = self._defers_encoding or answered or self.mode in ("rlhf", "kto")
+    def _write_masks(self, inputs: Any, column: MaskColumn) -> SampleMasks:
+        """Replace every `<mask>` of the sample by mask text; return what the collator needs."""
+        placeholders = count_masks(inputs)
+        has_answer = not self.is_training and bool(inputs.messages) and inputs.messages[-1]["role"] == "assistant"
+        # Where the model generates the answer, ms-swift has removed that of the dataset, and its masks are not needed.
+        all_used = self._defers_encoding or has_answer or self.mode in ("rlhf", "kto")
         if placeholders > len(column.masks) or (placeholders < len(column.masks) and all_used):
             raise ValueError(
                 f"{column.name}: messages hold {placeholders} {MASK_PLACEHOLDER}, masks holds {len(column.masks)}: "
                 "expected one mask for each"
             )
-        sources, known = column.masks[:placeholders], self._known_codes(column, placeholders)
+        sources, known = column.masks[:placeholders], self._check_codes(column)[:placeholders]
         squares = None
         if not self._defers_encoding:
-            known = self._encode_now(inputs, sources, known, column.name)
+            known = self._encode_missing(inputs, sources, known, column.name)
         elif None in known or self.masks.settings.trains_on_masks:
-            squares = self._squares(inputs, dict(enumerate(sources)), column.name)
-        blank = [0] * self.masks.num_mask_tokens
-        written = iter([codes_to_text(blank if codes is None else codes) for codes in known])
-        starts: list[bool] = []
-        for i, text in enumerate(texts):
-            pieces = text.split(MASK_PLACEHOLDER)
-            starts += [False] * pieces[0].count(MASK_START)
-            texts[i] = pieces[0]
-            for piece in pieces[1:]:
-                starts += [True] + [False] * piece.count(MASK_START)
-                texts[i] += next(written) + piece
-        _put_texts(inputs, texts)
-        return encoded_masks(starts, squares, known)
+            squares = self._load_squares(inputs, dict(enumerate(sources)), column.name)
+        starts = write_mask_text(inputs, known, self.masks.num_mask_tokens)
+        return SampleMasks(starts=starts, squares=squares, codes=known)
 
-    def _known_codes(self, column: MaskColumn, count: int) -> list[list[int] | None]:
-        if column.codes is None:
-            return [None] * count
-        if len(column.codes) != len(column.masks):
-            raise ValueError(
-                f"{column.name}: mask_codes holds {len(column.codes)} entries, masks holds {len(column.masks)}"
-            )
-        k, size = self.masks.num_mask_tokens, self.masks.codebook_size
-        for i, codes in enumerate(column.codes):
-            if codes is None:
-                continue
-            if len(codes) != k:
-                raise ValueError(f"{column.name}: mask_codes[{i}] has {len(codes)} codes, expected {k}")
-            wrong = next((c for c in codes if isinstance(c, bool) or not isinstance(c, int) or not 0 <= c < size), None)
-            if wrong is not None:
-                raise ValueError(f"{column.name}: mask_codes[{i}] holds {wrong!r}, expected integers 0 to {size - 1}")
-        return list(column.codes[:count])
+    def _check_codes(self, column: MaskColumn) -> list[list[int] | None]:
+        return column.check_codes(self.masks.num_mask_tokens, self.masks.codebook_size)
 
-    def _encode_now(self, inputs, sources: list, known: list, name: str) -> list[list[int]]:
+    def _encode_missing(
+        self, inputs: Any, sources: list[Any], known: list[list[int] | None], name: str
+    ) -> list[list[int] | None]:
+        """Encode the masks that have no codes; return the codes of all."""
         missing = [i for i, codes in enumerate(known) if codes is None]
         if not missing:
             return known
-        squares = torch.from_numpy(self._squares(inputs, {i: sources[i] for i in missing}, name)).float() / 255
+        squares = torch.from_numpy(self._load_squares(inputs, {i: sources[i] for i in missing}, name)).float() / 255
         encoded = self.masks.encode(squares).tolist()
         known = list(known)
         for i, codes in zip(missing, encoded, strict=True):
             known[i] = codes
         return known
 
-    def _squares(self, inputs, sources: dict[int, Any], name: str) -> np.ndarray:
-        """uint8 (m, s, s); every mask must have the size of the row's first image, where there is one."""
+    def _load_squares(self, inputs: Any, sources: dict[int, Any], name: str) -> np.ndarray:
+        """Load masks as squares, uint8 (m, s, s); each must have the size of the sample's first image, if any."""
         size = None if getattr(inputs, "himtok_any_size", False) else inputs.himtok_size
         return load_squares(sources, self.masks.image_size, size, name)
 
-    def _encode_truncated(self, inputs) -> dict[str, Any]:
+    def _encode_truncated(self, inputs: Any) -> dict[str, Any]:
         from swift.template import MaxLengthError
 
         try:
-            with _naming_images(inputs):  # some templates read their images only here
+            with name_images_in_errors(inputs):  # some templates load their images here
                 encoded = super()._encode_truncated(inputs)
             self._keep_masks(encoded, inputs)
         except MaxLengthError as error:
-            # Such rows are dropped without a word, and a data set of long answers would melt away unseen.
-            logger.warning_once(f"{inputs.himtok_row}: {error}: the row is dropped")
+            # ms-swift drops such samples silently, possibly most of a dataset with long answers.
+            logger.warning_once(f"{inputs.himtok_row}: {error}: the sample is skipped")
             raise
         return encoded
 
-    def _keep_masks(self, encoded: dict[str, Any] | list, inputs) -> None:
-        """Hand the row's masks on to the collator."""
+    def _keep_masks(self, encoded: dict[str, Any] | list, inputs: Any) -> None:
+        """Pass the sample's masks on to the collator."""
         masks = getattr(inputs, "himtok_masks", None)
         if not self.is_training or masks is None or not masks["starts"]:
             return
         if isinstance(encoded, list):
-            raise ValueError("truncation_strategy='split': got a row with masks, expected 'raise', 'left' or 'right'")
+            raise ValueError("truncation_strategy: got 'split' with masks, expected 'raise', 'left' or 'right'")
         self._check_has_ids(encoded)
         self._check_uncut(encoded["input_ids"], masks)
         if self._defers_encoding:
-            encoded[ENCODED] = masks
+            encoded[SAMPLE_MASKS_KEY] = masks
 
     def _check_has_ids(self, encoded: dict[str, Any]) -> None:
         if encoded.get("input_ids") is None:
             raise ValueError(
-                f"template {self.template_meta.template_type!r}: hands on {sorted(encoded)} without input_ids, which "
-                "mask codes are written into: this base model cannot learn masks"
+                f"template {self.template_meta.template_type!r}: got {sorted(encoded)} without input_ids, expected "
+                "input_ids to write mask codes into: this base model cannot learn masks"
             )
 
     def _check_uncut(self, input_ids: list[int], masks: dict[str, Any]) -> None:
@@ -185,101 +158,77 @@ class MaskTemplateMixin:
         vocabulary, k = self.masks.vocabulary, self.masks.num_mask_tokens
         ids = np.asarray(input_ids)
         starts, ends = np.flatnonzero(ids == vocabulary.start_id), np.flatnonzero(ids == vocabulary.end_id)
-        written = len(masks["starts"])  # a sampled answer, which comes as ids, may hold further ones behind them
+        written = len(masks["starts"])  # a sampled answer, appended as token ids, may have more masks
         own = starts[:written][np.asarray(masks["starts"], bool)] if len(starts) >= written else None
         if own is None or not np.isin(own + k + 1, ends).all():
-            # Dropped like any row that is too long: half a mask must not be learned.
-            raise MaxLengthError(f"a mask is cut by max_length={self.max_length}")
+            # ms-swift skips the sample, as any that is too long: the model must not learn half a mask.
+            raise MaxLengthError(f"max_length={self.max_length} truncates a mask")
 
     # ----- a batch
 
     def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Any]:
-        rows = [masks for row in batch for masks in _masks_of(row)]
+        samples = [masks for sample in batch for masks in _list_sample_masks(sample)]
         collated = super()._data_collator(batch, padding_to=padding_to)
-        if rows:
+        if samples:
             self._check_has_ids(collated)
             masks = self.masks
             collated.update(
                 collate_masks(
-                    rows, collated["input_ids"], collated.get("labels"), masks.vocabulary, masks.num_mask_tokens
+                    samples, collated["input_ids"], collated.get("labels"), masks.vocabulary, masks.num_mask_tokens
                 )
             )
         return collated
 
     def packing_row(self, row: list[dict[str, Any]]) -> dict[str, Any]:
         packed = super().packing_row(row)
-        packed[ENCODED] = [masks for part in row for masks in _masks_of(part)]
+        packed[SAMPLE_MASKS_KEY] = [masks for sample in row for masks in _list_sample_masks(sample)]
         return packed
 
     def print_inputs(self, inputs: dict[str, Any]) -> None:
-        super().print_inputs({key: value for key, value in inputs.items() if key != ENCODED})
+        super().print_inputs({key: value for key, value in inputs.items() if key != SAMPLE_MASKS_KEY})
 
     # ----- generation
 
-    def pre_forward_hook(self, model, args, kwargs):
+    def pre_forward_hook(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if not self.is_training:
             self.masks.generation.set_prompt_ids(kwargs.get("input_ids"))
         return super().pre_forward_hook(model, args, kwargs)
 
-    def prepare_generate_kwargs(self, generate_kwargs: dict[str, Any], *, model=None) -> dict[str, Any]:
+    def prepare_generate_kwargs(self, generate_kwargs: dict[str, Any], *, model: Any = None) -> dict[str, Any]:
         generate_kwargs = super().prepare_generate_kwargs(generate_kwargs, model=model)
         return self.masks.generation.prepare(generate_kwargs, self.tokenizer)
 
-    def generate(self, model, *args, **kwargs):
+    def generate(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().generate(model, *args, **kwargs)
         except Exception as error:
             stream = getattr(kwargs.get("streamer"), "queue", None)
             if stream is None:
                 raise
-            stream.put(error)  # who reads the stream does so on another thread
+            stream.put(error)  # patches/deploying.py raises it in the thread that reads the stream
 
-    def get_generate_ids(self, generate_ids, num_prompt_tokens: int):
+    def get_generate_ids(self, generate_ids: Any, num_prompt_tokens: int) -> Any:
         ids = super().get_generate_ids(generate_ids, num_prompt_tokens)
         self.masks.generation.set_generated_ids(ids)
         return ids
 
 
-def _column_of(inputs) -> MaskColumn:
+def _parse_column(inputs: Any) -> MaskColumn:
     masks = inputs.extra_kwargs.get("masks")
     return MaskColumn.parse([] if masks is None else masks, inputs.extra_kwargs.get(CODES))
 
 
-def _texts(inputs) -> list[str]:
-    """What may hold `<mask>`, in order: the system message, which ms-swift keeps apart, and every turn that is text."""
-    system = [inputs.system] if isinstance(inputs.system, str) else []
-    return system + [m["content"] for m in inputs.messages if isinstance(m.get("content"), str)]
-
-
-def _put_texts(inputs, texts: list[str]) -> None:
-    """The inverse of `_texts`."""
-    following = iter(texts)
-    if isinstance(inputs.system, str):
-        inputs.system = next(following)
-    for message in inputs.messages:
-        if isinstance(message.get("content"), str):
-            message["content"] = next(following)
-
-
-def _shared_placeholders(chosen, rejected) -> int:
-    """How many `<mask>` stand before the two conversations part, with their last answers at the latest."""
-    count = 0
-    for one, other in zip(_texts(chosen)[:-1], _texts(rejected)[:-1], strict=False):
-        if one != other:
-            break
-        count += count_placeholders(one)
-    return count
-
-
-def _masks_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    masks = row.get(ENCODED)
+def _list_sample_masks(sample: dict[str, Any]) -> list[SampleMasks]:
+    """Return the masks of an encoded sample, or of several in a packed one."""
+    masks = sample.get(SAMPLE_MASKS_KEY)
     return [] if masks is None else masks if isinstance(masks, list) else [masks]
 
 
-def compose_mask_template(template_class: type) -> type:
-    """The template class with `MaskTemplateMixin` in front; the same class for the same argument.
+def compose_mask_template(template_class: Any) -> type:
+    """Return the template class with `MaskTemplateMixin` in front; the same class for the same argument.
 
-    It is found again by name in a spawned data-loader worker, so its name says which class it was made of.
+    The name of the new class contains that of `template_class`, because a spawned data-loader worker unpickles it by
+    name, see `__getattr__`.
 
     Raises:
         ValueError: the base model is an encoder-decoder (Florence) or a diffusion model (DiffusionGemma).
@@ -287,9 +236,9 @@ def compose_mask_template(template_class: type) -> type:
     if issubclass(template_class, MaskTemplateMixin):
         return template_class
     if template_class.is_encoder_decoder:
-        # Masks of an answer are looked for among the ids that go into the model, and predicted one after the other.
+        # The collator searches input_ids for the answer's masks, and the loss needs next-token logits.
         raise ValueError(
-            f"{template_class.__name__}: got a base model whose answer is no continuation of its input_ids, expected a "
+            f"{template_class.__name__}: got a base model whose input_ids do not contain the answer, expected a "
             "decoder-only one"
         )
     name = f"{CLASS_PREFIX}{template_class.__module__.replace('.', '__DOT__')}__CLASS__{template_class.__qualname__}"
@@ -301,7 +250,7 @@ def compose_mask_template(template_class: type) -> type:
 
 
 def __getattr__(name: str) -> type:
-    """Unpickling a template asks for its class by name."""
+    """Compose a template class by its name, for unpickling."""
     if not name.startswith(CLASS_PREFIX):
         raise AttributeError(name)
     import importlib

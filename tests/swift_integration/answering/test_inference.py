@@ -1,4 +1,4 @@
-"""`swift infer`: masks in every result row, pictures beside them, masks in questions, the interactive mode."""
+"""`swift infer`: masks in every result, PNG files, masks in questions, the interactive mode."""
 
 import io
 import itertools
@@ -14,7 +14,7 @@ from runs import flags, infer, read_rows, sft, write_rows
 from himtok_plugin import MaskTokenizer
 from himtok_plugin.evaluation.scoring import score_results
 from himtok_plugin.mask_text import text_to_codes
-from himtok_plugin.masks.sources import from_square, load_mask, to_square
+from himtok_plugin.masks import from_square, load_mask, to_square
 
 KEYS = ["size", "counts", "codes", "score", "complete"]
 
@@ -59,7 +59,7 @@ def test_every_mask_of_a_response_is_in_the_row_in_order(results):
             assert mask["size"] == [64, 64] and mask["complete"] and 0 <= mask["score"] <= 1
 
 
-def test_true_masks_stand_beside_the_predicted_ones(results, world):
+def test_results_have_the_true_masks_too(results, world):
     for row, source in zip(results[0], read_rows(world.scenes), strict=True):
         assert len(row["target_masks"]) == len(source["masks"])
         for target, mask in zip(row["target_masks"], source["masks"], strict=True):
@@ -95,7 +95,7 @@ def test_pictures_of_masks_equal_the_encoded_ones(results):
 
 
 def test_pictures_of_an_earlier_run_stay(run, world, tmp_path):
-    """As with a second dialogue, or when a run goes on where it was."""
+    """As in a second dialogue, or in a resumed run."""
     rows, folder = read_rows(world.scenes), tmp_path / "pictures"
     first = run(rows[:3], mask_dir=folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -116,7 +116,7 @@ def test_result_file_can_be_scored(results):
     assert 0 <= scores["cIoU"] <= 1 and 0 <= scores["gIoU"] <= 1
 
 
-def test_batches_equal_one_by_one(results, run):
+def test_batches_answer_like_single_requests(results, run):
     for together, alone in zip(results[0], run(max_batch_size=1), strict=True):
         assert together["response"] == alone["response"]
         assert masks_alike(together["masks"], alone["masks"])
@@ -169,7 +169,7 @@ def test_mask_cut_by_the_token_limit_is_marked(run):
     assert cut and not any(mask["complete"] for mask in cut)
 
 
-def test_sampled_generation_is_legal_where_it_is_constrained(run):
+def test_constrained_sampling_generates_complete_masks(run):
     for row in run(temperature=2.0, max_new_tokens=60):
         for span in text_to_codes(row["response"], 12, 4):
             closed = span.end < len(row["response"])
@@ -184,7 +184,7 @@ def test_without_constraint_malformed_masks_are_marked_and_nothing_breaks(run):
     assert all(mask["codes"] for mask in masks)
 
 
-def test_beams_give_masks_without_scores(run):
+def test_masks_of_beam_search_have_no_scores(run):
     rows = run(num_beams=2)
     masks = [mask for row in rows for mask in row["masks"]]
     assert masks and all(mask["score"] is None and mask["complete"] for mask in masks)
@@ -229,7 +229,7 @@ def test_rows_without_masks_and_without_answers_are_answered(run, world):
     assert without["masks"] == []
 
 
-def test_another_mask_tokenizer_overrides_the_checkpoint_s(run, world, stage_two):
+def test_mask_tokenizer_option_overrides_that_of_the_checkpoint(run, world, stage_two):
     own, other = run(mask_decoding="hard"), run(mask_decoding="hard", mask_tokenizer=world.mask_tokenizer)
     assert [row["response"] for row in own] == [row["response"] for row in other]
     assert any(a["masks"] != b["masks"] for a, b in zip(own, other, strict=True) if a["masks"])
@@ -242,7 +242,7 @@ def test_streamed_dataset_inference_writes_masks(run, results):
         assert [m["codes"] for m in row["masks"]] == [m["codes"] for m in expected["masks"]]
 
 
-def test_streamed_dataset_inference_writes_pictures_where_asked_only(run, tmp_path, monkeypatch):
+def test_streamed_dataset_inference_writes_pictures_only_if_requested(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(stream=True, max_batch_size=None)
     assert not (tmp_path / "masks").exists()
@@ -250,7 +250,7 @@ def test_streamed_dataset_inference_writes_pictures_where_asked_only(run, tmp_pa
     assert list((tmp_path / "asked").iterdir())
 
 
-def test_interactive_mode_prints_where_the_mask_was_written(stage_two, world, tmp_path, monkeypatch, capsys):
+def test_interactive_mode_prints_the_paths_of_masks(stage_two, world, tmp_path, monkeypatch, capsys):
     from swift.pipelines import infer_main
 
     image = json.loads(world.scenes.read_text().splitlines()[1])["images"][0]

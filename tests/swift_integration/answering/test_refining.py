@@ -1,11 +1,11 @@
-"""`--refiner` in ms-swift's own engine: a model prompted with the masks, or the question asked again about crops."""
+"""`--refiner` with ms-swift's own engine: by a model prompted with the masks, or by questions about crops."""
 
 import numpy as np
 import pytest
 from runs import infer, read_rows, write_rows
 
 from himtok_plugin import Segmenter
-from himtok_plugin.masks.sources import load_mask
+from himtok_plugin.masks import load_mask
 from himtok_plugin.prediction.refinement import SamRefiner, choose_zoom_window
 from himtok_plugin.swift_integration.answering import refining
 
@@ -26,7 +26,7 @@ def masks_of(row):
 
 
 class Inverter:
-    """Stands in for SAM: notes what it is shown and returns the complement of each mask."""
+    """Stands in for SAM: records its inputs and returns the complement of each mask."""
 
     def __init__(self):
         self.shown = []
@@ -43,7 +43,7 @@ def inverter(monkeypatch):
     return inverter
 
 
-def test_refined_masks_stand_in_the_rows_and_all_else_stays(stage_two, world, plain, tmp_path, inverter):
+def test_results_have_refined_masks_and_all_else_stays(stage_two, world, plain, tmp_path, inverter):
     rows = infer(
         world.scenes, tmp_path / "out.jsonl", model=stage_two[1], max_batch_size=8, refiner="sam2", refiner_model="x"
     )
@@ -63,7 +63,7 @@ def test_streamed_answers_are_refined_as_well(stage_two, world, plain, tmp_path,
         assert all(np.array_equal(a, ~b) for a, b in zip(masks_of(row), masks_of(before), strict=True))
 
 
-def test_the_original_image_is_refined_on_where_the_template_shrinks_it(stage_two, world, tmp_path, inverter):
+def test_refinement_uses_the_original_image_if_the_template_shrinks_it(stage_two, world, tmp_path, inverter):
     rows = [world.row("<image>Segment the large red triangle.")]
     infer(
         write_rows(tmp_path / "rows.jsonl", rows),
@@ -78,13 +78,13 @@ def test_the_original_image_is_refined_on_where_the_template_shrinks_it(stage_tw
 def test_zoom_asks_the_same_about_the_crop_around_each_mask(stage_two, rows, monkeypatch):
     segmenter = Segmenter.from_pretrained(stage_two[1], max_new_tokens=48, refiner="zoom")
     asked = []
-    about_crop = refining._ask_about_crop
+    about_crop = refining._make_crop_request
 
     def observed(messages, image, window):
         asked.append(about_crop(messages, image, window))
         return asked[-1]
 
-    monkeypatch.setattr(refining, "_ask_about_crop", observed)
+    monkeypatch.setattr(refining, "_make_crop_request", observed)
     images = [row["images"][0] for row in rows]
     questions = [row["messages"][0]["content"] for row in rows]
     refined = segmenter(images, questions)
@@ -107,17 +107,17 @@ def test_zoom_asks_the_same_about_the_crop_around_each_mask(stage_two, rows, mon
                 assert not outside.any() and (mask & before).any()
 
 
-def test_questions_about_given_places_are_answered_once(stage_two, world, monkeypatch):
+def test_answers_to_questions_with_masks_or_boxes_stay_unrefined(stage_two, world, monkeypatch):
     segmenter = Segmenter.from_pretrained(stage_two[1], max_new_tokens=48, refiner="zoom")
-    monkeypatch.setattr(refining, "_ask_about_crop", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(refining, "_make_crop_request", lambda *_: pytest.fail("asked again"))
     first = segmenter(world.image, "Segment what is beside <mask>.", masks=[world.left])
     segmenter(world.image, "Segment what is in <bbox>.", boxes=[[4, 8, 20, 40]])
     segmenter(world.image, "the small blue square", history=first)
 
 
-def test_pictures_inside_messages_are_found():
+def test_images_inside_messages_are_found():
     content = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Segment it."}]
     request = {"messages": [{"role": "user", "content": content}]}
-    messages, images = refining.plain_request(request)
+    messages, images = refining.normalize_request(request)
     assert messages == [{"role": "user", "content": "<image>Segment it."}] and images == ["a.png"]
     assert request["messages"][0]["content"] is content

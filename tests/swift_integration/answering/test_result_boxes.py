@@ -1,4 +1,4 @@
-"""Boxes that answers spell, read as the template writes them: thousandths, or pixels of the image that it resized."""
+"""Boxes in answers are parsed in the template's scale: thousandths, or pixels of the image that it has resized."""
 
 import importlib.util
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ QWEN = next(name for name in BASES if name.startswith("Qwen2.5-VL"))
 
 
 class Resizing:
-    """Stands in for a template that counts boxes in pixels of the image as it resizes it to (h, w) = (96, 256)."""
+    """Stands in for a template that resizes the image to (h, w) = (96, 256) and writes boxes in its pixels."""
 
     norm_bbox = "none"
 
@@ -36,7 +36,7 @@ class Resizing:
         return []
 
 
-def test_pixels_of_the_resized_image_are_brought_back(world):
+def test_pixels_of_the_resized_image_are_converted(world):
     assert get_resized_image_size(Resizing(), str(world.image)) == (96, 256)
     (box,) = parse_answer_boxes("It is [16, 16, 80, 80].", str(world.image), Resizing())  # of (48, 64): h / 2, w / 4
     assert box == pytest.approx([4, 8, 20, 40])
@@ -48,7 +48,7 @@ def test_thousandths_need_no_resizing(world):
     assert box == pytest.approx([16, 24, 32, 48])
 
 
-def test_result_rows_have_boxes_where_one_is_true(world):
+def test_results_have_boxes_if_there_are_true_ones(world):
     row = world.row("<image>Where?", "<bbox>", objects={"ref": [], "bbox": [[4, 8, 20, 40]]})
     row["messages"][-1] = {"role": "assistant", "content": "[16, 16, 80, 80] or [0, 0, 256, 96]"}
     add_boxes_to_result(row, row["messages"][-1]["content"], Resizing())
@@ -59,14 +59,14 @@ def test_result_rows_have_boxes_where_one_is_true(world):
         assert "boxes" not in other and "target_boxes" not in other
 
 
-def test_a_template_that_hides_its_size_gives_no_boxes(world):
+def test_template_that_hides_its_image_size_yields_no_boxes(world):
     template = SimpleNamespace(norm_bbox="none", _preprocess_inputs=lambda i: None, replace_tag=lambda *_: [])
     row = world.row("<image>Where?", "<bbox>", objects={"ref": [], "bbox": [[4, 8, 20, 40]]})
     add_boxes_to_result(row, "[1, 2, 3, 4]", template)
     assert "boxes" not in row and "target_boxes" not in row
 
 
-def test_how_a_run_s_template_writes_boxes_is_known_before_it_is_made():
+def test_scale_of_boxes_is_found_from_the_arguments():
     assert get_norm_bbox(SimpleNamespace(template="qwen2_5_vl")) == "none"
     assert get_norm_bbox(SimpleNamespace(template="internvl_hf")) == get_norm_bbox(SimpleNamespace(template="qwen3_vl"))
     assert get_norm_bbox(SimpleNamespace(template="internvl_hf")) == "norm1000"
@@ -75,7 +75,7 @@ def test_how_a_run_s_template_writes_boxes_is_known_before_it_is_made():
 
 
 @needs_qwen
-def test_boxes_of_qwen2_5_vl_are_those_that_its_template_wrote(world, tmp_path):
+def test_boxes_of_qwen2_5_vl_equal_those_that_its_template_has_written(world, tmp_path):
     from swift.arguments import InferArguments
 
     base = BASES[QWEN](tmp_path / QWEN)

@@ -1,4 +1,4 @@
-"""Result rows of `swift infer`: what evaluation wants to know of them, the run's card, going on where a run was."""
+"""Results of `swift infer`: columns for evaluation, the run card, resumed runs."""
 
 import json
 from types import SimpleNamespace
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from runs import infer, read_rows, write_rows
 
+from himtok_plugin.evaluation.evaluate import evaluate_results
 from himtok_plugin.evaluation.protocols import find_protocol
 from himtok_plugin.evaluation.provenance import RunCard
-from himtok_plugin.evaluation.evaluate import evaluate_results
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 from himtok_plugin.swift_integration.answering.run_card import describe_probability_source
 
 
@@ -26,7 +26,7 @@ def rows(world, tmp_path_factory):
     return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", made)
 
 
-def test_columns_of_evaluation_come_back_in_result_rows(stage_two, rows, tmp_path):
+def test_results_have_the_evaluation_columns(stage_two, rows, tmp_path):
     out = tmp_path / "out.jsonl"
     answered = infer(rows, out, model=stage_two[1], max_new_tokens=24, write_batch_size=2)
     assert [row["row"] for row in answered] == [1, 2, 3, 4]
@@ -38,7 +38,7 @@ def test_columns_of_evaluation_come_back_in_result_rows(stage_two, rows, tmp_pat
     assert lisa.scores["cIoU"] != himtok.scores["cIoU"]
 
 
-def test_the_run_leaves_its_card(stage_two, rows, tmp_path):
+def test_run_writes_its_card(stage_two, rows, tmp_path):
     out = tmp_path / "out.jsonl"
     infer(rows, out, model=stage_two[1], max_new_tokens=24, mask_decoding="hard", min_score=0.25, num_mask_tokens=3)
     card = evaluate_results(out, boundary=False).run
@@ -47,14 +47,14 @@ def test_the_run_leaves_its_card(stage_two, rows, tmp_path):
     assert card.seed == 42 and card.versions["ms_swift"]
 
 
-def test_rows_that_ask_for_no_mask_are_not_scored_for_masks(stage_two, world, tmp_path):
-    """Wholly wrong masks stay wholly wrong beside questions of yes and no, whose answers have rightly no mask."""
+def test_questions_without_masks_do_not_count_in_mask_scores(stage_two, world, tmp_path):
+    """The score of wrong masks does not rise with yes/no questions, whose answers correctly have no mask."""
     box = {"ref": [], "bbox": [[4, 8, 20, 40]]}
     asked = [
         *(world.row("<image>Is it?", "Yes", asks_for_masks=False) for _ in range(9)),
         world.row("<image>What is <mask>?", "A thing.", masks=[world.left]),
         world.row("<image>Where?", "<bbox>", objects=box, asks_for_masks=False),
-        world.row("<image>Segment the blue one.", "There is none."),  # no target, as the README has it
+        world.row("<image>Segment the blue one.", "There is none."),  # no target, as in docs/data.md
         world.segment(world.left),
     ]
     del asked[0]["masks"]
@@ -79,20 +79,20 @@ def test_the_card_says_how_masks_were_decoded(stage_two, rows, tmp_path, options
             infer(rows, out, model=stage_two[1], max_new_tokens=24, min_score=0.3, **options)
 
 
-def test_other_engines_decode_softly_where_they_tell_log_probabilities():
-    def told(**options):
+def test_other_engines_decode_softly_if_they_return_log_probabilities():
+    def source(**options):
         return describe_probability_source(SimpleNamespace(**options))
 
-    assert told(infer_backend="vllm") is None and told(infer_backend="lmdeploy", logprobs=False) is None
-    assert told(infer_backend="vllm", logprobs=True, top_logprobs=20) == (
+    assert source(infer_backend="vllm") is None and source(infer_backend="lmdeploy", logprobs=False) is None
+    assert source(infer_backend="vllm", logprobs=True, top_logprobs=20) == (
         "soft, of the 20 best log-probabilities per token"
     )
-    assert told(infer_backend="vllm", logprobs=True, stream=True) is None
-    assert told(infer_backend="sglang", logprobs=True, top_logprobs=20) is None  # ms-swift hands none on
-    assert told(infer_backend="transformers") == told() == "soft" and told(num_beams=4, logprobs=True) is None
+    assert source(infer_backend="vllm", logprobs=True, stream=True) is None
+    assert source(infer_backend="sglang", logprobs=True, top_logprobs=20) is None  # ms-swift returns none
+    assert source(infer_backend="transformers") == source() == "soft" and source(num_beams=4, logprobs=True) is None
 
 
-def test_a_run_goes_on_where_it_was(stage_two, rows, tmp_path):
+def test_resumed_run_answers_the_missing_samples(stage_two, rows, tmp_path):
     whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
     infer(rows, whole, model=stage_two[1], max_new_tokens=24)
     write_rows(part, [row for row in read_rows(whole) if row["row"] in (1, 3)])
@@ -103,8 +103,8 @@ def test_a_run_goes_on_where_it_was(stage_two, rows, tmp_path):
     assert evaluate_results(part, rows=rows, boundary=False).failures == []
 
 
-def test_a_run_over_two_files_goes_on_in_both(stage_two, rows, tmp_path):
-    """Their numbers begin at 1 in both."""
+def test_resumed_run_over_two_files_continues_both(stage_two, rows, tmp_path):
+    """Row numbers start at 1 in both."""
     files = [write_rows(tmp_path / f"{name}.jsonl", read_rows(rows)[:2]) for name in "ab"]
     whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
     options = {"model": stage_two[1], "max_new_tokens": 24}
@@ -116,19 +116,19 @@ def test_a_run_over_two_files_goes_on_in_both(stage_two, rows, tmp_path):
     assert sorted((row["dataset"], row["row"]) for row in read_rows(part)) == keys
 
 
-def test_results_that_name_no_dataset_are_gone_on_with_where_there_is_but_one(stage_two, rows, tmp_path):
+def test_results_without_dataset_are_continued_for_a_single_dataset(stage_two, rows, tmp_path):
     part = write_rows(tmp_path / "part.jsonl", [{"row": number, "response": "?"} for number in (1, 2, 4)])
     infer(rows, part, model=stage_two[1], max_new_tokens=24, resume_result=True)
     assert [row["row"] for row in read_rows(part)] == [1, 2, 4, 3]
 
 
-def test_results_of_another_dataset_are_not_gone_on_with(stage_two, rows, tmp_path):
+def test_results_of_another_dataset_are_not_continued(stage_two, rows, tmp_path):
     part = write_rows(tmp_path / "part.jsonl", [{"row": 1, "dataset": "other.jsonl", "response": "?"}])
     with pytest.raises(ValueError, match=r"--resume_result: .*row 1: dataset: got 'other\.jsonl', expected one of \["):
         infer(rows, part, model=stage_two[1], resume_result=True)
 
 
-def test_results_without_numbers_are_not_gone_on_with(stage_two, rows, tmp_path):
+def test_results_without_numbers_are_not_continued(stage_two, rows, tmp_path):
     part = tmp_path / "part.jsonl"
     part.write_text(json.dumps({"response": "?"}) + "\n")
     with pytest.raises(ValueError, match="--resume_result: .*row 1 has no number"):

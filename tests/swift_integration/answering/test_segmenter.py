@@ -1,18 +1,15 @@
 """`Segmenter`: images and questions in, results out; the same answers as `swift infer`."""
 
-import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from paths import ROOT
 from PIL import Image
 from runs import infer, read_rows
 
 from himtok_plugin import Segmenter
 from himtok_plugin.benchmarks.inference import InferenceBenchmark, measure_inference
-from himtok_plugin.masks.sources import load_mask
+from himtok_plugin.masks import load_mask
 from himtok_plugin.prediction.calibration import Calibration
 
 
@@ -55,7 +52,7 @@ def test_answers_are_those_of_swift_infer(answers, stage_two, world, tmp_path):
             assert score == pytest.approx(entry["score"], abs=1e-4)
 
 
-def test_one_image_and_one_expression_give_one_result(segmenter, answers, rows):
+def test_one_image_and_one_expression_return_one_result(segmenter, answers, rows):
     result = segmenter(rows[0]["images"][0], expression(rows[0]))
     same(result, answers[0])
     assert result.masks.shape[1:] == (64, 64) and result.boxes.shape == (len(result), 4)
@@ -68,7 +65,7 @@ def test_expression_and_whole_question_are_the_same(segmenter, answers, rows):
     same(segmenter(rows[1]["images"][0], "<image>" + question(rows[1])), answers[1])
 
 
-def test_images_may_be_paths_pictures_and_arrays(segmenter, answers, rows):
+def test_images_can_be_paths_pil_images_and_arrays(segmenter, answers, rows):
     path = rows[2]["images"][0]
     picture = Image.open(path)
     for image in (Path(path), picture, np.asarray(picture.convert("RGB"))):
@@ -107,7 +104,7 @@ def test_boxes_in_questions_are_written_as_the_template_does(segmenter, world, m
     assert "[[250, 250, 500, 500]]" in seen[0]
 
 
-def test_further_turns_build_on_earlier_ones(segmenter, world):
+def test_history_adds_earlier_turns(segmenter, world):
     first = segmenter(world.image, "Segment what is beside <mask>.", masks=[world.left])
     second = segmenter(world.image, "the small blue square", history=first)
     assert [m["role"] for m in second.messages] == ["user", "assistant", "user", "assistant"]
@@ -137,7 +134,7 @@ def test_history_as_messages_gets_its_image(segmenter, world):
         ((None, "What is <bbox>?"), {"match": "boxes has 0 entries"}),
     ],
 )
-def test_what_cannot_be_asked_is_refused(segmenter, arguments, message):
+def test_invalid_questions_are_refused(segmenter, arguments, message):
     with pytest.raises(ValueError, **message):
         segmenter(*arguments)
 
@@ -161,7 +158,7 @@ def test_options_are_those_of_swift_infer(stage_two, rows, answers):
     assert codes and max(map(len, codes)) == 2
 
 
-def test_least_score_leaves_masks_out_and_the_text_as_it_was(stage_two, rows, answers):
+def test_min_score_omits_masks_and_keeps_the_text(stage_two, rows, answers):
     least = float(np.median(np.concatenate([answer.scores for answer in answers])))
     segmenter = Segmenter.from_pretrained(stage_two[1], max_new_tokens=48, min_score=least)
     results = segmenter([row["images"][0] for row in rows], [expression(row) for row in rows])
@@ -183,21 +180,6 @@ def test_calibration_beside_the_mask_tokenizer_is_used(stage_two, world, rows, a
         np.testing.assert_allclose(result.scores, 0.2 + 0.2 * answer.scores, atol=1e-4)
 
 
-def test_whole_way_is_measured(segmenter):
+def test_inference_benchmark_runs(segmenter):
     timings = measure_inference(InferenceBenchmark(batches=(2,), repeats=1), segmenter, "checkpoint", "cpu")
     assert [timing.part for timing in timings][-1] == "end to end" and timings[-1].seconds > 0
-
-
-def test_snippet_of_the_readme_runs(stage_two, world, tmp_path, monkeypatch):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    snippets = re.findall(r"```py\n(.*?)```", readme, flags=re.DOTALL)
-    (snippet,) = (code for code in snippets if "stage3/last-checkpoint" in code)
-    (tmp_path / "stage3").mkdir()
-    (tmp_path / "stage3" / "last-checkpoint").symlink_to(stage_two[1])
-    Image.open(world.image).save(tmp_path / "photo.jpg")
-    Image.open(world.mask_file).save(tmp_path / "mask.png")
-    monkeypatch.chdir(tmp_path)
-    shorter = partial(Segmenter.from_pretrained, max_new_tokens=48)
-    monkeypatch.setattr(Segmenter, "from_pretrained", shorter)
-    exec(snippet, {})
-    assert list(tmp_path.glob("*.png"))

@@ -1,4 +1,4 @@
-"""`swift deploy`, a real one, driven by the `openai` package: everyone gets the own masks, bad requests a reason."""
+"""`swift deploy` with clients of the `openai` package: each gets its own masks, a bad request gets a reason."""
 
 import asyncio
 import random
@@ -23,8 +23,8 @@ from swift.infer_engine.protocol import (
 
 from himtok_plugin import Segmenter
 from himtok_plugin.mask_text import MASK_END, codes_to_text
+from himtok_plugin.masks import load_mask, mask_bbox, to_rle
 from himtok_plugin.masks.polygons import polygons_to_mask
-from himtok_plugin.masks.sources import load_mask, mask_bbox, to_rle
 from himtok_plugin.swift_integration.answering.chat_requests import SegmentInferRequest
 from himtok_plugin.swift_integration.answering.serving import answer_with_segments
 from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
@@ -80,7 +80,7 @@ def ask(client, question: str, url: str | None, stream: bool = False, model: str
 
 
 def text_and_segments(answer) -> tuple[str, list[dict]]:
-    """Of a plain answer, or of all chunks of a streamed one."""
+    """Text and segments of a plain answer, or of all chunks of a streamed one."""
     if not isinstance(answer, list):
         message = answer.choices[0].message
         return message.content, message.segments
@@ -100,7 +100,7 @@ def check_answer(answer, expected: dict) -> None:
         assert segment["score"] == pytest.approx(mask["score"], abs=1e-4)
 
 
-def rle_of(segment: dict) -> dict:
+def select_rle(segment: dict) -> dict:
     return {key: segment[key] for key in ("size", "counts")}
 
 
@@ -110,13 +110,13 @@ def test_answers_have_text_and_segments(client, scenes):
         answer = ask(client, question, url)
         check_answer(answer, row)
         for segment in answer.choices[0].message.segments:
-            mask = load_mask(rle_of(segment))
+            mask = load_mask(select_rle(segment))
             assert np.array_equal(polygons_to_mask(segment["polygon"], mask.shape), mask)
             assert segment["bbox"] == list(mask_bbox(mask))
             assert segment["label"] is None and segment["size"] == [64, 64]
 
 
-def test_stream_gives_each_segment_with_the_chunk_that_closes_its_mask(client, scenes):
+def test_stream_sends_each_segment_with_the_chunk_that_closes_its_mask(client, scenes):
     question, url, row = max(scenes, key=lambda scene: len(scene[2]["masks"]))
     chunks = ask(client, question, url, stream=True)
     check_answer(chunks, row)
@@ -127,7 +127,7 @@ def test_stream_gives_each_segment_with_the_chunk_that_closes_its_mask(client, s
     assert not any(delta.previews for delta in deltas)
 
 
-def test_stream_previews_masks_where_it_is_asked_to(client, scenes):
+def test_stream_previews_masks_after_the_requested_tokens(client, scenes):
     question, url, row = max(scenes, key=lambda scene: len(scene[2]["masks"]))
     chunks = ask(client, question, url, stream=True, extra={"mask_previews": [1, 3]})
     check_answer(chunks, row)
@@ -148,7 +148,7 @@ def test_answer_without_an_image_has_no_segments(client):
     assert ask(client, "Hello.", None, max_tokens=8).choices[0].message.segments == []
 
 
-def test_mask_cut_by_the_token_limit_is_given_and_marked(client, scenes):
+def test_mask_truncated_by_the_token_limit_is_sent_and_marked(client, scenes):
     question, url, row = next(scene for scene in scenes if scene[2]["masks"])
     start = next(i for i in range(1, 48) if "<|mt_" in text_and_segments(ask(client, question, url, max_tokens=i))[0])
     for stream in (False, True):
@@ -195,8 +195,8 @@ BAD = {
     "path of a mask": ({"question": ABOUT, "extra": {"masks": ["/etc/passwd"]}}, "expected a COCO RLE"),
     "polygons": ({"question": ABOUT, "extra": {"masks": [{"size": [48, 64], "polygons": []}]}}, "expected a COCO RLE"),
     "too many masks": ({"question": ABOUT * 4, "extra": {"masks": [RLE] * 4}}, f"at most {MAX_MASKS}"),
-    "too few masks": ({"question": ABOUT}, "expected one for each"),
-    "mask without an image": ({"url": None, "question": ABOUT, "extra": {"masks": [RLE]}}, "without an image"),
+    "too few masks": ({"question": ABOUT}, "got 0, expected 1, one for each <mask>"),
+    "mask without an image": ({"url": None, "question": ABOUT, "extra": {"masks": [RLE]}}, "masks: got no image"),
     "masks that are no list": ({"question": ABOUT, "extra": {"masks": 3}}, "masks"),
     "preview after no token": ({"extra": {"mask_previews": [0]}}, "mask_previews"),
     "temperature below 0": ({"temperature": -1.0}, "temperature"),
@@ -207,7 +207,7 @@ BAD = {
 }
 
 
-def ask_badly(client, stream: bool, url=None, question="Segment it.", **changes):
+def send_bad_request(client, stream: bool, url=None, question="Segment it.", **changes):
     changes.setdefault("temperature", 0)
     return ask(client, question, url, stream, **changes)
 
@@ -215,7 +215,7 @@ def ask_badly(client, stream: bool, url=None, question="Segment it.", **changes)
 def bad_request(client, name: str, stream: bool) -> openai.APIStatusError:
     changes, _ = BAD[name]
     with pytest.raises(openai.APIStatusError) as error:
-        ask_badly(client, stream, **{"url": data_url(png(48, 64)), **changes})
+        send_bad_request(client, stream, **{"url": data_url(png(48, 64)), **changes})
     return error.value
 
 
@@ -236,7 +236,7 @@ def test_wrong_key_is_refused(client):
     assert 400 <= error.value.status_code < 500 and "API key" in error.value.message
 
 
-def test_every_one_of_32_clients_gets_the_own_answer(server, scenes):
+def test_each_of_32_clients_gets_its_own_answer(server, scenes):
     """65 requests, half of them streams, a third of them bad, and bad and good ones in the same batches."""
     assert len({row["response"] for *_, row in scenes}) > 5
     jobs = [(i % 2 == 1, scenes[i % len(scenes)]) for i in range(43)]
@@ -270,7 +270,7 @@ TEXT = f"left: {codes_to_text([1, 2, 3, 4])}, right: {codes_to_text([5, 6])} and
 
 
 def other_engine(text: str, pieces: int):
-    """`infer_async` of an engine that knows nothing of masks; streams so many characters at a time."""
+    """`infer_async` of an engine without masks; it streams `pieces` characters at a time."""
 
     async def chunks():
         for start in range(0, len(text), pieces):
@@ -288,7 +288,7 @@ def other_engine(text: str, pieces: int):
 
 
 def segments_from_text(runtime, world, stream: bool, pieces: int = 1, previews=None) -> tuple[list, list]:
-    """(segments, previews) of an answer that another engine gave."""
+    """(segments, previews) of another engine's answer."""
     message = {"role": "user", "content": "<image>Segment it."}
     request = SegmentInferRequest([message], images=[str(world.image)], mask_previews=previews)
 
@@ -302,7 +302,7 @@ def segments_from_text(runtime, world, stream: bool, pieces: int = 1, previews=N
     return text_and_segments(answer)[1], given
 
 
-def test_engines_that_record_nothing_give_the_masks_of_their_text(runtime, world):
+def test_engines_without_recorded_probabilities_get_masks_from_their_text(runtime, world):
     segments, _ = segments_from_text(runtime, world, stream=False)
     assert [segment["codes"] for segment in segments] == [[1, 2, 3, 4], [5, 6], [7, 8]]
     assert [segment["label"] for segment in segments] == ["left", "right", None]
@@ -312,21 +312,21 @@ def test_engines_that_record_nothing_give_the_masks_of_their_text(runtime, world
         assert segments_from_text(runtime, world, True, pieces)[0] == segments
 
 
-def test_previews_come_once_each_however_the_text_is_cut(runtime, world):
+def test_each_preview_is_sent_once_for_any_chunk_size(runtime, world):
     expected = [(0, [1]), (0, [1, 2]), (1, [5]), (1, [5, 6]), (2, [7])]
     for pieces in (1, 5):
         _, previews = segments_from_text(runtime, world, True, pieces, [1, 2])
         assert [(preview["index"], preview["codes"]) for preview in previews] == expected
 
 
-def test_flag_says_where_to_preview_if_the_request_does_not(runtime, world, monkeypatch):
+def test_server_option_sets_previews_if_the_request_does_not(runtime, world, monkeypatch):
     monkeypatch.setattr(runtime.settings, "mask_previews", [2])
     _, previews = segments_from_text(runtime, world, True)
     assert [(preview["index"], preview["codes"]) for preview in previews] == [(0, [1, 2]), (1, [5, 6])]
     assert segments_from_text(runtime, world, True, previews=[])[1] == []
 
 
-def test_a_stream_that_would_not_be_looked_at_twice_is_refused(runtime, world, monkeypatch):
+def test_stream_with_zoom_is_refused(runtime, world, monkeypatch):
     monkeypatch.setattr(runtime.settings, "refiner", "zoom")
     with pytest.raises(ValueError, match="stream: got True, expected False: this server's --refiner zoom"):
         segments_from_text(runtime, world, stream=True)
@@ -341,4 +341,6 @@ def test_segments_are_refined_and_previews_are_not(runtime, world, monkeypatch, 
     after, second = segments_from_text(runtime, world, stream, 5, [1])
     assert first == second and len(after) == len(before)
     for one, other in zip(before, after, strict=True):
-        assert np.array_equal(load_mask(rle_of(one)), ~load_mask(rle_of(other))) and one["codes"] == other["codes"]
+        assert (
+            np.array_equal(load_mask(select_rle(one)), ~load_mask(select_rle(other))) and one["codes"] == other["codes"]
+        )

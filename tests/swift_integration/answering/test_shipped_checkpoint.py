@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from himtok_plugin import MaskTokenizer, Segmenter
 from himtok_plugin.data.generated.scenes import generate_masks, generate_scenes
-from himtok_plugin.masks.sources import to_square
+from himtok_plugin.masks import to_square
 from himtok_plugin.metrics.reconstruction import ReconstructionMetrics, reconstruction_scores
 from himtok_plugin.metrics.segmentation import SegmentationMetrics
 from himtok_plugin.resources import default_checkpoint, default_mask_tokenizer
@@ -29,7 +29,7 @@ def test_is_small_and_in_half_precision():
         with safe_open(path, "pt") as opened:
             assert {opened.get_slice(key).get_dtype() for key in opened.keys()} == {"F16"}
     names = {path.name for path in files}
-    assert not names & {"args.json", "trainer_state.json", "optimizer.pt"}  # they tell of the machine it was trained on
+    assert not names & {"args.json", "trainer_state.json", "optimizer.pt"}  # they describe the machine of the training
 
 
 def test_tokenizer_is_loaded_in_full_precision_and_restores_shapes():

@@ -1,4 +1,4 @@
-"""LoRA and its kin: the adapters and just the mask tokens' rows are trained, saved, loaded and merged."""
+"""LoRA and its variants: adapters and mask token embeddings are trained, saved, loaded and merged."""
 
 import json
 
@@ -49,7 +49,7 @@ def lora(train, world, tmp_path):
 
 @pytest.fixture
 def answers(world, tmp_path):
-    """Greedy answers that begin with an opened mask, which untrained models would not open by themselves."""
+    """Greedy answers that start with an open mask; untrained models open none by themselves."""
     rows = write_rows(tmp_path / "asked.jsonl", [world.segment(m) for m in (world.left, world.right)])
 
     def run(name, **options):
@@ -64,7 +64,7 @@ def tensors(checkpoint):
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])
-def test_adapter_holds_lora_and_the_mask_rows_and_nothing_else(lora, bases, kind):
+def test_adapter_has_lora_and_mask_token_embeddings_and_nothing_else(lora, bases, kind):
     checkpoint = lora(model=bases[kind])
     saved = tensors(checkpoint)
     rows = {name: value for name, value in saved.items() if "trainable_tokens_delta" in name}
@@ -74,18 +74,18 @@ def test_adapter_holds_lora_and_the_mask_rows_and_nothing_else(lora, bases, kind
     assert MaskTokenizer.from_pretrained(checkpoint / "mask_tokenizer").config.codebook_size == CODES
 
 
-def test_size_of_the_adapter_is_told(lora, monkeypatch):
+def test_size_of_the_adapter_is_logged(lora, monkeypatch):
     from himtok_plugin.swift_integration.model import checkpoint_sidecar
 
-    told = []
-    monkeypatch.setattr(checkpoint_sidecar.logger, "info", lambda message, *_, **__: told.append(str(message)))
+    logged = []
+    monkeypatch.setattr(checkpoint_sidecar.logger, "info", lambda message, *_, **__: logged.append(str(message)))
     checkpoint = lora()
     count = sum(value.numel() for value in tensors(checkpoint).values())
-    assert any(f"adapter of {count:,} parameters" in line for line in told)
+    assert any(f"adapter of {count:,} parameters" in line for line in logged)
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])
-def test_adapter_infers_at_once_and_merges_into_a_vanilla_checkpoint_with_the_same_answers(
+def test_adapter_infers_and_merges_into_a_vanilla_checkpoint_with_the_same_answers(
     lora, bases, answers, tmp_path, kind
 ):
     checkpoint = lora(model=bases[kind])
@@ -117,7 +117,7 @@ def test_adapter_infers_at_once_and_merges_into_a_vanilla_checkpoint_with_the_sa
             assert torch.equal(layer.weight[rows], value)
 
 
-def test_rows_learn_and_old_rows_stay(lora, bases, tmp_path, answers):
+def test_mask_token_embeddings_change_and_others_stay(lora, bases, tmp_path, answers):
     checkpoint = lora(model=bases["tied"])
     export(adapters=checkpoint, merge_lora=True, output_dir=tmp_path / "merged", torch_dtype="float32")
     before = AutoModelForImageTextToText.from_pretrained(bases["tied"]).get_input_embeddings().weight
@@ -126,13 +126,13 @@ def test_rows_learn_and_old_rows_stay(lora, bases, tmp_path, answers):
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"use_rslora": True}, {"tuner_type": "lora_llm"}], ids=str)
-def test_kinds_of_lora_train_infer_and_hold_the_rows(lora, bases, answers, options):
+def test_variants_of_lora_train_infer_and_save_the_embeddings(lora, bases, answers, options):
     checkpoint = lora(model=bases["untied"], **options)
     assert sum("trainable_tokens_delta" in name for name in tensors(checkpoint)) == 2
     assert all(row["masks"] for row in answers("adapted", adapters=checkpoint))
 
 
-def test_detokenizer_is_trained_only_where_asked(lora, world, bases):
+def test_detokenizer_is_trained_only_if_requested(lora, world, bases):
     def decoder(folder):
         return MaskTokenizer.from_pretrained(folder).decoder.state_dict()
 
@@ -142,7 +142,7 @@ def test_detokenizer_is_trained_only_where_asked(lora, world, bases):
     assert not all(torch.equal(value, before[name]) for name, value in decoder(trained).items())
 
 
-def test_adapter_training_goes_on_from_an_adapter(lora, train, world, tmp_path):
+def test_adapter_training_continues_from_an_adapter(lora, train, world, tmp_path):
     first = lora("first")
     second = lora("second", adapters=first, mask_tokenizer=None)
     assert tensors(first).keys() == tensors(second).keys()
@@ -157,7 +157,7 @@ def test_adapter_on_a_stage_two_checkpoint_and_on_a_merged_one(lora, stage_two, 
     assert all(row["masks"] for row in answers("adapted", adapters=on_merged))
 
 
-def test_resuming_continues_the_rows(train, world, tmp_path):
+def test_resumed_run_continues_the_mask_token_embeddings(train, world, tmp_path):
     options = {"dataset": world.scenes, **LORA, **STAGE_TWO, "save_steps": 2}
     train(**options, output_dir=tmp_path / "whole")
     train(**{**options, "max_steps": 2}, output_dir=tmp_path / "half")
@@ -167,14 +167,14 @@ def test_resuming_continues_the_rows(train, world, tmp_path):
         assert torch.equal(value, rest[name]), name
 
 
-def test_embeddings_trained_as_a_whole_are_left_to_the_user(lora):
+def test_completely_trained_embeddings_stay_unchanged(lora):
     checkpoint = lora(modules_to_save=["embed_tokens"])
     assert not any("trainable_tokens_delta" in name for name in tensors(checkpoint))
     assert any("embed_tokens" in name for name in tensors(checkpoint))
 
 
-def test_tuner_that_cannot_train_rows_is_refused_for_new_ones(train, world):
-    with pytest.raises(ValueError, match="cannot train the mask tokens' new embedding rows"):
+def test_tuner_that_cannot_train_single_embeddings_is_refused_for_new_ones(train, world):
+    with pytest.raises(ValueError, match="cannot train the new mask token embeddings"):
         train(read_rows(world.scenes), tuner_type="fourierft", fourier_n_frequency=4, **STAGE_TWO)
 
 
@@ -182,20 +182,20 @@ def test_adapter_of_another_base_is_refused(lora, train, world, tmp_path, answer
     checkpoint = lora()
     texts = ["some other words for another vocabulary", "more of them"]
     other = build_tiny_internvl(tmp_path / "other", texts, "nano")
-    with pytest.raises(ValueError, match=r"trained 14 rows \d+ to \d+ .* belongs to another base"):
+    with pytest.raises(ValueError, match=r"got 14 token embeddings \d+ to \d+ .* belongs to another base"):
         answers("other", model=other, adapters=checkpoint)
     wide = TinyLmmSize(hidden=48, layers=2, heads=2, vision_hidden=32, vision_layers=1, vision_heads=2)
     scenes = [m["content"] for row in read_rows(world.scenes) for m in row["messages"]]
     wider = build_tiny_internvl(tmp_path / "wide", scenes, wide)
     tokenizer, original = (AutoProcessor.from_pretrained(p).tokenizer for p in (wider, world.lmm))
     original.save_pretrained(wider)
-    with pytest.raises(ValueError, match="32 wide, the base model's embeddings 48|trained 14 rows"):
+    with pytest.raises(ValueError, match="have width 32, expected 48|got 14 token embeddings"):
         answers("wide", model=wider, adapters=checkpoint)
 
 
 @pytest.fixture
 def ordinary(world, tmp_path):
-    """The checkpoint of a LoRA that was made without this plugin; it has learned a norm as a whole."""
+    """A LoRA checkpoint made without this plugin; it has a complete trained norm layer."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
@@ -211,7 +211,7 @@ def ordinary(world, tmp_path):
     return tmp_path / "ordinary"
 
 
-def test_training_goes_on_from_an_ordinary_adapter_with_the_rows_beside_it(lora, ordinary, world, answers, tmp_path):
+def test_training_from_an_ordinary_adapter_adds_mask_token_embeddings(lora, ordinary, world, answers, tmp_path):
     checkpoint = lora(adapters=ordinary, model=world.lmm, learning_rate=1e-5)
     before, after = load_file(ordinary / "adapter_model.safetensors"), tensors(checkpoint)
     (rows,) = (value for name, value in after.items() if "trainable_tokens_delta" in name)
@@ -225,37 +225,35 @@ def test_training_goes_on_from_an_ordinary_adapter_with_the_rows_beside_it(lora,
 
 
 def test_run_is_not_resumed_from_an_ordinary_adapter(lora, ordinary, world):
-    with pytest.raises(ValueError, match=r"resume_from_checkpoint: .* and '.*/ordinary' have no rows of mask tokens"):
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint: .* and '.*/ordinary' have no mask token embeddings"):
         lora(model=world.lmm, resume_from_checkpoint=ordinary)
 
 
-def test_rows_that_nothing_has_trained_answer_nothing(ordinary, world, answers):
+def test_inference_with_untrained_mask_token_embeddings_is_refused(ordinary, world, answers):
     options = {"model": world.lmm, "mask_tokenizer": world.mask_tokenizer}
     with pytest.raises(
-        ValueError, match=r"model: '.*/lmm' has no rows of mask tokens, .* trained with --plugin himtok"
+        ValueError, match=r"model: '.*/lmm' has no mask token embeddings, .* trained with --plugin himtok"
     ):
         answers("plain", **options)
-    with pytest.raises(ValueError, match=r"model: '.*/lmm' and '.*/ordinary' have no rows of mask tokens"):
+    with pytest.raises(ValueError, match=r"model: '.*/lmm' and '.*/ordinary' have no mask token embeddings"):
         answers("ordinary", **options, adapters=ordinary)
 
 
-def test_low_rank_changes_of_new_rows_are_refused(lora):
-    with pytest.raises(
-        ValueError, match="target_modules: got embeddings, whose new rows for mask tokens no checkpoint"
-    ):
+def test_lora_on_new_embeddings_is_refused(lora):
+    with pytest.raises(ValueError, match="target_modules: got embeddings, but the adapter would not save the new"):
         lora(target_modules=["all-linear", "all-embedding"])
 
 
-def test_new_rows_that_stay_frozen_are_told(train, monkeypatch):
+def test_new_embeddings_that_stay_frozen_are_reported(train, monkeypatch):
     from himtok_plugin.swift_integration.patches import training
 
-    told = []
-    monkeypatch.setattr(training.logger, "warning", lambda message, *_, **__: told.append(message))
+    logged = []
+    monkeypatch.setattr(training.logger, "warning", lambda message, *_, **__: logged.append(message))
     train(freeze_llm=True, **STAGE_TWO)
-    assert any("embedding rows are new, and frozen" in line for line in told)
-    told.clear()
+    assert any("are new but frozen" in line for line in logged)
+    logged.clear()
     train(**STAGE_TWO)
-    assert not any("frozen" in line for line in told)
+    assert not any("frozen" in line for line in logged)
 
 
 def test_adapter_without_its_mask_tokenizer_is_refused(lora, answers):
@@ -265,7 +263,7 @@ def test_adapter_without_its_mask_tokenizer_is_refused(lora, answers):
     shutil.rmtree(checkpoint / "mask_tokenizer")
     args = json.loads((checkpoint / "args.json").read_text())
     (checkpoint / "args.json").write_text(json.dumps({**args, "mask_tokenizer": None}))
-    with pytest.raises(ValueError, match="mask_tokenizer: none given"):
+    with pytest.raises(ValueError, match="mask_tokenizer: got none"):
         answers("none", adapters=checkpoint)
 
 
@@ -276,7 +274,7 @@ def test_resuming_with_another_mask_tokenizer_is_refused(train, world, tmp_path)
     other = tiny_model(seed=7)
     other.config.codebook_ready = True
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="was trained with another mask tokenizer"):
+    with pytest.raises(ValueError, match="got a mask tokenizer with other codes"):
         train(
             **{**LORA, **STAGE_TWO, "max_steps": 6},
             dataset=world.scenes,
@@ -290,7 +288,7 @@ FOUR_BITS = {"quant_method": "bnb", "quant_bits": 4, "torch_dtype": "bfloat16", 
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])
-def test_base_in_four_bits_trains_lora_rows_and_a_detokenizer_of_full_precision(lora, bases, world, kind, monkeypatch):
+def test_four_bit_base_trains_lora_embeddings_and_a_full_precision_detokenizer(lora, bases, world, kind, monkeypatch):
     bitsandbytes = pytest.importorskip("bitsandbytes")
     from himtok_plugin.swift_integration.training.trainer import MaskTrainer
 
@@ -321,9 +319,9 @@ def test_four_bits_without_bitsandbytes_say_what_to_install(lora, monkeypatch):
         lora(**FOUR_BITS)
 
 
-def test_rows_beside_sharded_embeddings_are_refused(lora, monkeypatch):
+def test_single_embeddings_of_a_sharded_matrix_are_refused(lora, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="fsdp with LoRA: PEFT cannot train rows of a matrix that is sharded"):
+    with pytest.raises(ValueError, match="fsdp with LoRA: PEFT cannot train single embeddings of a sharded matrix"):
         lora()
 
 

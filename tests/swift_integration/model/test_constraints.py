@@ -1,4 +1,4 @@
-"""What answers may look like is an option of `swift infer`, and every engine of ms-swift is told in its own way."""
+"""Constraints on answers are options of `swift infer`; each engine of ms-swift gets them in its own form."""
 
 import itertools
 import re
@@ -41,14 +41,14 @@ def pipeline(stage_two, world, tmp_path):
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_answers_have_exactly_as_many_masks_as_asked(run, sampled):
+def test_answers_have_exactly_the_requested_number_of_masks(run, sampled):
     options = {"temperature": 1.5} if sampled else {}
     for row in run(min_masks=3, max_masks=3, max_new_tokens=80, **options):
         assert [mask["complete"] for mask in row["masks"]] == [True] * 3
         assert re.fullmatch(answer_regex(12, 4, 3, 3), row["response"])
 
 
-def test_answers_have_no_masks_where_none_is_allowed(run):
+def test_answers_have_no_masks_if_none_is_allowed(run):
     assert all(row["masks"] == [] and "<|mt_" not in row["response"] for row in run(max_masks=0))
 
 
@@ -66,12 +66,12 @@ def test_labelled_answers_are_lists_of_labels_and_masks(run):
         assert len(spans) <= 2
 
 
-def test_beams_keep_to_what_was_asked_for(run):
+def test_beam_search_obeys_the_constraints(run):
     for row in run(num_beams=2, min_masks=2, max_masks=2):
         assert [mask["complete"] for mask in row["masks"]] == [True] * 2
 
 
-def test_streamed_answers_keep_to_what_was_asked_for(run):
+def test_streamed_answers_obey_the_constraints(run):
     for row in run(stream=True, max_batch_size=None, min_masks=2, max_masks=2, temperature=2.0, max_new_tokens=60):
         assert [mask["complete"] for mask in row["masks"]] == [True] * 2
 
@@ -83,7 +83,7 @@ def test_masks_ended_early_are_shorter_complete_and_scored(run):
     assert sum(len(m["codes"]) for m in masks) < sum(len(m["codes"]) for row in whole for m in row["masks"])
 
 
-def test_masks_from_log_probabilities_are_the_soft_ones(pipeline, world):
+def test_masks_from_log_probabilities_equal_soft_decoding(pipeline, world):
     """ms-swift's own engine returns them as servers do; all 12 codes are among 40 alternatives."""
     from swift.infer_engine import InferRequest, RequestConfig
 
@@ -114,7 +114,7 @@ def test_masks_from_log_probabilities_are_the_soft_ones(pipeline, world):
 
 
 def engine(name: str, template):
-    """An engine of ms-swift's class of this name, as far as it prepares sampling parameters."""
+    """An engine of ms-swift's class of this name that can only prepare sampling parameters."""
     from swift.infer_engine.infer_engine import InferEngine
 
     def prepare(self, request_config):
@@ -126,7 +126,7 @@ def engine(name: str, template):
     return type(f"Own{name}", (kind,), {})(template)
 
 
-def regex_of(prepared) -> str | None:
+def get_regex(prepared) -> str | None:
     if isinstance(prepared, dict):
         return prepared.get("regex")
     if hasattr(prepared, "regex"):
@@ -135,26 +135,26 @@ def regex_of(prepared) -> str | None:
 
 
 @pytest.mark.parametrize("name", ["VllmEngine", "SglangEngine", "LmdeployEngine"])
-def test_other_engines_get_the_regular_expression_of_this_runs_answers(pipeline, name):
+def test_other_engines_get_the_run_s_regular_expression(pipeline, name):
     from swift.infer_engine import RequestConfig
 
     template = pipeline(num_mask_tokens=2, min_masks=1, max_masks=1).template
     request = RequestConfig()
-    assert regex_of(engine(name, template)._prepare_generation_config(request)) == answer_regex(12, 2, 1, 1)
+    assert get_regex(engine(name, template)._prepare_generation_config(request)) == answer_regex(12, 2, 1, 1)
     assert request.structured_outputs_regex is None
     own = RequestConfig(structured_outputs_regex="yes|no")
-    assert regex_of(engine(name, template)._prepare_generation_config(own)) == "yes|no"
+    assert get_regex(engine(name, template)._prepare_generation_config(own)) == "yes|no"
 
 
-def test_free_generation_and_other_engines_get_none(pipeline):
+def test_unconstrained_generation_and_other_engines_get_none(pipeline):
     from swift.infer_engine import RequestConfig
 
     free = pipeline(constrained_decoding=False).template
-    assert regex_of(engine("VllmEngine", free)._prepare_generation_config(RequestConfig())) is None
-    assert regex_of(engine("OtherEngine", pipeline().template)._prepare_generation_config(RequestConfig())) is None
+    assert get_regex(engine("VllmEngine", free)._prepare_generation_config(RequestConfig())) is None
+    assert get_regex(engine("OtherEngine", pipeline().template)._prepare_generation_config(RequestConfig())) is None
 
 
-def test_ms_swift_hands_its_regular_expression_to_vllm():
+def test_ms_swift_passes_its_regular_expression_to_vllm():
     from importlib.util import find_spec
 
     source = Path(find_spec("swift.infer_engine").origin).with_name("vllm_engine.py").read_text(encoding="utf-8")

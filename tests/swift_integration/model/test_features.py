@@ -1,4 +1,4 @@
-"""What users know of ms-swift's training works with masks in the batch."""
+"""Features of ms-swift's training work with masks in the batch."""
 
 import numpy as np
 import pytest
@@ -127,7 +127,7 @@ def test_mask_tokenizer_with_an_encoder_of_another_size_is_refused_before_traini
     folder = shutil.copytree(world.mask_tokenizer, tmp_path / "wrong")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "encoder_layers": 3}))
-    with pytest.raises(ValueError, match=r"wrong' does not fit: \['encoder\."):
+    with pytest.raises(ValueError, match=r"wrong': got weights that do not fit its config.json: \['encoder\."):
         train(coded(read_rows(world.scenes)), mask_tokenizer=folder, **STAGE_TWO)
 
 

@@ -1,4 +1,4 @@
-"""QLoRA: what is trained on a base in 4 bits infers there, and merges into the base as it was; 4-bit exports infer."""
+"""QLoRA: an adapter trained on a 4-bit base infers on it and merges into the original base; 4-bit exports infer."""
 
 import json
 
@@ -21,7 +21,7 @@ FOUR_BITS = {"quant_method": "bnb", "quant_bits": 4}
 
 @pytest.fixture(scope="module")
 def wide(world, tmp_path_factory):
-    """A base of which bitsandbytes can run on a CPU what it has packed: blocks of 64 divide its width."""
+    """A base that bitsandbytes can run on a CPU: its width is a multiple of the block size, 64."""
     texts = [message["content"] for row in read_rows(world.scenes) for message in row["messages"]]
     size = TinyLmmSize(hidden=64, layers=2, heads=2, vision_hidden=32, vision_layers=1, vision_heads=2)
     return build_tiny_internvl(tmp_path_factory.mktemp("wide"), texts, size)
@@ -29,7 +29,7 @@ def wide(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapter(wide, world, tmp_path_factory):
-    """The checkpoint of a few steps of stage 2 in 4 bits."""
+    """An adapter after a few steps of stage 2 with a 4-bit base."""
     folder = tmp_path_factory.mktemp("qlora")
     sft(
         model=wide,
@@ -96,7 +96,7 @@ def test_adapter_infers_on_its_base_in_four_bits(adapter, answers, engines):
     assert not any("mask_tokenizer" in name for name in in_four_bits(model))
 
 
-def test_adapter_merges_into_the_base_as_it_was_before_four_bits(adapter, answers, engines, wide, tmp_path):
+def test_adapter_merges_into_the_unquantized_base(adapter, answers, engines, wide, tmp_path):
     merged = tmp_path / "merged"
     export(adapters=adapter, merge_lora=True, output_dir=merged, torch_dtype="float32")
     assert "quantization_config" not in json.loads((merged / "config.json").read_text())
@@ -119,7 +119,7 @@ def test_adapter_merges_into_the_base_as_it_was_before_four_bits(adapter, answer
     assert not in_four_bits(engines[0])
 
 
-def test_merged_adapter_is_quantized_where_asked(adapter, answers, engines, tmp_path):
+def test_merged_adapter_is_quantized_if_requested(adapter, answers, engines, tmp_path):
     export(adapters=adapter, merge_lora=True, output_dir=tmp_path / "four", **FOUR_BITS)
     assert "quantization_config" in json.loads((tmp_path / "four" / "config.json").read_text())
     ours, theirs = (MaskTokenizer.from_pretrained(folder).state_dict() for folder in (tmp_path / "four", adapter))

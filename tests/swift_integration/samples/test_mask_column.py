@@ -1,4 +1,4 @@
-"""Raw rows in the form that ms-swift's preprocessing takes."""
+"""Raw rows are converted to the form that ms-swift's preprocessing accepts."""
 
 import pytest
 
@@ -23,11 +23,11 @@ REFERENCE = codes_to_text([0] * 32)  # how the reference's rows say `<mask>`
         ),
     ],
 )
-def test_masks_of_the_reference_are_read_wherever_text_stands(text, expected):
+def test_placeholders_of_the_reference_are_replaced_in_every_text(text, expected):
     packed = pack_mask_column({**text, "masks": ["a.png"]})
     assert MaskColumn.parse(packed.pop("masks")).masks == ["a.png"]
     assert packed == expected
 
 
-def test_a_row_of_masks_alone_says_them():
+def test_row_with_masks_only_gets_a_message():
     assert pack_mask_column({"mask": ["a.png", "b.png"]})["messages"] == [{"role": "user", "content": "<mask>" * 2}]

@@ -1,4 +1,4 @@
-"""`--dataset refcoco:train --data_root DIR`: converted once, then rows like any other."""
+"""`--dataset refcoco:train --data_root DIR`: prepared once, then read like any other dataset."""
 
 import json
 import pickle
@@ -14,14 +14,14 @@ from tiny_datasets import write
 
 from himtok_plugin.data.catalog import FORMATS
 from himtok_plugin.mask_text import count_placeholders
-from himtok_plugin.masks.sources import load_mask
+from himtok_plugin.masks import load_mask
 
 POLYGON = [10.0, 10.0, 40.0, 12.0, 30.0, 40.0]
 SIZE = (48, 64)
 
 
 def refer(root, splits=("train", "train", "val")):
-    """RefCOCO as it lies on disk, an image and a reference each."""
+    """RefCOCO's files, with one image and one reference per split."""
     folder = root / "refcoco"
     folder.mkdir(parents=True)
     (root / "train2014").mkdir()
@@ -65,7 +65,7 @@ def packed(row):
     return json.loads(row["masks"])["himtok_masks"]
 
 
-def test_every_dataset_of_the_catalog_is_known_to_ms_swift(load):
+def test_every_dataset_of_the_catalog_is_registered_with_ms_swift(load):
     from swift.dataset.dataset_meta import DATASET_MAPPING
 
     assert set(FORMATS) <= set(DATASET_MAPPING)
@@ -74,7 +74,7 @@ def test_every_dataset_of_the_catalog_is_known_to_ms_swift(load):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_dataset_is_read_by_its_name(load, tmp_path, name):
-    """As `--dataset NAME:SPLIT --data_root DIR` has it, with one masks' column whatever the dataset."""
+    """`--dataset NAME:SPLIT --data_root DIR`; every dataset has the same mask column."""
     root = write(name, tmp_path / "data").root
     split = FORMATS[name].splits[0]
     dataset, _ = load(f"{name}:{split}", data_root=[f"{name}={root}"])
@@ -102,7 +102,7 @@ def test_datasets_of_different_columns_mix(load, tmp_path):
         assert text.count("<bbox>") == len(boxes) and count_placeholders(text) == len(packed(row))
 
 
-def test_a_split_is_converted_and_read(load, tmp_path):
+def test_split_is_prepared_and_read(load, tmp_path):
     root = refer(tmp_path / "data")
     train, held_out = load("refcoco:train", data_root=[root])
     assert held_out is None and len(train) == 2
@@ -114,13 +114,13 @@ def test_a_split_is_converted_and_read(load, tmp_path):
     assert len(load("refcoco", data_root=[f"refcoco={root}"])[0]) == 2
 
 
-def test_streaming_gives_the_same_rows(load, tmp_path):
+def test_streaming_returns_the_same_rows(load, tmp_path):
     root = refer(tmp_path / "data")
     rows = list(load("refcoco:train", data_root=[root], streaming=True)[0])
     assert [packed(row) for row in rows] == [packed(row) for row in load("refcoco:train", data_root=[root])[0]]
 
 
-def test_it_is_converted_once_and_anew_when_annotations_or_tasks_change(load, tmp_path, monkeypatch):
+def test_dataset_is_prepared_once_and_again_if_annotations_or_tasks_change(load, tmp_path, monkeypatch):
     from himtok_plugin.data import prepare as module
 
     runs = []
@@ -137,7 +137,7 @@ def test_it_is_converted_once_and_anew_when_annotations_or_tasks_change(load, tm
     assert len(load("refcoco:train", data_root=[root])[0]) == 1 and len(runs) == 3
 
 
-def test_what_is_missing_is_named(load, tmp_path):
+def test_missing_parts_are_named(load, tmp_path):
     root = refer(tmp_path / "data")
     with pytest.raises(ValueError, match="expected the folder of 'refcoco'"):
         load("refcoco:train")
@@ -145,7 +145,7 @@ def test_what_is_missing_is_named(load, tmp_path):
         load("refcoco:dev", data_root=[root])
     with pytest.raises(ValueError, match="task: got 'segmnt'"):
         load("refcoco:train", data_root=[root], data_tasks=["segmnt"])
-    with pytest.raises(ValueError, match="gave no rows"):
+    with pytest.raises(ValueError, match="got no samples"):
         for picture in (root / "train2014").iterdir():
             picture.unlink()
         load("refcoco:train", data_root=[root])

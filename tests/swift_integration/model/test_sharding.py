@@ -1,4 +1,4 @@
-"""ZeRO-3: the mask loss gathers the de-tokenizer, part by part as it is called, and no other parameter of the model."""
+"""ZeRO-3: the mask loss gathers the de-tokenizer, layer by layer, and no other parameter of the model."""
 
 import importlib.util
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from runs import flags, read_rows, run_swift, write_rows
 
-from himtok_plugin.swift_integration.model.detokenizer import DETOKENIZER_PARTS, load_detokenizer
+from himtok_plugin.swift_integration.model.detokenizer import DETOKENIZER_MODULES, load_detokenizer
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is an extra")
 
@@ -86,7 +86,7 @@ def within(part, name):
 
 within("step", "training_step")
 within("forward", "compute_loss")
-within("mask loss", "_mask_losses")
+within("mask loss", "_compute_mask_loss")
 """
 
 
@@ -142,7 +142,7 @@ def names_in(events, part, step=None):
 
 def test_mask_loss_gathers_the_detokenizer_and_nothing_else(gathers, world):
     modules = dict(load_detokenizer(world.mask_tokenizer).named_parameters())
-    detokenizer = {f"mask_tokenizer.{name}" for name in modules if name.startswith(DETOKENIZER_PARTS)}
+    detokenizer = {f"mask_tokenizer.{name}" for name in modules if name.startswith(DETOKENIZER_MODULES)}
     assert len(detokenizer) < len(modules)  # there is a codebook as well
     for events in gathers(mask_loss_weight=1, hierarchical_loss_weight=1):
         for step in range(STEPS):

@@ -1,6 +1,6 @@
-"""Another base is another `--model` and nothing else; one that cannot work says so.
+"""Every base model needs another `--model` and nothing else; unsupported ones are refused.
 
-What a family needed beyond that is in the table of bases in the README.
+docs/base_models.md lists the families, and what each of them needs.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from transformers import (
 
 from himtok_plugin import MaskTokenizer
 from himtok_plugin.mask_text import MASK_START, mask_tokens, text_to_codes
-from himtok_plugin.masks.sources import load_mask
+from himtok_plugin.masks import load_mask
 
 STEPS = 3
 TERMS = ("loss", "loss_next_token", "loss_mask_bce", "loss_mask_dice", "loss_mask_hierarchical")
@@ -83,13 +83,13 @@ def assert_checkpoint_is_vanilla_with_mask_tokens(base, checkpoint):
     for matrix in (inputs, outputs):
         assert ids[-1] < len(matrix)
         assert len(matrix[ids].unique(dim=0)) == len(ids)  # none at zero like the rows to spare, none like another
-    names = weights_of(checkpoint)
-    assert names == weights_of(base)
+    names = list_weights(checkpoint)
+    assert names == list_weights(base)
     tied = not any(name.endswith("lm_head.weight") for name in names)
     assert (outputs is inputs) == tied
 
 
-def weights_of(folder) -> set[str]:
+def list_weights(folder) -> set[str]:
     """Names in the files; tied matrices are stored once."""
     return {name for file in folder.glob("*.safetensors") for name in safe_open(file, "pt").keys()}
 
@@ -128,7 +128,7 @@ def test_image_tokens_of_gemma3_are_marked_as_transformers_marks_them(train, wor
 
 
 @pytest.mark.parametrize("template", ["florence", "diffusion_gemma"])
-def test_bases_that_do_not_continue_their_input_are_refused(template):
+def test_bases_that_are_not_decoder_only_are_refused(template):
     from swift.template import get_template_meta
 
     base = SimpleNamespace(is_multimodal=True, template=template, model_type=template, candidate_templates=[template])
@@ -136,7 +136,7 @@ def test_bases_that_do_not_continue_their_input_are_refused(template):
         get_template_meta(None, base, template)
 
 
-def test_base_that_hands_on_no_ids_is_refused(train, world, monkeypatch):
+def test_base_without_input_ids_is_refused(train, world, monkeypatch):
     from swift.template.templates.internvl import InternvlhfTemplate
 
     encode = InternvlhfTemplate._encode
@@ -147,7 +147,7 @@ def test_base_that_hands_on_no_ids_is_refused(train, world, monkeypatch):
         return {**encoded, "inputs_embeds": torch.zeros(length, 32), "input_ids": None}
 
     monkeypatch.setattr(InternvlhfTemplate, "_encode", embed)
-    with pytest.raises(ValueError, match="'internvl_hf': hands on .* without input_ids"):
+    with pytest.raises(ValueError, match="'internvl_hf': got .* without input_ids"):
         train([world.segment(world.left)])
 
 

@@ -1,4 +1,4 @@
-"""Bad input: one clear error that names row, field and value; `--strict` decides whether it stops the run."""
+"""Bad samples: one clear error with row, field and value; `--strict` decides whether it stops the run."""
 
 import logging
 import pickle
@@ -11,7 +11,7 @@ from PIL import Image
 from runs import LMM, STAGE_TWO, export, infer, logged, pretrain, sft, write_rows
 from tiny_models import released_state, tiny_model
 
-from himtok_plugin.masks.sources import to_rle
+from himtok_plugin.masks import to_rle
 
 
 @pytest.fixture
@@ -132,26 +132,26 @@ def test_bad_row_is_skipped_with_its_message_by_a_run_that_is_not_strict(train, 
     assert re.search(rf"rows\.jsonl: row 3: {pattern}", log.read_text())
 
 
-def test_mask_column_that_is_no_list_is_refused(train, world):
+def test_mask_column_that_is_not_a_list_is_refused(train, world):
     rows = [{**world.segment(world.left), "masks": 3}]
     with pytest.raises(ValueError, match=r"rows\.jsonl: row 1: masks: got 3, expected a list"):
         train(rows)
 
 
-def test_mask_cut_by_the_length_limit_is_dropped_with_a_message(train, world, log):
+def test_sample_with_a_truncated_mask_is_skipped_with_a_message(train, world, log):
     cut = world.row("<image>Segment " + "it and " * 40, "<mask>", masks=[world.left])
     rows = [world.segment(world.right), cut, world.segment(world.right)]
     options = {"max_length": 60, "truncation_strategy": "right", "strict": False}
     result = train(rows, lazy_tokenize=True, per_device_train_batch_size=3, **options, **STAGE_TWO)
     assert logged(result, "loss_mask_bce")
-    assert "row 2: a mask is cut by max_length=60" in log.read_text()
+    assert "row 2: max_length=60 truncates a mask" in log.read_text()
 
 
 def test_row_with_a_mask_is_never_split_in_two(world, tmp_path):
-    """ms-swift splits rows in pre-training alone."""
+    """ms-swift splits samples in pre-training only."""
     row = world.row("<image>Segment " + "it and " * 40, "<mask>", masks=[world.left])
     options = {"max_length": 60, "truncation_strategy": "split", "lazy_tokenize": False, **LMM, **STAGE_TWO}
-    with pytest.raises(ValueError, match="truncation_strategy='split': got a row with masks"):
+    with pytest.raises(ValueError, match="truncation_strategy: got 'split' with masks"):
         pretrain(
             model=world.lmm,
             mask_tokenizer=world.mask_tokenizer,
@@ -180,15 +180,15 @@ def test_bad_row_of_stage_one_is_named(world, bad_rows, tmp_path, case):
     assert re.search(rf"masks\.jsonl: row 2: {pattern}", one_line(error.value)), error.value
 
 
-def test_mask_tokenizer_of_another_code_count_than_the_vocabulary_is_refused(train, stage_two, world, tmp_path):
+def test_mask_tokenizer_with_another_codebook_size_than_the_vocabulary_is_refused(train, stage_two, world, tmp_path):
     for size in (10, 14):
         tiny_model(codebook_size=size, codebook_ready=True).save_pretrained(tmp_path / "other")
         with pytest.raises(ValueError, match="text tokenizer (lacks 2 of the 16 mask tokens|has 12 mask codes)"):
             train([world.segment(world.left)], model=stage_two[1], mask_tokenizer=tmp_path / "other")
 
 
-def test_no_mask_tokenizer_to_be_found_says_what_to_give(train, world):
-    with pytest.raises(ValueError, match="mask_tokenizer: none given, .* expected --mask_tokenizer DIR"):
+def test_missing_mask_tokenizer_is_reported_with_the_option(train, world):
+    with pytest.raises(ValueError, match="mask_tokenizer: got none, .* expected --mask_tokenizer DIR"):
         train([world.segment(world.left)], mask_tokenizer=None)
 
 
@@ -221,7 +221,7 @@ class Malicious:
         return print, ("code in a pickle was run",)
 
 
-def test_weights_file_that_is_none_is_refused(train, world, tmp_path):
+def test_file_without_weights_is_refused(train, world, tmp_path):
     file = tmp_path / "himtok.pth"
     file.write_text("no weights")
     with pytest.raises(ValueError, match=r"himtok\.pth: not a weights file of plain tensors"):
@@ -260,6 +260,6 @@ def test_option_out_of_range_stops_before_anything_is_loaded(train, world, optio
         train([world.segment(world.left)], **{option: value})
 
 
-def test_limit_above_the_length_of_the_mask_tokenizer_is_refused(stage_two, world, tmp_path):
-    with pytest.raises(ValueError, match="num_mask_tokens=5: expected at most 4"):
+def test_more_mask_tokens_than_the_mask_tokenizer_has_are_refused(stage_two, world, tmp_path):
+    with pytest.raises(ValueError, match="num_mask_tokens: got 5, expected at most .* 4"):
         infer(world.scenes, tmp_path / "out.jsonl", model=stage_two[1], num_mask_tokens=5)

@@ -1,4 +1,4 @@
-"""Rows of every legal form, followed to the batch that the LMM sees."""
+"""Samples of every valid form reach the LMM's batch with their codes."""
 
 import json
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from torch import Tensor
 from himtok_plugin import MaskTokenizer
 from himtok_plugin.lmm.vocabulary import MaskVocabulary
 from himtok_plugin.mask_text import codes_to_text
-from himtok_plugin.masks.sources import load_mask, to_rle, to_square
+from himtok_plugin.masks import load_mask, to_rle, to_square
 
 IGNORED = -100
 
 
 @dataclass
 class Seen:
-    """A batch as the LMM sees it."""
+    """A batch that the LMM gets."""
 
     input_ids: Tensor
     labels: Tensor
@@ -147,12 +147,12 @@ def test_rows_without_any_mask_train_the_lmm_alone(train, world):
     assert not logged(result, "loss_mask_bce")
 
 
-def test_rows_without_images_are_text_as_ever(train, world):
+def test_rows_without_images_train_as_text(train, world):
     rows = [{"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}]
     assert logged(train(rows), "loss_next_token")
 
 
-def test_mask_text_written_out_in_a_row_is_left_as_it_is(train, batches, world, codes_of):
+def test_literal_mask_text_in_a_row_stays_unchanged(train, batches, world, codes_of):
     written = codes_to_text([1, 2, 3])
     rows = [world.row(f"<image>Improve {written}.", "Better: <mask>.", masks=[world.left])]
     train(rows, **STAGE_TWO)
@@ -220,8 +220,8 @@ def test_boxes_and_masks_stand_side_by_side(train, batches, world, codes_of):
     assert seen.codes(seen.labels) == codes_of(world.left)
 
 
-def test_codes_of_a_step_in_half_precision_are_those_of_single(train, batches, world, codes_of):
-    """bfloat16 gives one square in twenty other codes."""
+def test_codes_in_a_half_precision_step_equal_those_in_single_precision(train, batches, world, codes_of):
+    """In bfloat16 one square in twenty gets other codes."""
     rows = [row for row in read_rows(world.scenes) if row["masks"]]
     train(rows, bf16=True, fp16=False, use_cpu=True)
     assert batches[0].codes(batches[0].labels) == codes_of(*(mask for row in rows for mask in row["masks"]))
@@ -287,8 +287,8 @@ def uneven_rows(world) -> list[dict]:
     ]
 
 
-def without_drawing() -> dict:
-    """Mask losses without levels drawn at random: all of the three that four tokens have."""
+def use_all_levels() -> dict:
+    """Mask losses without random levels: all three levels of four mask tokens."""
     return {**STAGE_TWO, "num_coarse_levels": 3, "max_grad_norm": 1e9}
 
 
@@ -301,8 +301,8 @@ LOSSES = ("loss", "grad_norm", "loss_mask_bce", "loss_mask_dice", "loss_mask_hie
     ids=str,
 )
 def test_layout_of_the_batch_changes_no_loss(train, world, options):
-    plain = train(uneven_rows(world), **without_drawing())
-    other = train(uneven_rows(world), **without_drawing(), **options)
+    plain = train(uneven_rows(world), **use_all_levels())
+    other = train(uneven_rows(world), **use_all_levels(), **options)
     for key in LOSSES:
         assert logged(other, key) == pytest.approx(logged(plain, key), rel=1e-4), key
 
@@ -332,17 +332,17 @@ def test_trimmed_logits_are_those_of_the_same_masks(train, world, monkeypatch):
 @pytest.mark.parametrize("feature", ["padding_free", "packing"])
 @pytest.mark.parametrize("keep", [False, True])
 def test_rows_in_one_sequence_have_the_loss_of_rows_in_a_batch(train, world, monkeypatch, feature, keep):
-    """ms-swift asks for flash attention, which needs a GPU; with sdpa, transformers masks by position ids as well."""
+    """ms-swift requires flash attention, which needs a GPU; with sdpa, transformers masks by position ids as well."""
     from swift.arguments import SftArguments
 
-    plain = train(uneven_rows(world), **without_drawing())
+    plain = train(uneven_rows(world), **use_all_levels())
     monkeypatch.setattr(
         SftArguments, "_check_padding_free", lambda self: self.packing and setattr(self, "padding_free", True)
     )
     options = {feature: True, "use_logits_to_keep": keep}
     if feature == "packing":
         options |= {"packing_length": 1000, "per_device_train_batch_size": 1}
-    packed = train(uneven_rows(world), **without_drawing(), **options)
+    packed = train(uneven_rows(world), **use_all_levels(), **options)
     for key in LOSSES:
         assert logged(packed, key) == pytest.approx(logged(plain, key), rel=1e-3), key
 
@@ -352,7 +352,7 @@ def test_masks_belong_to_the_image_file_where_the_template_shrinks_images(train,
     assert batches[0].codes(batches[0].labels) == codes_of(world.left)
 
 
-def test_columns_of_the_dataset_that_are_not_ours_do_no_harm(train, batches, world, codes_of):
+def test_unknown_columns_of_the_dataset_are_ignored(train, batches, world, codes_of):
     train([world.segment(world.left, source="coco", number=3)])
     assert batches[0].codes(batches[0].labels) == codes_of(world.left)
 
@@ -360,6 +360,6 @@ def test_columns_of_the_dataset_that_are_not_ours_do_no_harm(train, batches, wor
 def test_masks_of_validation_rows_are_encoded_as_well(train, world, tmp_path):
     val = write_rows(tmp_path / "val.jsonl", [world.segment(world.left)] * 2)
     options = {"val_dataset": val, "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 2}
-    result = train([world.segment(world.left)] * 2, **options, **without_drawing())
+    result = train([world.segment(world.left)] * 2, **options, **use_all_levels())
     assert json.dumps(result["log_history"])
     assert logged(result, "eval_loss_mask_bce")
