@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from himtok_plugin.data.joined_expressions import JOINED_BEGINS, JOINED_ENDS, JOINED, joined_question
+from himtok_plugin.data.joined_expressions import JOINED, JOINED_BEGINS, JOINED_ENDS, joined_question
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER
 from himtok_plugin.masks import Resize, from_square
 from himtok_plugin.masks.run_lengths import Runs
