@@ -1,4 +1,4 @@
-"""Tiny InternVL chat checkpoints in the authors' layout, with weights drawn on the spot."""
+"""Tiny InternVL chat checkpoints in the authors' layout, with random weights."""
 
 import json
 from dataclasses import dataclass, field
@@ -52,7 +52,7 @@ LLM = {
 }
 CHAT_TOKENS = ["<|im_end|>", "<|im_start|>"]
 IMAGE_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
-UNUSED = ["[UNUSED_0]", "[UNUSED_1]"]  # pieces that the chat tokens take the place of
+UNUSED = ["[UNUSED_0]", "[UNUSED_1]"]  # pieces that the chat tokens replace
 TEXTS = [
     "Segment the road. The mask appears at the left of the picture.",
     "Give the bounding box of <ref>the dog</ref>, then segment it.",
@@ -64,7 +64,7 @@ TEXTS = [
 
 @dataclass
 class ChatModel:
-    """A checkpoint of the authors' layout: what is in its files, and how to write them."""
+    """The contents of a checkpoint in the authors' layout, which `write` writes to a folder."""
 
     config: dict
     state: dict[str, torch.Tensor]
@@ -112,7 +112,7 @@ def chat_config(llm: str = "InternLM2ForCausalLM", vision=(), **llm_fields) -> d
 
 
 def draw_state(config: dict, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights for a configuration, keys and shapes written down from the authors' layout."""
+    """Draw the weights of a configuration, with the keys and shapes of the authors' layout."""
     generator = torch.Generator().manual_seed(seed)
     vision, llm = config["vision_config"], config["llm_config"]
     w, f, p = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
@@ -169,13 +169,13 @@ def draw_state(config: dict, seed: int = 0) -> dict[str, torch.Tensor]:
 
 def mask_tokenizer():
     model = tiny_model(seed=3, **MASK_FIELDS)
-    with torch.no_grad():  # a spread codebook, so that different masks get different codes
+    with torch.no_grad():  # a spread-out codebook, so that different masks get different codes
         model.quantize.embedding.weight.normal_()
     return model
 
 
 def chat_model(with_masks: bool = True, texts=None, **config) -> ChatModel:
-    """A checkpoint with the mask tokenizer under `mask_decoder.`, and by default no tokenizer."""
+    """Build a checkpoint with the mask tokenizer under `mask_decoder.`, by default without a text tokenizer."""
     config = chat_config(**config)
     state, masks = draw_state(config), mask_tokenizer()
     if with_masks:
@@ -184,7 +184,7 @@ def chat_model(with_masks: bool = True, texts=None, **config) -> ChatModel:
 
 
 def train_sentencepiece(folder: Path, texts=TEXTS, vocab_size: int = 400, **options) -> bytes:
-    """A model like InternLM2's: byte-pair encoding with bytes for what it does not know, spaces as they are."""
+    """Train a SentencePiece model like InternLM2's: byte-pair encoding, byte fallback, spaces kept."""
     corpus = folder / "corpus.txt"
     corpus.write_text("\n".join(text.replace("\n", " ") for text in texts * 3), encoding="utf-8")
     chosen = {
@@ -205,7 +205,7 @@ def train_sentencepiece(folder: Path, texts=TEXTS, vocab_size: int = 400, **opti
 
 
 def internlm2_files(model: bytes, new_style: bool = True) -> dict[str, object]:
-    """Tokenizer files beside an InternLM2 chat model: chat tokens in place of unused pieces, the others after all."""
+    """Build the tokenizer files of an InternLM2 chat model: chat tokens replace unused pieces, others are appended."""
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     first = pieces.vocab_size()
     ids = {token: pieces.piece_to_id(unused) for token, unused in zip(CHAT_TOKENS, UNUSED, strict=True)}
@@ -221,7 +221,7 @@ def internlm2_files(model: bytes, new_style: bool = True) -> dict[str, object]:
     if new_style:
         own = {"<unk>": 0, "<s>": 1, "</s>": 2}
         files["tokenizer_config.json"]["added_tokens_decoder"] = {
-            # As transformers writes tokens that were added without a word about them.
+            # As transformers writes tokens that were added without flags.
             str(i): {"content": token, "special": token in special or token in own, "normalized": token not in special}
             for token, i in {**own, **ids}.items()
         }
@@ -233,7 +233,7 @@ def rows_needed(files: dict[str, object]) -> int:
 
 
 def qwen2_files() -> dict[str, object]:
-    """Tokenizer files beside a Qwen2 chat model."""
+    """Build the tokenizer files of a Qwen2 chat model."""
     trainer = trainers.BpeTrainer(
         vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
@@ -255,5 +255,5 @@ def qwen2_files() -> dict[str, object]:
 
 
 def with_tokenizer(files: dict[str, object], **options) -> ChatModel:
-    """A checkpoint with a tokenizer and as many rows as that needs."""
+    """Build a checkpoint with a text tokenizer and as many token embeddings as it needs."""
     return chat_model(texts=files, **{"vocab_size": rows_needed(files), **options})
