@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import tiny_datasets
 from chat_models import internlm2_files, train_sentencepiece, with_tokenizer
+from datasets import Dataset
+from datasets import Image as ImageFeature
 from paths import EXAMPLES, ROOT
 from PIL import Image
 from runs import infer
@@ -29,10 +31,9 @@ def write_documented_files(root: Path) -> Path:
     _write_results(root)
     tiny_datasets.write("refcoco", root / "data" / "refer")
     tiny_datasets.write("labelme", root / "my_photos")
-    tiny_datasets.write("pope", root / "POPE")
+    _write_pope(root / "POPE")
     for folder in (ROOT / "swift_configs", EXAMPLES):
         (root / folder.name).symlink_to(folder)
-    (root / "tests").symlink_to(ROOT / "tests")
     return root
 
 
@@ -70,6 +71,20 @@ def _write_models(root: Path) -> None:
         (root / name).symlink_to(f"{target}/mask_tokenizer" if name.startswith("stage1") else target)
     files = internlm2_files(train_sentencepiece(root))
     with_tokenizer(files).write(root / "yayafengzi" / "InternVL2_5-HiMTok-8B")
+
+
+def _write_pope(folder: Path) -> None:
+    """POPE as evalscope reads it, with the columns and splits that it has on the hub."""
+    folder.mkdir()
+    picture = {"bytes": (folder.parent / "photo.jpg").read_bytes(), "path": None}
+    splits = ("random", "popular", "adversarial")
+    for split in splits:
+        texts = {"id": "0", "question_id": "0", "question": "Is there a horse in the image?", "answer": "yes"}
+        row = {**texts, "image_source": "x", "image": picture, "category": split}
+        table = Dataset.from_list([row]).cast_column("image", ImageFeature())
+        table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    card = {"config_name": "Full", "data_files": [{"split": name, "path": f"{name}-*.parquet"} for name in splits]}
+    (folder / "README.md").write_text(f"---\n{json.dumps({'configs': [card]})}\n---\n")  # JSON is YAML
 
 
 def _box_row(row: dict) -> dict:

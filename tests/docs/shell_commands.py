@@ -24,7 +24,9 @@ SHORT_TRAINING = (
     "--continuous_warmup_steps 0 --save_steps 2 --eval_steps 2 --report_to none --check_model false --strict true "
     "--load_from_cache_file false"
 ).split()
-SHORT_ANSWERS = "--max_batch_size 16 --max_new_tokens 48 --torch_dtype float32 --load_from_cache_file false --strict true".split()
+SHORT_ANSWERS = (
+    "--max_batch_size 16 --max_new_tokens 48 --torch_dtype float32 --load_from_cache_file false --strict true"
+).split()
 SHORT_SAMPLES = "--num_generations 2 --max_completion_length 24".split()
 FOUR_BITS = "--torch_dtype bfloat16 --bf16 true".split()  # bitsandbytes has no others on a CPU
 UNSUPPORTED = set("|&;<`$()")
