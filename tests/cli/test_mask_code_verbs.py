@@ -60,7 +60,7 @@ def test_init_overwrites_only_with_force(himtok, tokenizer):
     ("arguments", "message"),
     [
         (("--size", "huge"), "size='huge': expected one of"),
-        (("--set", "colour=3"), "colour=3: no field of MaskTokenizerConfig"),
+        (("--set", "colour=3"), "colour=3: expected a field of MaskTokenizerConfig"),
         (("--set", "codebook_size"), "--set codebook_size: expected FIELD=VALUE"),
         (("--set", "codebook_size=many"), "codebook_size='many': expected a positive integer"),
         (("--set", "decoder_width=null"), "decoder_width=None: expected a positive integer"),

@@ -73,11 +73,10 @@ def default_text(field: Field) -> str:
 
 def patches_table() -> str:
     """A line per patch: its function, what it does, why, and when it can be removed."""
-    lines = ["| patch | what it does | why | removed when |", "|---|---|---|---|"]
+    lines = ["| patch | what it does | why | removed when | upstream |", "|---|---|---|---|---|"]
     for name, parts in patch_docstrings().items():
-        upstream = parts.get("Upstream", "")
-        end = f"{parts['Goes when']} {f'Upstream: {upstream}' if upstream else ''}"
-        cells = (capitalize(escape(text)) for text in (parts["What"], parts["Why"], end))
+        cells = (capitalize(escape(parts[part])) for part in ("What", "Why", "Goes when"))
+        cells = (*cells, escape(parts["Upstream"]))
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

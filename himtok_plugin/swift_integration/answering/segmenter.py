@@ -20,7 +20,7 @@ from .question_samples import ImageSource, build_question_sample, load_image_sou
 if TYPE_CHECKING:
     from swift.infer_engine import TransformersEngine
 
-QUESTION = "Segment {}."  # as in the samples of README.md
+QUESTION = "Segment {}."  # as in docs/data.md
 MAX_NEW_TOKENS = 512  # a dozen masks of 32 mask tokens with text between them
 
 

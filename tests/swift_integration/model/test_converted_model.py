@@ -12,7 +12,7 @@ from swift.arguments import InferArguments
 from transformers import AutoProcessor
 
 from himtok_plugin import Segmenter, cli
-from himtok_plugin.internvl_chat.prompts import PROMPTS, format_prompt
+from himtok_plugin.internvl_chat.chat_prompt import PROMPTS, format_prompt
 from himtok_plugin.masks import load_mask
 from himtok_plugin.swift_integration.options.unconverted_checkpoints import RELEASED_MODEL, refuse_unconverted
 

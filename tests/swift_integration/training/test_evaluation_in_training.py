@@ -106,9 +106,9 @@ def warned(monkeypatch):
     """Collect the trainer's warnings."""
     from swift.utils import get_logger
 
-    told = []
-    monkeypatch.setattr(get_logger(), "warning", lambda message, *_, **__: told.append(str(message)))
-    return told
+    messages = []
+    monkeypatch.setattr(get_logger(), "warning", lambda message, *_, **__: messages.append(str(message)))
+    return messages
 
 
 @pytest.mark.parametrize("kind", ["stream", "questions"])

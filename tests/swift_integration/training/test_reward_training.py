@@ -38,8 +38,8 @@ def test_masks_of_the_question_are_no_targets():
     assert np.array_equal(found, other)
     assert len(load_target_masks(packed(MASK, other), asked[:1])) == 1
     assert load_target_masks(packed(), asked[1:]) == []
-    told = MaskColumn([], None, 7, {"asks_for_masks": False}).to_json()
-    assert load_target_masks(packed(MASK), asked[:1]) is None and load_target_masks(told, asked[1:]) is None
+    without_masks = MaskColumn([], None, 7, {"asks_for_masks": False}).to_json()
+    assert load_target_masks(packed(MASK), asked[:1]) is None and load_target_masks(without_masks, asked[1:]) is None
 
 
 def test_error_of_an_unreadable_mask_names_its_row():
@@ -52,9 +52,10 @@ def test_rows_that_ask_for_no_mask_have_no_mask_reward_and_a_dataset_without_any
     reward = orms["mask_count"](args=None)
     messages = [[{"role": "user", "content": "<image>Segment."}]] * 2
     assert reward(["Yes.", "No mask."], masks=[None, packed()], messages=messages) == [None, 1.0]
-    told = MaskColumn([], None, 7, {"asks_for_masks": False}).to_json()
+    without_masks = MaskColumn([], None, 7, {"asks_for_masks": False}).to_json()
     described = [[{"role": "user", "content": "<image>What is <mask>?"}]]
-    assert reward(["Yes.", "A dog."], masks=[told, packed(MASK)], messages=messages[:1] + described) == [None, None]
+    masks = [without_masks, packed(MASK)]
+    assert reward(["Yes.", "A dog."], masks=masks, messages=messages[:1] + described) == [None, None]
     assert reward(["Yes."], masks=[None], messages=messages) == [None]
     with pytest.raises(ValueError, match="masks: got a dataset without this column"):
         reward(["Yes."], messages=messages)

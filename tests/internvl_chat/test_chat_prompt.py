@@ -2,7 +2,7 @@
 
 import pytest
 
-from himtok_plugin.internvl_chat.prompts import PROMPTS, format_prompt
+from himtok_plugin.internvl_chat.chat_prompt import PROMPTS, format_prompt
 
 
 def test_expressions_are_inserted_into_named_prompts():
