@@ -41,7 +41,7 @@ _held_back_help: list[str] = []
 def run() -> None:
     """Prepare this process if it is a `swift` command or was spawned by one; called by the `.pth` line."""
     argv = getattr(sys, "argv", None) or [""]
-    if not is_swift_command(argv[0]):
+    if not (is_swift_command(argv[0]) or (argv[0] == "-m" and is_swift_module(sys.orig_argv))):
         _install(inherited_plugins())
         return
     # A `swift` command uses its own flags, even if another `swift` command started it.
@@ -86,6 +86,12 @@ def is_swift_command(script: str) -> bool:
     """Whether `sys.argv[0]` is one of ms-swift's commands, `.../swift/cli/<verb>.py`."""
     folder, _, name = ("/" + script.replace("\\", "/")).rpartition("/")
     return folder.endswith("/swift/cli") and name.endswith(".py")
+
+
+def is_swift_module(command_line: list[str]) -> bool:
+    """Return whether a whole command line is `python -m swift.cli.<verb>`; `main` only starts other processes."""
+    modules = [module for flag, module in zip(command_line, command_line[1:], strict=False) if flag == "-m"]
+    return bool(modules) and modules[0].startswith("swift.cli.") and modules[0] != "swift.cli.main"
 
 
 def requested_plugins(arguments: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """`python -m himtok_plugin.launch`: an ms-swift command with this plugin, without any start-up hook."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from paths import ROOT
 from himtok_plugin import launch
 from himtok_plugin.active_plugins import ACTIVE_PLUGINS_VARIABLE
 from himtok_plugin.data.generated.scenes import write_rows
+from himtok_plugin.resources import default_checkpoint
 
 
 def python(*arguments, **environment):
@@ -67,6 +69,26 @@ def test_unknown_command_is_one_line_and_exit_status_2(arguments):
     child = python("-m", launch.MODULE, *arguments)
     assert child.returncode == 2 and child.stdout == ""
     assert child.stderr.splitlines()[-1].startswith("error: command: got ")
+
+
+def test_python_dash_m_of_ms_swift_takes_the_plugin_flag(tmp_path):
+    lines = (ROOT / "himtok_plugin_startup.pth").read_text(encoding="utf-8").splitlines()
+    hook = next(line for line in lines if line.startswith("import "))
+    (tmp_path / "sitecustomize.py").write_text(hook + "\n")  # wherever and whether the package is installed
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    child = python("-m", "swift.cli.infer", "--plugin", "himtok", "--help", PYTHONPATH=path)
+    assert child.returncode == 0, child.stderr[-2000:]
+    assert "--mask_decoding" in child.stdout
+
+
+def test_native_flag_for_external_plugins_is_refused_in_one_line():
+    plugin_file = str(ROOT / "himtok_plugin" / "plugin" / "himtok.py")
+    script = importlib.util.find_spec("swift.cli.infer").origin
+    child = python(script, "--external_plugins", plugin_file, "--model", str(default_checkpoint()))
+    assert child.returncode == 2
+    assert child.stderr.splitlines()[-1].startswith(
+        "error: --external_plugins: got the file of the plugin himtok alone"
+    )
 
 
 def test_inference_runs_from_a_source_tree(tmp_path):

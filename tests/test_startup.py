@@ -60,6 +60,20 @@ def test_only_the_scripts_behind_swift_are_swift_commands(script, expected):
 
 
 @pytest.mark.parametrize(
+    ("command_line", "expected"),
+    [
+        (["/env/bin/python", "-m", "swift.cli.infer", "--plugin", "himtok"], True),
+        (["/env/bin/python", "-X", "dev", "-m", "swift.cli.sft"], True),
+        (["/env/bin/python", "-m", "swift.cli.main", "sft"], False),
+        (["/env/bin/python", "-m", "himtok_plugin.launch", "sft"], False),
+        (["/env/bin/python", "train.py", "-m", "other"], False),
+    ],
+)
+def test_python_dash_m_runs_a_swift_command_too(command_line, expected):
+    assert startup.is_swift_module(command_line) is expected
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--plugin", "himtok"], ["himtok"]),

@@ -116,10 +116,13 @@ class LogitTap:
     def find_tapped_logits(self, logits: Tensor) -> Tensor:
         """Return the tapped logits if `logits` (b, n, V) are the same or a cast of them, otherwise `logits`.
 
-        The latter applies to models that scale or change their logits after the output layer.
+        The latter applies to models that scale or change their logits after the output layer, and to models on several
+        devices, whose logits accelerate moves to the first one: codes and targets are there as well.
         """
         tapped = self._logits
         if tapped is None or tapped.shape != logits.shape or tapped._version != self._version:
+            return logits
+        if tapped.device != logits.device:
             return logits
         source = logits.grad_fn
         if source is not None and type(source).__name__.startswith("ToCopyBackward"):

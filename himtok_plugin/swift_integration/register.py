@@ -1,10 +1,16 @@
 """Registers everything of the plugin with ms-swift, in one call from `plugin/himtok.py`."""
 
+import multiprocessing
 import sys
 
 
 def register() -> None:
-    """Apply the patches and register model type, metric, optimizer, rewards, datasets and benchmarks; idempotent."""
+    """Apply the patches and register model type, metric, optimizer, rewards, datasets and benchmarks; idempotent.
+
+    Raises:
+        RuntimeError: ms-swift's argument classes lack the plugin's options. In a `swift` command this is one line on
+            stderr and exit status 2.
+    """
     from . import patches
     from .samples.prepared_datasets import register_prepared_datasets
     from .training.mask_metrics import register_mask_metrics
@@ -12,6 +18,7 @@ def register() -> None:
     from .training.reward_functions import register_rewards
     from .training.stage_one import register_mask_tokenizer
 
+    _check_options_exist()
     patches.apply()
     register_mask_tokenizer()
     register_mask_metrics()
@@ -22,3 +29,26 @@ def register() -> None:
         from .evaluation.evalscope_benchmarks import register_benchmarks
 
         register_benchmarks()
+
+
+def _check_options_exist() -> None:
+    """ms-swift's own `--external_plugins` imports the plugin after the argument classes, too late for its options.
+
+    Processes that a `swift` command spawned, such as data-loader workers, use no argument classes.
+    """
+    from swift.arguments.base_args.template_args import TemplateArguments
+
+    from himtok_plugin.startup import USAGE_ERROR, is_swift_command
+
+    from .options.arguments import HimTokArguments
+
+    if issubclass(TemplateArguments, HimTokArguments) or multiprocessing.parent_process() is not None:
+        return
+    reason = (
+        "--external_plugins: got the file of the plugin himtok alone, which ms-swift imports too late to add the "
+        "plugin's options, expected --plugin himtok, or python -m himtok_plugin.launch COMMAND instead of swift COMMAND"
+    )
+    if not is_swift_command(sys.argv[0]):
+        raise RuntimeError(reason)
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    raise SystemExit(USAGE_ERROR)

@@ -83,3 +83,14 @@ def test_a_closed_tap_and_one_without_gradients_do_nothing():
         _, logits = lmm(torch.zeros(1, 2, 6))
         assert tap.find_tapped_logits(logits) is logits
     assert tap._logits is None
+
+
+def test_logits_on_another_device_than_the_tapped_ones_are_used_unchanged():
+    """As of a model on two cards, whose logits accelerate moves by a cast that looks like one to float32."""
+    head = torch.nn.Linear(4, 8)
+    tap = LogitTap(head)
+    with tap:
+        logits = head(torch.randn(1, 3, 4))
+        moved, cast = logits.to("meta"), logits.double()
+        assert tap.find_tapped_logits(moved) is moved
+        assert tap.find_tapped_logits(cast) is not cast
