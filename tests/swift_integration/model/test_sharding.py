@@ -102,7 +102,7 @@ def gathers(world, tmp_path):
         one, other = world.segment(world.left), world.segment(world.right)
         argv = flags(
             plugin="himtok",
-            external_plugins=[Path(__file__).with_name("deepspeed_on_cpus.py"), tmp_path / "recorder.py"],
+            external_plugins=[Path(__file__).parents[1] / "deepspeed_on_cpus.py", tmp_path / "recorder.py"],
             model=world.lmm,
             mask_tokenizer=world.mask_tokenizer,
             dataset=write_rows(tmp_path / "rows.jsonl", [one, other, one, without, without, one, without, without]),

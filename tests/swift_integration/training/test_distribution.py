@@ -34,7 +34,7 @@ COMMON = {
 }
 FLOAT32 = {"torch_dtype": "float32", "fp16": False, "bf16": False}
 BFLOAT16 = {"torch_dtype": "bfloat16", "bf16": True}
-DEEPSPEED_ON_CPUS = Path(__file__).with_name("deepspeed_on_cpus.py")
+DEEPSPEED_ON_CPUS = Path(__file__).parents[1] / "deepspeed_on_cpus.py"
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is an extra")
 
 
