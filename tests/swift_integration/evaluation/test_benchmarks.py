@@ -246,7 +246,7 @@ def test_missing_answers_count_as_failures(adapter, rows):
     assert report.failures == ["testB: row 2: no prediction", "testB: row 3: no prediction"]
     assert report.scores["samples"] == 3 and report.scores["failures"] == 2
     assert {score.num for score in scores} == {3}
-    assert [row.get("failed", False) for row in made._rows["testB"]] == [False, True, True]
+    assert [row.get("failed", False) for row in made._results["testB"]] == [False, True, True]
 
 
 def test_limit_selects_the_first_rows_and_files_are_subsets(adapter, rows):
@@ -277,7 +277,7 @@ def test_choices_and_boxes_are_scored(adapter, rows):
     card = boxes._reports["rec"].run
     assert (card.mask_decoding, card.refiner, card.min_score) == (None, "none", None)  # no mask was decoded
     kept = ResultScores(boundary=False)
-    for row in boxes._rows["rec"]:
+    for row in boxes._results["rec"]:
         kept.add(row)
     assert kept.compute()["box_acc@0.9"] == 0.5 and kept.compute()["box_missing"] == 1
 
@@ -289,7 +289,7 @@ def test_boxes_are_read_in_the_unit_of_the_template(adapter, rows, settings, mon
     thousandths = [round(1000 * value / side) for value, side in zip((x1, y1, x2, y2), (64, 48, 64, 48), strict=True)]
     assert boxes.judge(str(thousandths), dataset[0].metadata, None)[1]["iou"] > 0.95
     settings.template = "qwen2_5_vl"  # boxes in pixels of the resized image, here twice as large
-    monkeypatch.setattr(benchmarks, "_template", lambda: "a template")
+    monkeypatch.setattr(benchmarks, "_load_template", lambda: "a template")
     monkeypatch.setattr(benchmarks, "parse_answer_boxes", lambda text, image, template: [[x1, y1, x2, y2]])
     assert boxes.judge("[0, 0, 1, 1]", dataset[0].metadata, None)[1]["iou"] == 1.0
     settings.eval_url = "http://elsewhere/v1"
