@@ -1,9 +1,10 @@
 """`python -m himtok_plugin.launch sft ARGS`: what `swift sft --plugin himtok ARGS` does, without any start-up hook.
 
 It is for places where Python does not run the hook of an installed package: a source tree on PYTHONPATH, `pip install
---target`, a zip file, a Python that ignores code in `.pth` files. A YAML as the first argument, `NPROC_PER_NODE` and
-the other variables of ms-swift's launcher work as with `swift`; `torchrun ... -m himtok_plugin.launch sft ARGS` works
-too. Other plugins come along as usual: `--plugin himtok other`.
+--target`, a Python that ignores code in `.pth` files. A zip file does not work: ms-swift asks for a folder on disk that
+holds the plugin's file. A YAML as the first argument, `NPROC_PER_NODE` and the other variables of ms-swift's launcher
+work as with `swift`; `torchrun ... -m himtok_plugin.launch sft ARGS` works too. Other plugins come along as usual:
+`--plugin himtok other`.
 """
 
 import importlib.util
