@@ -1,4 +1,4 @@
-"""`swift deploy --plugin himtok` on localhost, images for its requests, and a gate that limits its answers."""
+"""Servers on localhost, mostly `swift deploy --plugin himtok`; images for requests; a gate that limits answers."""
 
 import base64
 import io
@@ -24,33 +24,41 @@ START_SECONDS = 180  # ten on an idle machine
 
 
 @contextmanager
-def deployed(root: Path, **options):
+def deployed(root: Path, start_seconds: float = START_SECONDS, **options):
     """Address of a server, `http://127.0.0.1:PORT/v1`; its log is `root/log.txt`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = find_free_port()
     defaults = {"plugin": "himtok", "host": "127.0.0.1", "port": port, "max_batch_size": 4, "verbose": False}
     log = root / "log.txt"
     with started("deploy", *flags(**{**defaults, **options}), cwd=root, log=log) as process:
-        end = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                assert process.poll() is None and time.monotonic() < end, log.read_text()[-4000:]
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
+        yield wait_until_healthy(port, process, log, start_seconds)
+
+
+def find_free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_until_healthy(port: int, process: subprocess.Popen, log: Path, seconds: float) -> str:
+    """Address of a server that `started` runs, once it answers."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            return f"http://127.0.0.1:{port}/v1"
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            assert process.poll() is None and time.monotonic() < end, log.read_text()[-4000:]
+            time.sleep(0.2)
 
 
 @contextmanager
-def started(*argv, cwd: Path, log: Path):
-    """Run a `swift` command until the block ends."""
-    environment = {name: value for name, value in os.environ.items() if name != "HIMTOK_ACTIVE_PLUGINS"}
+def started(*argv, cwd: Path, log: Path, program: str = "swift", **environment):
+    """Run a command of this Python environment until the block ends; `environment` adds variables."""
+    clean = {name: value for name, value in os.environ.items() if name != "HIMTOK_ACTIVE_PLUGINS"}
     with open(log, "w") as out:
         process = subprocess.Popen(
-            [Path(sys.executable).with_name("swift"), *map(str, argv)],
-            env={**environment, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            [Path(sys.executable).with_name(program), *map(str, argv)],
+            env={**clean, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment},
             cwd=cwd,
             stdout=out,
             stderr=subprocess.STDOUT,
