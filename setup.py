@@ -1,7 +1,8 @@
 """Packaging of himtok_plugin: metadata, the start-up hook for `--plugin`, and the shipped training configs.
 
-Contract: `pip install .`, `pip install -e .` and installing a wheel put `himtok_plugin_startup.pth` into site-packages
-(listed in RECORD, so that uninstalling removes it) and install the YAML configs. Tool settings are in pyproject.toml.
+Contract: `pip install .`, `pip install -e .` and installing a wheel put `himtok_plugin_startup.pth` and its successor
+`himtok_plugin_startup.start` into site-packages (listed in RECORD, so that uninstalling removes them) and install the
+YAML configs. Tool settings are in pyproject.toml.
 """
 
 import re
@@ -11,7 +12,7 @@ from setuptools import Command, find_namespace_packages, setup
 from setuptools.command.build import build
 
 ROOT = Path(__file__).parent
-STARTUP_HOOK = "himtok_plugin_startup.pth"
+STARTUP_HOOKS = ("himtok_plugin_startup.pth", "himtok_plugin_startup.start")  # the latter for Python 3.15 and later
 
 
 def read_version() -> str:
@@ -30,9 +31,9 @@ def read_readme() -> str:
 
 
 class BuildStartupHook(Command):
-    """A step of `build` that installs the `.pth` file into site-packages.
+    """A step of `build` that installs the `.pth` and the `.start` file into site-packages.
 
-    `data_files` are installed below the prefix, where Python does not read `.pth` files, and editable wheels ignore
+    `data_files` are installed below the prefix, where Python does not read these files, and editable wheels ignore
     them. Implements setuptools' SubCommand protocol (setuptools.command.build), which sets `editable_mode`.
     """
 
@@ -49,13 +50,14 @@ class BuildStartupHook(Command):
         # An editable wheel consists of the files in the folder install_lib, not of those in build_lib.
         folder = self.get_finalized_command("install").install_lib if self.editable_mode else self.build_lib
         self.mkpath(folder)
-        self.copy_file(str(ROOT / STARTUP_HOOK), folder)
+        for name in STARTUP_HOOKS:
+            self.copy_file(str(ROOT / name), folder)
 
     def get_source_files(self):
-        return [STARTUP_HOOK]
+        return list(STARTUP_HOOKS)
 
     def get_outputs(self):
-        return [str(Path(self.build_lib, STARTUP_HOOK))]
+        return [str(Path(self.build_lib, name)) for name in STARTUP_HOOKS]
 
     def get_output_mapping(self):
         return {}

@@ -1,11 +1,12 @@
 """himtok_plugin: segmentation masks as tokens for any large multimodal model that ms-swift supports.
 
-Public names are imported on first use (PEP 562). Importing the package itself imports neither torch nor numpy nor
-ms-swift, because the start-up hook and the command line import it in processes that may not need them.
+Public names are imported on first use (PEP 562). Importing the package itself imports nothing else, because Python 3.15
+imports it at every start (startup_hook.py), in processes that do not need it.
 """
 
-from importlib import import_module
-from typing import Any
+TYPE_CHECKING = False  # type checkers know this name; importing `typing` takes longer than everything else here
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 
@@ -26,10 +27,12 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import a public name and store it in the module, so that this runs once per name."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
     globals()[name] = value
     return value

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -19,7 +20,7 @@ from paths import ROOT
 
 from himtok_plugin.active_plugins import ACTIVE_PLUGINS_VARIABLE
 
-HOOK = "himtok_plugin_startup.pth"
+HOOKS = ("himtok_plugin_startup.pth", "himtok_plugin_startup.start")
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed")
 
@@ -38,7 +39,7 @@ def source(tmp_path_factory) -> Path:
     """Copy the repository, because a build writes into it."""
     copy = tmp_path_factory.mktemp("source") / "himtok"
     copy.mkdir()
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", HOOK):
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", *HOOKS):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, copy)
     for name in ("himtok_plugin", "swift_configs"):
@@ -78,7 +79,7 @@ def test_wheel_contains_hook_modules_configs_weights_and_page_templates(source, 
     shipped = {f"himtok_plugin/pretrained/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()}
     assert sum(name.endswith(".safetensors") for name in shipped) == 2
     templates = {f"himtok_plugin/pages/{path.name}" for path in (source / "himtok_plugin" / "pages").glob("*.j2")}
-    assert templates and {HOOK, *modules, *configs, *shipped, *templates} <= names
+    assert templates and {*HOOKS, *modules, *configs, *shipped, *templates} <= names
     assert not [name for name in names if name.startswith(("tests", "swift_configs", "examples"))]
     # ms-swift puts the plugin's folder first on sys.path, so any other file in it could shadow a package.
     assert [name for name in names if name.startswith("himtok_plugin/plugin/")] == ["himtok_plugin/plugin/himtok.py"]
@@ -89,7 +90,16 @@ def test_wheel_contains_hook_modules_configs_weights_and_page_templates(source, 
 
 
 def test_hook_runs_after_the_pth_files_of_editable_packages():
-    assert HOOK > "__editable__.himtok_plugin-0.1.0.pth"
+    assert min(HOOKS) > "__editable__.himtok_plugin-0.1.0.pth"
+
+
+def test_source_distribution_builds_the_same_wheel(source, tmp_path):
+    code = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+    name = run([sys.executable, "-c", code, tmp_path], cwd=source).stdout.splitlines()[-1]
+    with tarfile.open(tmp_path / name) as archive:
+        archive.extractall(tmp_path, filter="data")
+    with zipfile.ZipFile(build(tmp_path / name.removesuffix(".tar.gz"), "build_wheel", tmp_path)) as wheel:
+        assert {*HOOKS, "himtok_plugin/pretrained/lmm/model.safetensors"} <= {*wheel.namelist()}
 
 
 def test_swift_command_gets_the_rewritten_arguments(installed, tmp_path):
@@ -125,8 +135,8 @@ def test_unknown_config_is_rejected_with_the_names_of_all_configs(installed):
     assert message.startswith("config: got '../setup', expected one of [") and "of_the_test" in message
 
 
-def test_uninstalling_removes_the_hook(installed):  # last: the environment is empty afterwards
+def test_uninstalling_removes_the_hooks(installed):  # last: the environment is empty afterwards
     python, site_packages, pip = installed
-    assert (site_packages / HOOK).is_file()
+    assert all((site_packages / hook).is_file() for hook in HOOKS)
     run([*pip, "uninstall", "--yes", "himtok_plugin"])
     assert list(site_packages.glob("*himtok*")) == []

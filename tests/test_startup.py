@@ -7,6 +7,7 @@ that the outcome does not depend on how or whether the package is installed here
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -145,9 +146,135 @@ def test_missing_argv_does_no_harm():
         assert run_python(code.format(change)).stdout == "fine\n"
 
 
+@pytest.mark.parametrize(
+    "command_line",
+    [
+        ["/env/bin/python", "/env/swift/cli/_megatron/sft.py", "--plugin", "himtok"],
+        ["/env/bin/python", "-m", "swift.cli._megatron.rlhf", "--plugin=himtok"],
+        ["/env/bin/python", "-m", "swift.cli._megatron.main", "pt", "--plugin", "himtok"],
+        ["/env/bin/python", "-m", "torch.distributed.run", "/env/swift/cli/_megatron/export.py", "--plugin", "himtok"],
+        ["/env/bin/python", "/env/swift/cli/_megatron/sft.py", "--external_plugins", PLUGIN_FILE],
+    ],
+)
+def test_megatron_refuses_plugins(command_line):
+    with pytest.raises(ValueError, match="--plugin: got himtok with megatron, .* expected a swift command"):
+        startup.refuse_megatron(*as_python_starts(command_line))
+
+
+@pytest.mark.parametrize(
+    "command_line",
+    [
+        ["/env/bin/python", "/env/swift/cli/_megatron/sft.py", "--model", "m", "--external_plugins", "mine.py"],
+        ["/env/bin/python", "-m", "torch.distributed.run", "/env/swift/cli/_megatron/sft.py", "--model", "m"],
+        ["/env/bin/python", "-m", "torch.distributed.run", "/env/swift/cli/sft.py", "--plugin", "himtok"],
+        ["/env/bin/python", "/env/swift/cli/sft.py", "--plugin", "himtok"],
+        ["/env/bin/python", "edit.py", "/env/swift/cli/_megatron/sft.py", "--plugin", "himtok"],
+    ],
+)
+def test_megatron_without_plugins_and_other_programs_are_left_alone(command_line):
+    startup.refuse_megatron(*as_python_starts(command_line))
+
+
+def as_python_starts(command_line):
+    """`sys.argv` and `sys.orig_argv` when the start-up hook runs: `-m` stands for a module not found yet."""
+    argv = command_line[1:]
+    return (["-m", *argv[2:]] if argv[0] == "-m" else argv), command_line
+
+
+@pytest.mark.parametrize("verb", ["pt", "sft", "rlhf", "export"])
+def test_megatron_with_a_plugin_is_one_line_and_exit_status_2(verb):
+    argv = [f"/env/swift/cli/_megatron/{verb}.py", "--plugin", "himtok"]
+    child = run_python(f"import sys; from himtok_plugin import startup; sys.argv = {argv!r}; startup.run()")
+    assert (child.returncode, child.stdout, child.stderr.count("\n")) == (2, "", 1)
+    assert "megatron" in child.stderr
+
+
+@pytest.mark.parametrize("flag", ["--external_plugins", "--external-plugins", "--custom_register_path"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_native_flag_with_the_plugin_file_means_the_plugin(flag, relative):
+    file = os.path.relpath(PLUGIN_FILE) if relative else PLUGIN_FILE
+    assert startup.requested_plugins(["--model", "m", flag, "other.py", file]) == ["himtok"]
+    assert startup.requested_plugins(["--plugin", "other", flag, file]) == ["other", "himtok"]
+    assert startup.requested_plugins([flag, "other.py", "/my/plugin/himtok.py"]) == []
+
+
+def test_installed_packages_are_searched_once():
+    code = (
+        "import sys, importlib.metadata as metadata; from himtok_plugin import startup\n"
+        "calls, search = [], metadata.entry_points\n"
+        "metadata.entry_points = lambda **options: calls.append(options) or search(**options)\n"
+        f"sys.argv = [{SCRIPT!r}, '--plugin', 'himtok']; startup.run(); startup.run()\n"
+        "for group in startup.OWN_ENTRY_POINTS: assert 'himtok' in startup.entry_points_of(group)\n"
+        "print(len(calls))"
+    )
+    assert run_python(code).stdout == "1\n"
+
+
 def hook_line() -> str:
     lines = (ROOT / "himtok_plugin_startup.pth").read_text(encoding="utf-8").splitlines()
     return next(line for line in lines if line.startswith("import "))
+
+
+def start_file_entry_points() -> list[str]:
+    """Entry points in the `.start` file, read as `site` of Python 3.15 reads it (PEP 829)."""
+    lines = (ROOT / "himtok_plugin_startup.start").read_bytes().decode("utf-8-sig").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+# What Python 3.15 does with an entry point; its `pkgutil.resolve_name(…, strict=True)` takes MODULE:CALLABLE only.
+CALL_ENTRY_POINTS = (
+    "import pkgutil\n"
+    "for entry_point in {}:\n"
+    "    assert entry_point.count(':') == 1\n"
+    "    pkgutil.resolve_name(entry_point)()\n"
+)
+
+
+def test_start_file_has_the_name_of_the_pth_file():
+    assert [path.suffix for path in sorted(ROOT.glob("himtok_plugin_startup.*"))] == [".pth", ".start"]
+    assert start_file_entry_points() == ["himtok_plugin.startup_hook:run_in_swift_processes"]
+
+
+START_OF_PYTHON_315 = CALL_ENTRY_POINTS.format(start_file_entry_points())
+START_OF_PYTHON_314 = f"exec({hook_line()!r})\n"
+
+
+@pytest.mark.parametrize("start", [START_OF_PYTHON_314, START_OF_PYTHON_315, START_OF_PYTHON_314 + START_OF_PYTHON_315])
+def test_both_hooks_prepare_a_swift_command(start):
+    code = f"import json, sys; sys.argv = sys.argv[1:]\n{start}\nprint(json.dumps(sys.argv))"
+    given = [SCRIPT, "--plugin", "himtok", "--model", "m"]
+    assert json.loads(run_python(code, *given).stdout) == [*given, "--external_plugins", PLUGIN_FILE]
+
+
+@pytest.mark.parametrize(
+    ("command_line", "runs"),
+    [
+        (["/env/bin/python", SCRIPT, "--plugin", "himtok"], True),
+        (["/env/bin/python", "-m", "swift.cli.infer", "--plugin", "himtok"], True),
+        (["/env/bin/python", "-m", "torch.distributed.run", SCRIPT, "--plugin", "himtok"], True),
+        (["/env/bin/python", "/env/swift/cli/_megatron/sft.py"], True),
+        (["/env/bin/python", "-c", "pass"], False),
+        (["/env/bin/python", "-m", "pip", "install", "ms-swift"], False),
+    ],
+)
+def test_both_hooks_run_in_the_same_processes(command_line, runs):
+    code = (
+        "import json, sys, types\n"
+        f"sys.argv, sys.orig_argv = {as_python_starts(command_line)!r}\n"
+        "calls = []\n"
+        "startup = types.ModuleType('himtok_plugin.startup'); startup.run = lambda: calls.append(hook)\n"
+        "sys.modules[startup.__name__] = startup\n"
+        f"hook = 'pth'\n{START_OF_PYTHON_314}\n"
+        f"hook = 'start'\n{START_OF_PYTHON_315}\n"
+        "print(calls)"
+    )
+    assert run_python(code).stdout == ("['pth', 'start']\n" if runs else "[]\n")
+
+
+def test_entry_point_imports_nothing_more_in_other_processes():
+    code = f"import pkgutil, sys; before = {{*sys.modules}}\n{START_OF_PYTHON_315}\nprint({{*sys.modules}} - before)"
+    new = run_python(code, PYTHONNOUSERSITE="1").stdout
+    assert set(re.findall("'(.+?)'", new)) <= {"himtok_plugin", "himtok_plugin.startup_hook"}
 
 
 def test_process_that_is_not_swift_does_not_import_the_package():

@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 
 from himtok_plugin.mask_text import BOX_PLACEHOLDER, MASK_PLACEHOLDER
+from himtok_plugin.resources import shipped_path
 from himtok_plugin.validation import abridged
 
-DEFAULT_FILE = Path(__file__).parent / "prompt_pools" / "english.yaml"
+DEFAULT_FILE = shipped_path(Path(__file__).parent / "prompt_pools" / "english.yaml")
 _FIELD = re.compile(r"\{(\w+)\}")
 
 

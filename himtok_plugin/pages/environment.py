@@ -15,6 +15,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from himtok_plugin.resources import shipped_path
+
 JPEG_QUALITY = 85
 
 
@@ -22,7 +24,7 @@ JPEG_QUALITY = 85
 def page_environment() -> Environment:
     """The templates of this folder; a template that uses a value it did not get raises `jinja2.UndefinedError`."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(shipped_path(Path(__file__).parent)),
         autoescape=True,  # always: select_autoescape would not recognise the ending .html.j2
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -32,23 +32,30 @@ def register() -> None:
 
 
 def _check_options_exist() -> None:
-    """ms-swift's own `--external_plugins` imports the plugin after the argument classes, too late for its options.
+    """Without the start-up hook, ms-swift's own `--external_plugins` imports the plugin too late for its options.
 
-    Processes that a `swift` command spawned, such as data-loader workers, use no argument classes.
+    The hook takes the file for `--plugin himtok`. Processes that a `swift` command spawned, such as data-loader
+    workers, use no argument classes.
     """
     from swift.arguments.base_args.template_args import TemplateArguments
 
-    from himtok_plugin.startup import USAGE_ERROR, is_swift_command
+    from himtok_plugin.startup import USAGE_ERROR, is_swift_command, refuse_megatron
 
     from .options.arguments import HimTokArguments
 
     if issubclass(TemplateArguments, HimTokArguments) or multiprocessing.parent_process() is not None:
         return
     reason = (
-        "--external_plugins: got the file of the plugin himtok alone, which ms-swift imports too late to add the "
-        "plugin's options, expected --plugin himtok, or python -m himtok_plugin.launch COMMAND instead of swift COMMAND"
+        "--external_plugins: got the file of the plugin himtok, which ms-swift imports too late to add the plugin's "
+        "options where the start-up hook is not installed, expected python -m himtok_plugin.launch COMMAND instead of "
+        "swift COMMAND"
     )
-    if not is_swift_command(sys.argv[0]):
-        raise RuntimeError(reason)
+    try:
+        refuse_megatron(sys.argv, sys.orig_argv)
+    except ValueError as error:
+        reason = str(error)
+    else:
+        if not is_swift_command(sys.argv[0]):
+            raise RuntimeError(reason)
     print(f"error: {reason}", file=sys.stderr, flush=True)
     raise SystemExit(USAGE_ERROR)
