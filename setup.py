@@ -67,30 +67,30 @@ class BuildWithStartupHook(build):
     sub_commands = [*build.sub_commands, ("build_startup_hook", None)]
 
 
-# Lower bounds are what the code needs, upper bounds the next major version. Tested together on Python 3.11:
-# ms-swift 4.6.0, torch 2.15, torchvision 0.29, transformers 5.19, peft 0.20, datasets 4.8, accelerate 1.15.
+# Each lower bound is the oldest release that the quick tests pass with; .ci/run installs all of them together. Upper
+# bounds are those of ms-swift where it has some (transformers, peft, datasets), otherwise the next major version.
 INSTALL_REQUIRES = [
     # The minor version is pinned, because swift_integration/ overrides methods that are not a stable API of ms-swift.
-    "ms-swift>=4.6,<4.7",
-    "torch>=2.15,<3",
-    "torchvision>=0.29,<1",
-    "transformers>=5.19,<6",
-    "peft>=0.20,<1",  # trainable_token_indices
-    "datasets>=4.8,<5",
-    "accelerate>=1.15,<2",
-    "safetensors>=0.8,<1",
-    "pillow>=11.3,<14",
-    "numpy>=2.4,<3",
-    "scipy>=1.17,<2",
-    "pycocotools>=2.0.7,<3",
-    "pyyaml>=6,<7",
-    "pyarrow>=20,<27",
-    "sentencepiece>=0.2,<1",  # text tokenizer of the released model, read when it is converted
-    "protobuf>=6,<8",
-    "jinja2>=3.1,<4",  # the HTML pages; torch and transformers need it as well
-    "rich>=15,<16",
-    "typer>=0.29,<1",
-    "tqdm>=4.66,<5",
+    "ms-swift>=4.6.0,<4.7",
+    "torch>=2.9.1,<3",
+    "torchvision>=0.24.1,<1",
+    "transformers>=5.0.0,<5.20",
+    "peft>=0.18.0,<0.21",
+    "datasets>=4.0.0,<4.8.5",
+    "accelerate>=1.10.0,<2",
+    "safetensors>=0.5.0,<1",
+    "pillow>=11.0.0,<14",
+    "numpy>=2.1.0,<3",
+    "scipy>=1.14.1,<2",
+    "pycocotools>=2.0.8,<3",
+    "pyyaml>=6.0.1,<7",
+    "pyarrow>=17.0.0,<27",
+    "sentencepiece>=0.2.0,<1",  # text tokenizer of the released model, read when it is converted
+    "protobuf>=5.28.0,<8",
+    "jinja2>=3.1.4,<4",  # the HTML pages; torch and transformers need it as well
+    "rich>=13.7.0,<16",
+    "typer>=0.12.5,<1",
+    "tqdm>=4.66.3,<5",
 ]
 
 EXTRAS_REQUIRE = {
@@ -118,6 +118,7 @@ EXTRAS_REQUIRE = {
     "eval": ["evalscope>=1.14,<2"],
     "rl": ["msgspec>=0.19,<1"],
     "deepspeed": ["deepspeed>=0.19,<1"],
+    "vllm": ["vllm>=0.32,<0.34"],  # each release pins its own torch; docs/inference_and_serving.md on CPU builds
     "qlora": ["bitsandbytes>=0.49,<1"],
     "app": ["gradio>=5,<6"],  # the version that ms-swift's page needs
     # Empty, because the refiners are models of transformers, which is required anyway.

@@ -7,8 +7,11 @@ released model, because ms-swift distinguishes models of the same architecture b
 """
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessor,
@@ -16,12 +19,6 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
     Gemma3Processor,
-    Gemma4AudioFeatureExtractor,
-    Gemma4Config,
-    Gemma4ForConditionalGeneration,
-    Gemma4ImageProcessor,
-    Gemma4Processor,
-    Gemma4VideoProcessor,
     Glm4vConfig,
     Glm4vForConditionalGeneration,
     Glm4vImageProcessor,
@@ -51,8 +48,6 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
-    Qwen3_5Config,
-    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
@@ -77,25 +72,37 @@ QWEN_SPECIAL = (
 )
 
 
+def class_or_skip(name: str) -> Any:
+    """Return a class of transformers; skip the test where the installed release is older than the model."""
+    if not hasattr(transformers, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    return getattr(transformers, name)
+
+
 def numbered(tokens: str, first: int) -> dict[str, int]:
     """Consecutive ids for tokens separated by spaces."""
     return {token: i for i, token in enumerate(tokens.split(), first)}
 
 
-def byte_tokenizer(size: int, special: dict[str, int], **roles) -> PreTrainedTokenizerFast:
+def byte_tokenizer(
+    size: int, special: dict[str, int], whole: dict[str, int] | None = None, **roles
+) -> PreTrainedTokenizerFast:
     """A tokenizer of bytes and special tokens with `size` tokens, the others unused.
 
     Args:
         special: id of each special token.
+        whole: id of each text that is one token without being special.
         roles: `eos_token` and the like.
     """
+    whole = whole or {}
     alphabet = iter(sorted(pre_tokenizers.ByteLevel.alphabet()))
-    names = {i: token for token, i in special.items()}
+    names = {i: token for token, i in (special | whole).items()}
     vocabulary = {names.get(i) or next(alphabet, f"unused{i}"): i for i in range(size)}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(special))
+    tokenizer.add_tokens(list(whole))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
 
 
@@ -172,8 +179,10 @@ def build_qwen3_5(folder: Path) -> Path:
         "tie_word_embeddings": True,
     }
     ids = qwen_ids(tokenizer)
-    config = Qwen3_5Config(text_config=text, vision_config=qwen_vision(), tie_word_embeddings=True, **ids)
-    return save(folder, Qwen3_5ForConditionalGeneration, config, qwen3_processor(tokenizer))
+    config = class_or_skip("Qwen3_5Config")(
+        text_config=text, vision_config=qwen_vision(), tie_word_embeddings=True, **ids
+    )
+    return save(folder, transformers.Qwen3_5ForConditionalGeneration, config, qwen3_processor(tokenizer))
 
 
 # ----- LLaVA
@@ -226,6 +235,7 @@ def build_llava_onevision(folder: Path) -> Path:
 # ----- Gemma
 
 GEMMA_SPECIAL = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}
+GEMMA3_NEWLINES = {"\n" * count: 106 + count for count in range(1, 32)}  # up to 31 newlines are one token
 GEMMA_ROLES = {token.strip("<>") + "_token": token for token in GEMMA_SPECIAL}
 
 
@@ -234,7 +244,7 @@ def build_gemma3(folder: Path) -> Path:
     turns = {"<start_of_turn>": 105, "<end_of_turn>": 106}
     images = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     special = {**GEMMA_SPECIAL, **turns, **dict(zip(images.values(), (255999, 256000, 262144), strict=True))}
-    tokenizer = byte_tokenizer(262145, special, extra_special_tokens=images, **GEMMA_ROLES)
+    tokenizer = byte_tokenizer(262145, special, GEMMA3_NEWLINES, extra_special_tokens=images, **GEMMA_ROLES)
     layers = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 8}
     image_tokens = 4
     config = Gemma3Config(
@@ -265,16 +275,21 @@ def build_gemma4(folder: Path) -> Path:
         "vocab_size": len(tokenizer),
         "vocab_size_per_layer_input": len(tokenizer),
     }
-    config = Gemma4Config(
+    image_tokens = 70  # the minimum; an image fills them all
+    config = class_or_skip("Gemma4Config")(
         text_config=text,
-        vision_config={**TEXT, "head_dim": 8},
+        vision_config={**TEXT, "head_dim": 8, "default_output_length": image_tokens},  # vLLM reads the latter
         video_token_id=special["<|video|>"],
         eoa_token_index=special["<audio|>"],
         **ids,
     )
-    image_processor = Gemma4ImageProcessor(max_soft_tokens=70)  # the minimum; an image fills them all
-    processor = Gemma4Processor(Gemma4AudioFeatureExtractor(), image_processor, tokenizer, Gemma4VideoProcessor())
-    return save(folder, Gemma4ForConditionalGeneration, config, processor)
+    processor = transformers.Gemma4Processor(
+        transformers.Gemma4AudioFeatureExtractor(),
+        transformers.Gemma4ImageProcessor(max_soft_tokens=image_tokens),
+        tokenizer,
+        transformers.Gemma4VideoProcessor(),
+    )
+    return save(folder, transformers.Gemma4ForConditionalGeneration, config, processor)
 
 
 # ----- others
