@@ -4,7 +4,7 @@
 remote code. `prompts.format_prompt(name, expression)` builds the questions that the released model was evaluated with.
 
 - convert: the whole conversion
-- chat_checkpoint: the files of a chat checkpoint; json_files: JSON objects in them
+- chat_checkpoint: the files of a chat checkpoint
 - chat_config: config.json
 - key_mapping, weight_conversion: keys and shapes of tensors, and the weights
 - tokenizer_files, fast_tokenizer: the text tokenizer

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from himtok_plugin.checkpoints.json_files import read_json_object
+from himtok_plugin.checkpoints.safetensors_files import INDEX_FILE, read_safetensors_header, read_weight_map
 from himtok_plugin.mask_tokenizer.released_weights import (
     CHAT_PREFIX,
     RELEASED_FILE,
@@ -23,10 +25,9 @@ from himtok_plugin.mask_tokenizer.released_weights import (
 )
 
 from .chat_config import CONVERTED_MODEL_TYPE, MODEL_TYPE
-from .json_files import read_json_object
 
 # As transformers names them: an index if there are several files, else one file. The first kind found is read.
-INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+INDICES = (INDEX_FILE, "pytorch_model.bin.index.json")
 SINGLE_FILES = ("*.safetensors", "pytorch_model*.bin")
 SMALL_FILES = ("*.json", "*.model", "*.txt")
 SAFETENSORS_DTYPES = {
@@ -131,18 +132,10 @@ def read_chat_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    """Read which file holds a tensor: key -> file name."""
-    weight_map = read_json_object(path).get("weight_map")
-    if not (isinstance(weight_map, dict) and weight_map and all(isinstance(name, str) for name in weight_map.values())):
-        raise ValueError(f"{path}: weight_map: expected an object that names a file for each key")
-    return weight_map
-
-
 def _list_weights_files(folder: Path) -> list[Path]:
     for index in INDICES:
         if (folder / index).is_file():
-            names = sorted(set(_read_index(folder / index).values()))
+            names = sorted(set(read_weight_map(folder / index).values()))
             missing = [name for name in names if not (folder / name).is_file()]
             if missing:
                 raise ValueError(f"{folder}: {index} lists {missing}, which are missing")
@@ -166,16 +159,9 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
 
 
 def _read_safetensors_header(file: Path) -> dict[str, TensorInfo]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as opened:
-            slices = {key: opened.get_slice(key) for key in opened.keys()}
-            found = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
-    except SafetensorError as error:
-        raise ValueError(f"{file}: truncated, or not a safetensors file ({error})") from error
-    _check_dtypes(file, {key: name for key, (_, name) in found.items()}, SAFETENSORS_DTYPES)
-    return {key: TensorInfo(shape, SAFETENSORS_DTYPES[name]) for key, (shape, name) in found.items()}
+    found = read_safetensors_header(file)
+    _check_dtypes(file, {key: header.dtype for key, header in found.items()}, SAFETENSORS_DTYPES)
+    return {key: TensorInfo(header.shape, SAFETENSORS_DTYPES[header.dtype]) for key, header in found.items()}
 
 
 def _check_dtypes(file: Path, dtypes: Mapping[str, object], supported: Collection[object]) -> None:
@@ -190,7 +176,7 @@ def _download_chat_model(name: str) -> Path:
     read_chat_config(folder)  # before gigabytes are fetched
     for index in INDICES:
         if (folder / index).is_file():
-            weight_map = _read_index(folder / index)
+            weight_map = read_weight_map(folder / index)
             mask_tokenizer = [] if any(key.startswith(CHAT_PREFIX) for key in weight_map) else [RELEASED_FILE]
             return download_from_hub(name, "InternVL chat model", [*sorted(set(weight_map.values())), *mask_tokenizer])
     return download_from_hub(name, "InternVL chat model", [*SINGLE_FILES, RELEASED_FILE])

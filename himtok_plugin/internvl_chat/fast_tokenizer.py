@@ -19,7 +19,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from .json_files import read_json_object
+from himtok_plugin.checkpoints.json_files import read_json_object
+
 from .tokenizer_files import (
     FAST_FILE,
     MERGES_FILE,

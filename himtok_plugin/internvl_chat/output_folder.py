@@ -10,10 +10,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from himtok_plugin.checkpoints.safetensors_files import INDEX_FILE
 from himtok_plugin.mask_tokenizer.released_weights import SIDECAR_FOLDER
 
 from .tokenizer_files import ADDED_FILE, FAST_FILE, SETTINGS_FILE, SPECIAL_FILE
-from .weight_conversion import INDEX_FILE
 
 # Patterns, in the order of removal. The processor's files are those of all versions of transformers, which falls back
 # to an old file beside a new one.

@@ -13,9 +13,8 @@ from typing import Any
 
 from tokenizers import AddedToken
 
+from himtok_plugin.checkpoints.json_files import read_optional_json_object
 from himtok_plugin.mask_text import MASK_TOKEN_PREFIX
-
-from .json_files import read_optional_json_object
 
 ANSWER_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")

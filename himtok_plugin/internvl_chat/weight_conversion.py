@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from himtok_plugin.checkpoints.safetensors_files import INDEX_FILE, WEIGHTS_FILE, save_file
 from himtok_plugin.mask_tokenizer.released_weights import (
     CHAT_PREFIX,
     IGNORED_PREFIXES,
@@ -24,9 +24,6 @@ from himtok_plugin.mask_tokenizer.released_weights import (
 
 from .chat_checkpoint import ChatCheckpoint, TensorInfo
 from .key_mapping import TensorRule
-
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 
 ProgressCallback = Callable[[int, int], None]  # called with (tensors written, tensors in all)
 
@@ -120,16 +117,12 @@ def _convert_shard(tensors: Mapping[str, Tensor], rules: Mapping[str, TensorRule
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file with the permissions of any other new file."""
     # .bin files may hold views; `save_file` rejects those that are not contiguous or share their data.
     starts = Counter(tensor.data_ptr() for tensor in tensors.values())
     separate = {
         key: tensor.clone() if starts[tensor.data_ptr()] > 1 else tensor.contiguous() for key, tensor in tensors.items()
     }
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(separate, path, metadata={"format": "pt"})
-    path.chmod(mode)  # `save_file` makes the file readable for its owner only
+    save_file(separate, path)
 
 
 def _mask_tokenizer_tensors(checkpoint: ChatCheckpoint) -> dict[str, TensorInfo]:

@@ -122,7 +122,7 @@ def extend_embeddings(
     # A text tokenizer with unused ids (Phi-4) has ids beyond its size.
     needed = max(vocabulary_size, max(added_ids) + 1)
     if needed > size:
-        extra, size = num_inputs - size, -(-needed // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        extra, size = num_inputs - size, round_up_vocabulary(needed)
         model.resize_token_embeddings(size, mean_resizing=False)
         if extra:
             # Llama 3.2 Vision has 8 input embeddings beyond its vocab_size, which transformers drops when resizing and
@@ -146,6 +146,11 @@ def extend_embeddings(
             with gather_parameter(module.weight):
                 initialise_token_embeddings(module.weight, added.to(module.weight.device), first_new, noise_scale=0)
     return size
+
+
+def round_up_vocabulary(num_tokens: int) -> int:
+    """Return the number of token embeddings of a model that is extended to a number of tokens."""
+    return -(-num_tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def unsharded_shape(weight: Tensor) -> torch.Size:

@@ -10,6 +10,8 @@ from typing import Any
 
 from himtok_plugin.mask_text import MAX_MASK_TOKENS
 
+from .adapter_checks import check_adapters
+
 MAX_COARSE_LEVELS = MAX_MASK_TOKENS - 1  # a prefix must leave out at least one token
 REFINERS = ("none", "sam", "sam2", "sam3", "zoom")
 NATIVE_BACKENDS = ("transformers", "pt")  # --infer_backend of ms-swift's own engine; "pt" is ms-swift 3's name for it
@@ -47,6 +49,7 @@ def check_arguments(args: Any) -> None:
             raise ValueError(f"{name}: got {value!r}, expected {listed}")
     _check_zoom(args)
     _check_trained_parts(args)
+    check_adapters(args)
 
 
 def _check_lists(args: Any) -> None:

@@ -1,0 +1,37 @@
+"""`himtok split-adapter`: an adapter for engines that load plain LoRA only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import ForceOption, OutFolder, app, check_writable, hide_progress_bars_in_pipes, progress, stdout_to_stderr
+
+
+@app.command("split-adapter")
+def split_adapter(
+    adapter: Annotated[
+        Path, typer.Argument(metavar="ADAPTER", help="Folder of a LoRA adapter with trained token embeddings.")
+    ],
+    out: OutFolder,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="Base model, folder or hub id. Default: the one that it names."),
+    ] = None,
+    force: ForceOption = False,
+) -> None:
+    """Split an adapter, so that vLLM can load it.
+
+    Writes OUT/base, the base model with the adapter's token embeddings, and OUT/adapter, its LoRA weights. vLLM loads
+    no adapter that has token embeddings itself. Both together answer as the adapter does.
+    """
+    with stdout_to_stderr():
+        from himtok_plugin.checkpoints import adapter_split
+
+    check_writable(out, force)
+    hide_progress_bars_in_pipes()
+    with stdout_to_stderr(), progress("file") as report:
+        adapter_split.split_adapter(adapter, out, base, report)
+    print(out)
