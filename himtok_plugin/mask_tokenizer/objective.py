@@ -55,7 +55,8 @@ class StageOneObjective:
         model: the mask tokenizer to train.
         continuous_warmup_steps: steps without quantization, after which k-means initializes the codebook. Ignored if
             `model.config.codebook_ready` is set.
-        dead_code_steps: codes that are unused for this number of steps are moved to a latent; 0: never.
+        dead_code_steps: codes that are unused for this number of optimizer steps, in all processes, are moved to a
+            latent; 0: never.
         commitment_weight, codebook_weight, entropy_weight, prefix_loss_weight: weights of the terms.
         dice_weight: weight of Dice relative to BCE.
     """
@@ -81,7 +82,9 @@ class StageOneObjective:
         self.dice_weight = dice_weight
         self.radius = model.config.code_width**0.5
         self._reservoir: list[Tensor] = []
-        self._idle_steps: Tensor | None = None  # (v,) steps since a code was last used
+        self._step = -1  # the optimizer step whose batches `_used` counts
+        self._used: Tensor | None = None  # (v,) int64, how often a code was used in this step
+        self._idle_steps: Tensor | None = None  # (v,) int64, finished steps since a code was last used
         self._steps_until_check = dead_code_steps
 
     def __call__(self, squares: Tensor, step: int) -> StageOneOutput:
@@ -89,7 +92,7 @@ class StageOneObjective:
 
         Args:
             squares: (b, s, s) float in [0, 1].
-            step: number of optimizer steps so far.
+            step: number of optimizer steps so far; the same for all batches whose gradients are accumulated.
         """
         latents = self.model.encode_to_latents(squares).float()
         if self.model.training and not self.model.config.codebook_ready:
@@ -97,7 +100,14 @@ class StageOneObjective:
             if step >= self.continuous_warmup_steps:
                 self._initialize_codebook()
         if self.model.config.codebook_ready:
+            counts = self.model.training and self.dead_code_steps > 0
+            if counts and step != self._step:
+                # This changes the codebook in place, so it must come before the codebook is part of the graph.
+                self._finish_step(latents.detach())
+                self._step = step
             code_vectors, codes, terms = self._quantize(latents)
+            if counts:
+                self._count_usage(codes)
         else:
             code_vectors, codes, terms = self._warm_up_vectors(latents, step), None, {}
         terms = {"reconstruction": self._reconstruction_loss(code_vectors, squares), **terms}
@@ -141,9 +151,6 @@ class StageOneObjective:
         quantizer = self.model.quantize
         codes = quantizer.nearest_codes(latents.detach())
         directions = F.normalize(latents, dim=-1)
-        if self.model.training:
-            # This changes the codebook in place, so it must come before the codebook is part of the graph.
-            self._revive_dead_codes(codes, directions.detach())
         code_vectors = quantizer.code_vectors(codes)
         unit_vectors = F.normalize(code_vectors, dim=-1)
         terms = {
@@ -186,18 +193,27 @@ class StageOneObjective:
         self._reservoir.clear()
 
     @torch.no_grad()
-    def _revive_dead_codes(self, codes: Tensor, directions: Tensor) -> None:
-        """Move codes that were not used for `dead_code_steps` to latents of this batch with a large distance."""
-        if not self.dead_code_steps:
+    def _count_usage(self, codes: Tensor) -> None:
+        """Count the codes of a batch to the current optimizer step."""
+        flat = codes.flatten()
+        if self._used is None:
+            self._used = torch.zeros(self.model.config.codebook_size, dtype=torch.int64, device=codes.device)
+        self._used.index_add_(0, flat, torch.ones_like(flat))  # bincount would wait for the device
+
+    @torch.no_grad()
+    def _finish_step(self, latents: Tensor) -> None:
+        """Count the optimizer step that is over, and move codes that were not used for `dead_code_steps`.
+
+        Args:
+            latents: (b, k, d) of the next step's first batch.
+        """
+        if self._used is None:
             return
-        size = self.model.config.codebook_size
-        flat_codes = codes.flatten()
-        used = torch.zeros(size, dtype=torch.int64, device=codes.device)  # unlike this, bincount waits for the device
-        used.index_add_(0, flat_codes, torch.ones_like(flat_codes))
+        used, self._used = self._used, None
         if dist.is_initialized():
             dist.all_reduce(used)
         if self._idle_steps is None:
-            self._idle_steps = torch.zeros(size, dtype=torch.int64, device=codes.device)
+            self._idle_steps = torch.zeros_like(used)
         self._idle_steps = torch.where(used > 0, 0, self._idle_steps + 1)
         # Checked every few steps only, because reading the result waits for the device.
         self._steps_until_check -= 1
@@ -205,18 +221,25 @@ class StageOneObjective:
             return
         self._steps_until_check = max(self.dead_code_steps // 4, 1)
         dead = (self._idle_steps >= self.dead_code_steps).nonzero().flatten()
-        if not len(dead):
-            return
-        flat = directions.flatten(0, 1)
+        if len(dead):
+            self._revive(dead, F.normalize(latents, dim=-1).flatten(0, 1))
+            self._idle_steps[dead] = 0
+
+    def _revive(self, dead: Tensor, directions: Tensor) -> None:
+        """Move code vectors to latents with a large distance to their nearest code vector.
+
+        Args:
+            dead: (m,) int64 codes, the same in all processes.
+            directions: (n, d) unit vectors of the latents; those of the first process are used.
+        """
         unit_codebook = F.normalize(self.model.quantize.codebook(), dim=-1)
-        distance = 1 - (flat * unit_codebook[flat_codes]).sum(-1)
+        distance = 1 - (directions @ unit_codebook.T).amax(-1)
         # Latents are drawn with probabilities proportional to their distance, because the farthest ones may all be
         # neighbours. One is drawn per dead code, because all processes must broadcast the same shape.
-        chosen = torch.multinomial(distance.clamp(min=1e-6), len(dead), replacement=len(dead) > len(flat))
-        vectors = flat[chosen].clone()
+        chosen = torch.multinomial(distance.clamp(min=1e-6), len(dead), replacement=len(dead) > len(directions))
+        vectors = directions[chosen].clone()
         _broadcast_from_first_process(vectors)
         self.model.quantize.set_code_vectors(vectors * self.radius, dead)
-        self._idle_steps[dead] = 0
 
 
 def _broadcast_from_first_process(value: Tensor) -> None:

@@ -130,6 +130,42 @@ def test_codes_in_use_stay_where_they_are():
     assert torch.allclose(model.quantize.codebook()[0], row, atol=1e-5)
 
 
+def revived_steps(parts, steps=9):
+    """The optimizer steps before which codes were moved, with the 8 squares of a step in so many batches."""
+    model, objective = ready_objective(dead_code_steps=3)
+    squares = random_squares(8)
+    collapse_codebook(model, mean_direction(model, squares))
+    moved, before = [], model.quantize.codebook().detach().clone()
+    for step in range(steps):
+        for part in squares.chunk(parts):
+            objective(part, step)
+            after = model.quantize.codebook().detach().clone()
+            if not torch.equal(after, before):
+                moved.append((step, (after != before).any(-1).nonzero().flatten().tolist()))
+            before = after
+    return moved
+
+
+def test_unused_steps_are_optimizer_steps_however_many_batches_they_have():
+    torch.manual_seed(0)
+    (first, dead), *_ = whole = revived_steps(1)
+    assert first == 3 and dead == list(range(1, 12))
+    torch.manual_seed(0)
+    assert revived_steps(4)[0] == whole[0]
+
+
+def test_codes_of_all_batches_of_a_step_count_as_used():
+    model, objective = ready_objective(dead_code_steps=2)
+    squares = random_squares(12)
+    for step in range(8):
+        used = [objective(part, step).codes for part in squares.chunk(4)]
+        used = set(torch.cat(used).flatten().tolist())
+        before = model.quantize.codebook().detach().clone()
+        objective._finish_step(model.encode_to_latents(squares).float().detach())
+        moved = (model.quantize.codebook() != before).any(-1).nonzero().flatten().tolist()
+        assert not used & set(moved)
+
+
 @pytest.mark.parametrize("mode", ["evaluation", "switched off"])
 def test_no_code_is_revived_in_evaluation_or_when_switched_off(mode):
     model, objective = ready_objective(dead_code_steps=0 if mode == "switched off" else 1)
