@@ -15,6 +15,8 @@ from typing import Any
 
 from himtok_plugin.resources import SIDECAR_FOLDER
 
+from .hash_cache import hash_files
+
 CARD_SUFFIX = ".run.json"
 RECORDED_PACKAGES = ("himtok_plugin", "ms_swift", "torch", "transformers", "evalscope", "numpy", "pycocotools")
 HASHED_FILES = (
@@ -101,23 +103,27 @@ def checkpoint_hash(folders: list[str]) -> str | None:
     """blake2b of all weights and configurations of a checkpoint, including `mask_tokenizer/`; None if there are none.
 
     The hash depends on file names and contents, not on where the folders are. Other files (optimizer, logs) are left
-    out.
+    out. Unchanged files are read once only, see hash_cache.py.
 
     Args:
         folders: model and adapters, or single weights files; names that do not exist locally (hub ids) are left out.
     """
-    digest = blake2b(digest_size=16)
-    found = False
+    named: list[tuple[str, Path]] = []
     for folder in map(Path, folders):
         below = (folder, folder / SIDECAR_FOLDER)
         files = (
             [folder] if folder.is_file() else [p for f in below for pattern in HASHED_FILES for p in f.glob(pattern)]
         )
-        for path in sorted(set(files)):
-            found = True
-            name = path.name if path == folder else path.relative_to(folder)
-            digest.update(f"{name} {path.stat().st_size}\n".encode())
-            with open(path, "rb") as file:
-                while chunk := file.read(_READ_BYTES):
-                    digest.update(chunk)
-    return digest.hexdigest() if found else None
+        named += [(path.name if path == folder else str(path.relative_to(folder)), path) for path in sorted(set(files))]
+    return hash_files(named, lambda: _hash_content(named)) if named else None
+
+
+def _hash_content(named: list[tuple[str, Path]]) -> str:
+    """blake2b of names, sizes and contents of files, in this order."""
+    digest = blake2b(digest_size=16)
+    for name, path in named:
+        digest.update(f"{name} {path.stat().st_size}\n".encode())
+        with open(path, "rb") as file:
+            while chunk := file.read(_READ_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()
