@@ -7,6 +7,8 @@ from functools import wraps
 
 from .replacing import around
 
+ENGINE_MODES = ("vllm", "lmdeploy", "sglang")  # of a template: the engine expands the images of a prompt
+
 
 def compose_templates() -> None:
     """What: every multimodal base model's template class gets `MaskTemplateMixin` as its first base class.
@@ -64,9 +66,57 @@ def mark_gemma3_image_tokens() -> None:
         return encoded
 
 
+def join_gemma3_newlines() -> None:
+    """What: the line breaks around an image of Gemma 3 and those of the text beside it are tokenized together.
+    Why: up to 31 line breaks are one token of Gemma. ms-swift tokenizes those of the image apart, so that one
+    and two stand where Gemma's own processor and vLLM have three.
+    Goes when: ms-swift tokenizes the text and the image's line breaks together.
+    Upstream: none known (looked 2026-11-28).
+    """
+    from swift.template.templates.gemma import Gemma3VisionTemplate
+
+    newlines = "\n\n"  # on both sides of the image tokens in `Gemma3Processor.full_image_sequence`
+
+    @around(Gemma3VisionTemplate, "replace_tag")
+    def replace_tag(original, self, media_type, index, inputs):
+        tag = original(self, media_type, index, inputs)
+        return tag if self.mode in ENGINE_MODES else [newlines, *tag, newlines]
+
+    @around(Gemma3VisionTemplate, "_encode")
+    def encode(original, self, inputs):
+        encoded = original(self, inputs)
+        if not inputs.images:
+            return encoded
+        count = len(self._tokenize(newlines))
+        doubled: set[int] = set()  # positions of those that the original has added
+        for i, token in enumerate(encoded["input_ids"]):
+            if token == self.boi_token_id:
+                doubled.update(range(i - count, i))
+            elif token == self.tokenizer.eoi_token_id:
+                doubled.update(range(i + 1, i + 1 + count))
+        for name in ("input_ids", "labels", "loss_scale", "token_type_ids"):
+            if encoded.get(name) is not None:
+                encoded[name] = [value for i, value in enumerate(encoded[name]) if i not in doubled]
+        return encoded
+
+
+def break_lines_behind_internvl_images() -> None:
+    """What: under vLLM, prompts of InternVL have a line break behind each image, as in training.
+    Why: in vLLM mode, ms-swift's template writes the image alone, and vLLM adds none. A quarter of the answers changed.
+    Goes when: `InternvlhfTemplate.replace_tag` writes the line break in every mode.
+    Upstream: none known (looked 2026-11-28).
+    """
+    from swift.template.templates.internvl import InternvlhfTemplate
+
+    @around(InternvlhfTemplate, "replace_tag")
+    def replace_tag(original, self, media_type, index, inputs):
+        tag = original(self, media_type, index, inputs)
+        return [*tag, "\n"] if media_type == "image" and self.mode == "vllm" else tag
+
+
 def concatenate_gemma4_features() -> None:
     """What: Gemma 4's features of several images or videos are one tensor.
-    Why: ms-swift's forward pass of Gemma 4 expects the single tensor of transformers 5.6; since then, transformers
+    Why: ms-swift's forward pass of Gemma 4 expects the single tensor of transformers 5.14; since 5.15, transformers
     returns a list with one tensor per image.
     Goes when: ms-swift's forward pass concatenates them.
     Upstream: huggingface/transformers#46405 (one tensor per image).
