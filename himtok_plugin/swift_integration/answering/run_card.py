@@ -14,6 +14,8 @@ from himtok_plugin.evaluation.provenance import RunCard, checkpoint_hash, packag
 from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
 from himtok_plugin.swift_integration.options.argument_checks import NATIVE_BACKENDS
 
+from .engine_logprobs import MASK_TOP_LOGPROBS
+
 _WRITTEN = "himtok_run_card_written"  # attribute of the arguments
 
 
@@ -28,10 +30,13 @@ def describe_probability_source(args: Any) -> str | None:
     engine = getattr(args, "infer_backend", None) or NATIVE_BACKENDS[0]
     if engine in NATIVE_BACKENDS:
         return "soft" if getattr(args, "num_beams", 1) in (None, 1) else None
-    # ms-swift returns no log-probabilities with SGLang, and unreadable ones in a stream.
-    if engine == "sglang" or getattr(args, "stream", False) or not getattr(args, "logprobs", False):
+    requested = (getattr(args, "top_logprobs", None) or 1) if getattr(args, "logprobs", False) else 0
+    if args.mask_decoding == "soft":
+        requested = max(requested, MASK_TOP_LOGPROBS)
+    # ms-swift returns no log-probabilities with SGLang; the streams of LMDeploy are not read.
+    if engine == "sglang" or (engine == "lmdeploy" and getattr(args, "stream", False)) or not requested:
         return None
-    return f"soft, of the {getattr(args, 'top_logprobs', None) or 1} best log-probabilities per token"
+    return f"soft, of the {requested} best log-probabilities per token"
 
 
 def refuse_min_score_without_scores(args: Any) -> None:
@@ -41,11 +46,9 @@ def refuse_min_score_without_scores(args: Any) -> None:
         ValueError: masks of this run have no score.
     """
     if args.min_score and describe_probability_source(args) is None:
-        engine, beams = getattr(args, "infer_backend", None), getattr(args, "num_beams", 1)
-        raise ValueError(
-            f"min_score: got {args.min_score}, expected 0: with infer_backend={engine!r}, num_beams={beams}, "
-            f"logprobs={getattr(args, 'logprobs', False)}, stream={getattr(args, 'stream', False)} masks have no score"
-        )
+        names = ("infer_backend", "mask_decoding", "num_beams", "logprobs", "stream")
+        values = ", ".join(f"{name}={getattr(args, name)!r}" for name in names if hasattr(args, name))
+        raise ValueError(f"min_score: got {args.min_score}, expected 0: with {values} masks have no score")
 
 
 def make_run_card(args: Any, source: Path, num_mask_tokens: int, **further: Any) -> RunCard:

@@ -10,6 +10,7 @@ from swift.infer_engine.protocol import ChatMessage, DeltaMessage
 from himtok_plugin.prediction.segments import make_segments
 from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
 
+from .engine_logprobs import get_logprobs
 from .request_checks import RequestImage
 from .response_masks import RESPONSE_ATTRIBUTE, predict_masks_from_text
 
@@ -42,7 +43,7 @@ def add_segments(runtime: MaskRuntime, response: Any, image: RequestImage | None
         masks = getattr(message, RESPONSE_ATTRIBUTE, None)
         if masks is None:  # an engine other than ms-swift's own
             row = {"images": [] if image is None else [image.source]}
-            masks = predict_masks_from_text(runtime, message.content, row, choice.logprobs)
+            masks = predict_masks_from_text(runtime, message.content, row, get_logprobs(choice))
         segments = make_segments(message.content, masks)
         choice.message = SegmentMessage(**copy_fields(message, ChatMessage), segments=segments)
 

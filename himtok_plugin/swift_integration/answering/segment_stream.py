@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from swift.infer_engine.protocol import DeltaMessage
+from torch import Tensor
 
+from himtok_plugin.lmm.token_logprobs import code_probabilities_from_logprobs
 from himtok_plugin.mask_text import (
     MASK_END,
     MASK_START,
@@ -23,6 +25,7 @@ from himtok_plugin.prediction.segments import make_segments
 from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
 from himtok_plugin.swift_integration.samples.sample_images import load_sample_image
 
+from .engine_logprobs import get_logprobs
 from .request_checks import RequestImage
 from .response_masks import refine_with_sam
 from .segment_messages import SegmentDelta, copy_fields
@@ -46,11 +49,15 @@ class SegmentStream:
         self._text = ""
         self._sent = 0  # segments
         self._previewed = (0, 0)  # number of the mask, number of its tokens
+        self._logprobs: list[Any] = []  # of the answer's tokens so far, from an engine other than ms-swift's own
 
     def add_to_chunk(self, chunk: Any) -> Any:
         """Replace the delta of the answer's next chunk by a `SegmentDelta`, in place, and return the chunk."""
-        probabilities_of = chunk.__dict__.pop(PROBABILITIES_ATTRIBUTE, None)
         choice = chunk.choices[0]
+        self._logprobs += (get_logprobs(choice) or {}).get("content") or []
+        probabilities_of = chunk.__dict__.pop(PROBABILITIES_ATTRIBUTE, None)
+        if probabilities_of is None and self._logprobs:
+            probabilities_of = self._get_probabilities
         delta = SegmentDelta(**copy_fields(choice.delta, DeltaMessage))
         choice.delta = delta
         self._text += delta.content or ""
@@ -71,6 +78,14 @@ class SegmentStream:
                 previews = self._make_segments(self.image, spans, range(closed, closed + 1), probabilities_of)
                 delta.previews = [{**preview, "index": closed} for preview in previews]
         return chunk
+
+    def _get_probabilities(self, codes: list[int]) -> Tensor | None:
+        """Probabilities (n, v) of the text's n codes; None if they are not those of the log-probabilities.
+
+        There can be more log-probabilities than text, because a stream sends a token when its text is complete.
+        """
+        listed, found = code_probabilities_from_logprobs(self._logprobs, self.runtime.codebook_size)
+        return found[: len(codes)] if listed[: len(codes)] == codes else None
 
     def _find_spans(self) -> list[MaskSpan]:
         return text_to_codes(self._text, self.runtime.codebook_size, self.runtime.num_mask_tokens)

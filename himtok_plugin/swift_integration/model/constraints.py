@@ -86,6 +86,15 @@ def build_answer_pattern(settings: HimTokArguments, codebook_size: int, num_toke
     return answer_regex(codebook_size, num_tokens, settings.min_masks, settings.max_masks, settings.mask_labels)
 
 
+def find_engine_kind(engine: Any) -> str | None:
+    """Return which library an engine of ms-swift runs: `vllm`, `sglang` or `lmdeploy`; None for ms-swift's own engine.
+
+    By class names, because importing a class imports the library.
+    """
+    names = {cls.__name__ for cls in type(engine).__mro__}
+    return next((kind for kind in ("vllm", "sglang", "lmdeploy") if f"{kind.capitalize()}Engine" in names), None)
+
+
 def constrain_engine(engine: Any, pattern: str | None) -> None:
     """Make an engine of vLLM, SGLang or LMDeploy constrain every answer to `pattern`; other engines stay unchanged.
 
@@ -96,8 +105,7 @@ def constrain_engine(engine: Any, pattern: str | None) -> None:
         engine: an inference engine of ms-swift.
         pattern: regular expression of an answer; None for unconstrained generation.
     """
-    names = {cls.__name__ for cls in type(engine).__mro__}
-    kind = next((kind for kind in ("VllmEngine", "SglangEngine", "LmdeployEngine") if kind in names), None)
+    kind = find_engine_kind(engine)
     if kind is None or pattern is None:
         return
     prepare = engine._prepare_generation_config
@@ -105,13 +113,13 @@ def constrain_engine(engine: Any, pattern: str | None) -> None:
     @wraps(prepare)
     def _prepare_generation_config(request_config: Any, *args: Any, **kwargs: Any) -> Any:
         own = getattr(request_config, "structured_outputs_regex", None)
-        if kind == "VllmEngine" and not own:
+        if kind == "vllm" and not own:
             request_config = copy(request_config)
             request_config.structured_outputs_regex = pattern
         prepared = prepare(request_config, *args, **kwargs)
-        if kind == "SglangEngine":
+        if kind == "sglang":
             prepared["regex"] = own or pattern
-        elif kind == "LmdeployEngine":
+        elif kind == "lmdeploy":
             prepared.response_format = {"type": "regex_schema", "regex_schema": own or pattern}
         return prepared
 

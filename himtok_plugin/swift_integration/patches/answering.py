@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .replacing import around
 
+if TYPE_CHECKING:
+    from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
+
 
 def constrain_engines() -> None:
-    """What: vLLM, SGLang and LMDeploy constrain every answer to the grammar of mask text.
+    """What: vLLM, SGLang and LMDeploy constrain every answer to the grammar of mask text. SGLang is refused if masks
+    are to be decoded softly.
     Why: these engines take no logits processors from a template, and ms-swift's own option is a regular expression that
     the user would have to write.
     Goes when: a template can change the sampling parameters of every engine.
@@ -18,6 +22,7 @@ def constrain_engines() -> None:
     """
     from swift.infer_engine import InferEngine
 
+    from himtok_plugin.swift_integration.answering.engine_logprobs import needs_logprobs
     from himtok_plugin.swift_integration.model.constraints import constrain_engine
     from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
 
@@ -26,6 +31,7 @@ def constrain_engines() -> None:
         original(self, template)
         runtime = get_mask_runtime(template)
         if runtime is not None:
+            needs_logprobs(self, runtime.settings)  # raises an error before the engine loads the model
             constrain_engine(self, runtime.build_answer_pattern())
 
 
@@ -61,12 +67,27 @@ def attach_masks_to_responses() -> None:
 
 
 @contextmanager
-def _record_responses(pipeline: Any) -> Iterator[list[Any]]:
-    """Collect the responses of the pipeline's engine inside the context; for a stream, its iterator instead."""
-    recorded: list[Any] = []
+def _record_responses(pipeline: Any, runtime: MaskRuntime | None) -> Iterator[list[Any]]:
+    """Collect the responses of the pipeline's engine inside the context; for a stream, a `CollectedStream`.
 
-    def infer(*args, **kwargs):
-        responses = pipeline.infer_engine.infer(*args, **kwargs)
+    The engine is asked for log-probabilities if masks are decoded from them.
+    """
+    from himtok_plugin.swift_integration.answering.engine_logprobs import (
+        CollectedStream,
+        keep_logprobs,
+        needs_logprobs,
+        with_logprobs,
+    )
+
+    recorded: list[Any] = []
+    engine = pipeline.infer_engine
+
+    def infer(requests, config, **kwargs):
+        if runtime is None or config is None or not needs_logprobs(engine, runtime.settings, config.stream):
+            responses = engine.infer(requests, config, **kwargs)
+        else:
+            keep = CollectedStream if config.stream else keep_logprobs
+            responses = [keep(each, config) for each in engine.infer(requests, with_logprobs(config), **kwargs)]
         recorded.extend(responses)
         return responses
 
@@ -101,6 +122,7 @@ def write_masks_to_results() -> None:
     """
     from swift.pipelines.infer.infer import SwiftInfer
 
+    from himtok_plugin.swift_integration.answering.engine_logprobs import CollectedStream, get_logprobs
     from himtok_plugin.swift_integration.answering.mask_pictures import MaskPictures
     from himtok_plugin.swift_integration.answering.response_masks import RESPONSE_ATTRIBUTE, predict_masks_from_text
     from himtok_plugin.swift_integration.answering.result_boxes import add_boxes_to_result
@@ -120,7 +142,9 @@ def write_masks_to_results() -> None:
         masks = logprobs = None
         if hasattr(response, "choices"):
             masks = getattr(response.choices[0].message, RESPONSE_ATTRIBUTE, None)
-            logprobs = response.choices[0].logprobs
+            logprobs = get_logprobs(response.choices[0])
+        elif isinstance(response, CollectedStream):
+            logprobs = response.logprobs
         return predict_masks_from_text(runtime, text, row, logprobs) if masks is None else masks
 
     @around(SwiftInfer, "_batch_infer")
@@ -130,7 +154,7 @@ def write_masks_to_results() -> None:
             return original(self, val_dataset, request_config)
         write_run_card(self.args, runtime)
         pictures = get_pictures(self)
-        with _record_responses(self) as responses:
+        with _record_responses(self, runtime) as responses:
             rows = original(self, val_dataset, request_config)
         for row, response in zip(rows, responses, strict=False):  # other ranks of a parallel engine write no rows
             masks = get_masks(runtime, response, row["response"], row)
@@ -145,7 +169,7 @@ def write_masks_to_results() -> None:
         runtime = get_mask_runtime(self.template)
         if runtime is not None:
             write_run_card(self.args, runtime)
-        with _record_responses(self) as responses:
+        with _record_responses(self, runtime) as responses:
             text = original(self, infer_request, request_config)
         if runtime is not None and isinstance(infer_request, dict):
             masks = get_masks(runtime, responses[0], text, infer_request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from http import HTTPStatus
 
 from .replacing import add, around
@@ -24,6 +25,7 @@ def serve_segments() -> None:
         SegmentInferRequest,
         summarize_validation_errors,
     )
+    from himtok_plugin.swift_integration.answering.engine_logprobs import infer_with_logprobs, needs_logprobs
     from himtok_plugin.swift_integration.answering.segment_stream import PROBABILITIES_ATTRIBUTE
     from himtok_plugin.swift_integration.answering.serving import answer_with_segments
     from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
@@ -44,6 +46,8 @@ def serve_segments() -> None:
         infer, runtime = self.infer_engine.infer_async, get_mask_runtime(self.template)
         if runtime is None or not isinstance(infer_request, SegmentInferRequest):
             return await infer(infer_request, request_config, **kwargs)
+        if needs_logprobs(self.infer_engine, runtime.settings, request_config.stream):
+            infer = partial(infer_with_logprobs, infer)
         return await answer_with_segments(runtime, infer, infer_request, request_config, **kwargs)
 
     @around(TransformersEngine, "_infer_stream")

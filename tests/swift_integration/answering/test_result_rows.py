@@ -80,14 +80,16 @@ def test_the_card_says_how_masks_were_decoded(stage_two, rows, tmp_path, options
 
 
 def test_other_engines_decode_softly_if_they_return_log_probabilities():
-    def source(**options):
-        return describe_probability_source(SimpleNamespace(**options))
+    def source(mask_decoding="soft", **options):
+        return describe_probability_source(SimpleNamespace(mask_decoding=mask_decoding, **options))
 
-    assert source(infer_backend="vllm") is None and source(infer_backend="lmdeploy", logprobs=False) is None
-    assert source(infer_backend="vllm", logprobs=True, top_logprobs=20) == (
-        "soft, of the 20 best log-probabilities per token"
-    )
-    assert source(infer_backend="vllm", logprobs=True, stream=True) is None
+    five, twenty = (f"soft, of the {count} best log-probabilities per token" for count in (5, 20))
+    assert source(infer_backend="vllm") == source(infer_backend="vllm", stream=True) == five
+    assert source(infer_backend="lmdeploy", logprobs=False) == five and source("hard", infer_backend="lmdeploy") is None
+    assert source(infer_backend="vllm", logprobs=True, top_logprobs=2) == five  # more are asked for
+    assert source(infer_backend="vllm", logprobs=True, top_logprobs=20) == twenty
+    assert source("hard", infer_backend="vllm", logprobs=True, top_logprobs=20) == twenty  # for scores
+    assert source(infer_backend="lmdeploy", logprobs=True, stream=True) is None
     assert source(infer_backend="sglang", logprobs=True, top_logprobs=20) is None  # ms-swift returns none
     assert source(infer_backend="transformers") == source() == "soft" and source(num_beams=4, logprobs=True) is None
 

@@ -138,7 +138,7 @@ def get_regex(prepared) -> str | None:
 def test_other_engines_get_the_run_s_regular_expression(pipeline, name):
     from swift.infer_engine import RequestConfig
 
-    template = pipeline(num_mask_tokens=2, min_masks=1, max_masks=1).template
+    template = pipeline(num_mask_tokens=2, min_masks=1, max_masks=1, mask_decoding="hard").template
     request = RequestConfig()
     assert get_regex(engine(name, template)._prepare_generation_config(request)) == answer_regex(12, 2, 1, 1)
     assert request.structured_outputs_regex is None
