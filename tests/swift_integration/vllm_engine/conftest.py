@@ -1,7 +1,7 @@
 """What all tests under vLLM need: a checkpoint, scenes, the default engine's answers, servers.
 
-`pytest -m vllm` runs these tests, in the environment that `make_environment.sh` makes. They need one thread and start
-vLLM several times, which takes a minute each on a CPU.
+`pytest -m vllm` runs these tests, in the environment that `make_environment.sh` makes. They start vLLM
+several times, which takes a minute each on a CPU.
 """
 
 import importlib.util
@@ -14,16 +14,15 @@ from himtok_plugin.resources import default_checkpoint
 
 SCENES = 64
 UNSEEN_SEED = 1234  # neither of the seeds that the shipped checkpoint was trained and tested with
-MAX_NEW_TOKENS = 96  # three masks and the text around them
 SCRIPT = Path(__file__).with_name("make_environment.sh").relative_to(Path(__file__).parents[3])
-# vLLM takes 40 % of the memory for the keys and values of attention unless it is told how many GiB.
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def vllm_is_installed():
     if importlib.util.find_spec("vllm") is None:
         pytest.skip(f"vllm is not installed; `bash {SCRIPT} FOLDER` makes an environment that has it")
+    from vllm_servers import ENVIRONMENT
+
     os.environ.update(ENVIRONMENT)
 
 
@@ -52,11 +51,11 @@ def scene_rows(tmp_path_factory) -> Path:
 def default_answers(checkpoint, scene_rows, tmp_path_factory) -> list[dict]:
     """Results of `swift infer` with ms-swift's default engine, greedy."""
     from runs import infer
+    from vllm_servers import MAX_NEW_TOKENS
 
     return infer(
         scene_rows,
         tmp_path_factory.mktemp("default") / "out.jsonl",
-        plugin="himtok",
         model=checkpoint,
         max_batch_size=16,
         max_new_tokens=MAX_NEW_TOKENS,

@@ -8,6 +8,10 @@ from servers import deployed, find_free_port, started, wait_until_healthy
 
 START_SECONDS = 900  # one hundred on an idle machine with two cores
 SERVED_NAME = "segmenter"
+MAX_NEW_TOKENS = 96  # of the tests' questions: three masks and the text around them
+# Variables of its processes. vLLM takes much of the memory for the keys and values of attention unless it is told a
+# number of GiB.
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 # Of the engine, for the plain server and for `--infer_backend vllm`. float32 and no compilation: on CPUs the quickest
 # start, and sums as in the default engine.
 ENGINE = {"max_model_len": 1024, "enforce_eager": True}
