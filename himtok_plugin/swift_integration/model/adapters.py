@@ -7,7 +7,6 @@ tokens, tied or not. PEFT then saves these embeddings in the adapter's file, and
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from copy import copy
@@ -20,16 +19,15 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.other import TrainableTokensWrapper, set_additional_trainable_modules
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from himtok_plugin.checkpoints.adapter_files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdapterFiles
+from himtok_plugin.checkpoints.safetensors_files import read_safetensors_header
 from himtok_plugin.lmm.vocabulary import MaskVocabulary
 
 ADAPTER = "default"  # PEFT's name for the adapter in training, which ms-swift saves
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-TRAINED_EMBEDDINGS_KEY = "token_adapter.trainable_tokens_delta"
 
 
 def train_mask_token_embeddings(
@@ -133,12 +131,12 @@ def check_adapter(folder: str | Path, vocabulary: MaskVocabulary, hidden: int) -
         hidden: width of the model's token embeddings.
 
     Raises:
-        ValueError: the adapter belongs to another base model or another mask tokenizer.
+        ValueError: the adapter belongs to another base model or another mask tokenizer, or a file is truncated.
     """
-    path = Path(folder) / CONFIG_FILE
-    if not path.is_file():
+    if not (Path(folder) / ADAPTER_CONFIG_FILE).is_file():
         return
-    trained = json.loads(path.read_text(encoding="utf-8")).get("trainable_token_indices") or {}
+    adapter = AdapterFiles.open(folder)
+    trained = adapter.config.get("trainable_token_indices") or {}
     for layer, ids in trained.items() if isinstance(trained, dict) else [("the embeddings", trained)]:
         expected = vocabulary.ids()
         if ids != expected:
@@ -146,16 +144,12 @@ def check_adapter(folder: str | Path, vocabulary: MaskVocabulary, hidden: int) -
                 f"adapter {str(folder)!r}: got {_format_ids(ids)} of {layer}, expected {_format_ids(expected)}, the "
                 "base model's mask tokens: it belongs to another base model or mask tokenizer"
             )
-    weights = Path(folder) / WEIGHTS_FILE
-    if not weights.is_file():
-        return
-    with safe_open(weights, "pt") as file:
-        for name in file.keys():
-            if TRAINED_EMBEDDINGS_KEY in name and (width := file.get_slice(name).get_shape()[-1]) != hidden:
-                raise ValueError(
-                    f"adapter {str(folder)!r}: its token embeddings have width {width}, expected {hidden}, the base "
-                    "model's: it belongs to another base model"
-                )
+    for key in adapter.list_trained_embeddings().values():
+        if (width := adapter.tensors[key].shape[-1]) != hidden:
+            raise ValueError(
+                f"adapter {str(folder)!r}: its token embeddings have width {width}, expected {hidden}, the base "
+                "model's: it belongs to another base model"
+            )
 
 
 def has_mask_token_embeddings(folder: str | Path, vocabulary: MaskVocabulary, hidden: int) -> bool:
@@ -164,14 +158,13 @@ def has_mask_token_embeddings(folder: str | Path, vocabulary: MaskVocabulary, hi
     Args:
         folder, vocabulary, hidden: see `check_adapter`.
     """
-    config, weights = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
-    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("trainable_token_indices"):
-        return True
-    if not weights.is_file():
+    if not (Path(folder) / ADAPTER_CONFIG_FILE).is_file():
         return False
-    with safe_open(weights, "pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]
-    return any(len(shape) == 2 and shape[0] > max(vocabulary.ids()) and shape[1] == hidden for shape in shapes)
+    adapter = AdapterFiles.open(folder)
+    shapes = [header.shape for header in adapter.tensors.values()]
+    return adapter.has_trained_embeddings() or any(
+        len(shape) == 2 and shape[0] > max(vocabulary.ids()) and shape[1] == hidden for shape in shapes
+    )
 
 
 def _format_ids(ids: list[int]) -> str:
@@ -180,9 +173,8 @@ def _format_ids(ids: list[int]) -> str:
 
 def get_adapter_size(folder: str | Path) -> tuple[int, int] | None:
     """Return the number of parameters and of bytes in an adapter's checkpoint; None if it has no adapter."""
-    path = Path(folder) / WEIGHTS_FILE
+    path = Path(folder) / ADAPTER_WEIGHTS_FILE
     if not path.is_file():
         return None
-    with safe_open(path, "pt") as file:
-        count = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+    count = sum(math.prod(header.shape) for header in read_safetensors_header(path).values())
     return count, path.stat().st_size

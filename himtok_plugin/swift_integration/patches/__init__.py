@@ -26,8 +26,6 @@ loading     register.get_template_meta                         templates of mult
             template.get_template_meta                         the same, for later imports
             ModelLoader._add_new_special_tokens                a loaded model has mask tokens and a mask tokenizer
             Gemma3VisionTemplate._encode                       Gemma 3 attends to images in both directions
-            Gemma3VisionTemplate.replace_tag                   and gets the same prompts from all engines
-            InternvlhfTemplate.replace_tag                     so does InternVL
             gemma._patch_gemma4_forward                        Gemma 4 accepts several images
 training    TunerMixin.prepare_model                           adapters train the embeddings of mask tokens
             TrainerFactory.get_trainer_cls                     our trainers run; GRPO logs questions with masks
@@ -74,8 +72,6 @@ def apply() -> None:
     loading.compose_templates()
     loading.extend_models()
     loading.mark_gemma3_image_tokens()
-    loading.join_gemma3_newlines()
-    loading.break_lines_behind_internvl_images()
     loading.concatenate_gemma4_features()
     training.train_mask_tokens_with_adapters()
     training.choose_trainers()

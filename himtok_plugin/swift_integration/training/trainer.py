@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from himtok_plugin.checkpoints.adapter_files import TRAINED_EMBEDDINGS_KEY
 from himtok_plugin.hierarchical_loss import HierarchicalMaskLoss, MaskLosses, code_probabilities, draw_prefix_lengths
 from himtok_plugin.lmm.logit_tap import LogitTap, gather_mask_logits
 from himtok_plugin.mask_tokenizer.released_weights import SIDECAR_FOLDER
 from himtok_plugin.swift_integration.answering.response_masks import RESPONSE_ATTRIBUTE
 from himtok_plugin.swift_integration.answering.result_boxes import add_boxes_to_result
 from himtok_plugin.swift_integration.answering.result_masks import add_masks_to_result
-from himtok_plugin.swift_integration.model.adapters import TRAINED_EMBEDDINGS_KEY, get_embeddings
+from himtok_plugin.swift_integration.model.adapters import get_embeddings
 from himtok_plugin.swift_integration.model.attached_mask_tokenizer import get_attached_mask_tokenizer
 from himtok_plugin.swift_integration.model.detokenizer import DETOKENIZER_MODULES, Detokenizer, load_detokenizer
 from himtok_plugin.swift_integration.model.model_extension import get_language_model

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from himtok_plugin import MaskTokenizer, Segmenter
+from himtok_plugin.checkpoints.adapter_split import split_adapter
 from himtok_plugin.lmm.tiny_internvl import TinyLmmSize, build_tiny_internvl
 from himtok_plugin.lmm.vocabulary import MaskVocabulary
 from himtok_plugin.mask_text import MASK_START
@@ -115,6 +116,19 @@ def test_adapter_infers_and_merges_into_a_vanilla_checkpoint_with_the_same_answe
         if "trainable_tokens_delta" in name:
             layer = merged.get_input_embeddings() if "embed_tokens" in name else merged.get_output_embeddings()
             assert torch.equal(layer.weight[rows], value)
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied"])
+def test_split_adapter_answers_like_the_adapter(lora, bases, answers, tmp_path, kind):
+    checkpoint = lora(model=bases[kind])
+    split_adapter(checkpoint, tmp_path / "split")
+    base, plain = tmp_path / "split" / "base", tmp_path / "split" / "adapter"
+    assert not any("trainable_tokens_delta" in name for name in tensors(plain))
+    adapted = answers("adapted", adapters=checkpoint)
+    for name, options in {"named": {"adapters": plain}, "given": {"model": base, "adapters": plain}}.items():
+        assert [row["response"] for row in answers(name, **options)] == [row["response"] for row in adapted]
+    continued = lora("continued", model=base, adapters=plain, mask_tokenizer=None)
+    assert not any("trainable_tokens_delta" in name for name in tensors(continued))
 
 
 def test_mask_token_embeddings_change_and_others_stay(lora, bases, tmp_path, answers):
