@@ -8,9 +8,11 @@ Memory does not grow with the number of samples. OUT is written under a temporar
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ from .tasks import DEFAULT_SENTENCES, TASKS, Phrase, SampleBuilder, TaskOptions,
 
 NEGATIVE_ITEMS = 1000  # items whose expressions are used as negatives for other images
 MAX_NEGATIVES = 8192
+UNFINISHED = ".unfinished"  # suffix of temporary files
 
 OnImages = Callable[[int, int], None]  # (images read, images in total)
 
@@ -244,16 +247,24 @@ def _record_phrases(record: Record) -> Iterator[Phrase]:
             continue
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove temporary files of `atomic_write` that a killed process has left; no other one may be writing `path`."""
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*{UNFINISHED}"):
+        leftover.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_write(path: Path, empty: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file that is renamed to `path` when the block ends without an error.
 
+    Its name is new, so that several processes can write the same file: the last one that ends has written it.
+
     Args:
         empty: whether an empty file is kept; if not, `path` is deleted instead.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
-        with open(unfinished, "wb") as file:
+        with open(unfinished, "xb") as file:
             yield file
         if empty or unfinished.stat().st_size:
             os.replace(unfinished, path)

@@ -2,7 +2,8 @@
 
 Contract: a split is prepared once, as by `himtok prepare`, into ms-swift's cache. The name of the cached file depends
 on the data folder, the tasks and the annotation files, so a change of these prepares another file. ms-swift then reads
-it as any other dataset, with `#1000` and streaming. With several processes, the first one prepares it.
+it as any other dataset, with `#1000` and streaming. Of several processes, also of several runs, one prepares it, and
+the others wait and then read its file.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from modelscope.hub.utils.utils import get_cache_dir
 from swift.dataset import DatasetMeta, register_dataset
 from swift.dataset.dataset_meta import SubsetDataset
 from swift.dataset.loader import DatasetLoader
-from swift.utils import get_logger, safe_ddp_context
+from swift.utils import get_logger
 
 from himtok_plugin import __version__
 from himtok_plugin.data.catalog import FORMATS, Format, find_format
+from himtok_plugin.jobs.file_lock import hold_lock
 from himtok_plugin.swift_integration.options.current_arguments import get_current_arguments
 
 logger = get_logger()
@@ -51,7 +53,7 @@ class PreparedDatasetLoader(DatasetLoader):
     def _find_or_prepare(self, name: str, split: str) -> Path:
         """Return the cached file of a split; prepare it if there is none."""
         from himtok_plugin.data.formats.reader import Source
-        from himtok_plugin.data.prepare import PrepareJob
+        from himtok_plugin.data.prepare import PrepareJob, remove_unfinished, skipped_file
         from himtok_plugin.data.tasks import parse_task_share
 
         settings = get_current_arguments()
@@ -61,8 +63,17 @@ class PreparedDatasetLoader(DatasetLoader):
         job = PrepareJob(Source(name, root, split), tasks, num_workers=workers, strict=self.strict)
         folder = Path(get_cache_dir(), "datasets", "himtok")
         out = folder / f"{name}-{split}-{_fingerprint(job)}.jsonl"
-        with safe_ddp_context(None, True):
+        if out.is_file():
+            return out
+        folder.mkdir(parents=True, exist_ok=True)
+        # A lock instead of a barrier: the processes of a run can be at different places, and a barrier ends a run that
+        # waits for longer than its timeout.
+        waits = f"{name}:{split}: waiting for another process that prepares {out}"
+        with hold_lock(out.with_name(f"{out.name}.lock"), lambda: logger.info(waits)) as is_alone:
             if not out.is_file():
+                if is_alone:
+                    for file in (out, skipped_file(out)):
+                        remove_unfinished(file)
                 self._prepare(job, out)
         return out
 

@@ -1,7 +1,12 @@
 """`--dataset refcoco:train --data_root DIR`: prepared once, then read like any other dataset."""
 
+import errno
 import json
+import multiprocessing
+import os
 import pickle
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,6 +140,90 @@ def test_dataset_is_prepared_once_and_again_if_annotations_or_tasks_change(load,
     refs = root / "refcoco" / "refs(unc).p"
     refs.write_bytes(pickle.dumps(pickle.loads(refs.read_bytes())[:1]))
     assert len(load("refcoco:train", data_root=[root])[0]) == 1 and len(runs) == 3
+
+
+def run_in_processes(function, count=4):
+    """Run a function in processes that begin at the same moment; return what each of them returned or raised."""
+    fork = multiprocessing.get_context("fork")
+    results, together = fork.Queue(), fork.Barrier(count)
+
+    def run():
+        together.wait()
+        try:
+            results.put(function())
+        except Exception as error:
+            results.put(error)
+
+    processes = [fork.Process(target=run) for _ in range(count)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(timeout=120)
+    return found
+
+
+def test_one_of_several_processes_prepares_and_the_others_wait_for_it(load, tmp_path, monkeypatch):
+    from himtok_plugin.data import prepare as module
+    from himtok_plugin.swift_integration.samples import prepared_datasets
+
+    original, log = module.prepare_samples, tmp_path / "log"
+
+    def prepare_slowly(job, out):
+        with log.open("a") as file:
+            file.write("prepares\n")
+        time.sleep(1)
+        return original(job, out)
+
+    def tell(text):
+        with log.open("a") as file:
+            file.write(text.replace("\n", " ") + "\n")
+
+    monkeypatch.setattr(module, "prepare_samples", prepare_slowly)
+    monkeypatch.setattr(prepared_datasets.logger, "info", tell)
+    root = refer(tmp_path / "data")
+    texts = run_in_processes(
+        lambda: [m["content"] for row in load("refcoco:train", data_root=[root])[0] for m in row["messages"]]
+    )
+    assert len(texts) == 4 and all(text == texts[0] and len(text) == 4 for text in texts)
+    lines = log.read_text().splitlines()
+    assert lines.count("prepares") == 1
+    assert sum("refcoco:train: waiting for another process that prepares" in line for line in lines) == 3
+
+
+def test_several_processes_without_locks_prepare_the_same_file(load, tmp_path, monkeypatch):
+    """As on a network file system without locks."""
+    from himtok_plugin.jobs import file_lock
+
+    class MissingLock(file_lock.FileLock):
+        def acquire(self, *args, **kwargs):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(file_lock, "FileLock", MissingLock)
+    root = refer(tmp_path / "data")
+    assert run_in_processes(lambda: len(load("refcoco:train", data_root=[root])[0])) == [2] * 4
+
+
+def test_work_of_a_killed_process_is_taken_over(load, tmp_path, monkeypatch):
+    from himtok_plugin.data import prepare as module
+
+    def die(job, out):
+        with module.atomic_write(out) as file:
+            file.write(b"half")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    root = refer(tmp_path / "data")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "prepare_samples", die)
+        killed = multiprocessing.get_context("fork").Process(
+            target=load, args=("refcoco:train",), kwargs={"data_root": [root]}
+        )
+        killed.start()
+        killed.join(timeout=120)
+    assert killed.exitcode == -signal.SIGKILL and list((tmp_path / "cache").rglob("*.unfinished"))
+    assert len(load("refcoco:train", data_root=[root])[0]) == 2
+    assert not list((tmp_path / "cache").rglob("*.unfinished"))
 
 
 def test_missing_parts_are_named(load, tmp_path):
