@@ -7,8 +7,6 @@ and run with a script at the path of an ms-swift command. Neither torch nor ms-s
 import importlib.util
 import json
 import os
-import shutil
-import subprocess
 import sys
 import tarfile
 import venv
@@ -16,42 +14,17 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from paths import ROOT
-
-from himtok_plugin.active_plugins import ACTIVE_PLUGINS_VARIABLE
-
-HOOKS = ("himtok_plugin_startup.pth", "himtok_plugin_startup.start")
+from wheels import HOOKS, build, copy_source
+from wheels import run_outside as run
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed")
 
 
-def run(command: list, **options) -> subprocess.CompletedProcess:
-    environment = {name: os.environ[name] for name in os.environ if name not in ("PYTHONPATH", ACTIVE_PLUGINS_VARIABLE)}
-    done = subprocess.run(
-        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120, **options
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """Copy the repository, because a build writes into it."""
-    copy = tmp_path_factory.mktemp("source") / "himtok"
-    copy.mkdir()
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", *HOOKS):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, copy)
-    for name in ("himtok_plugin", "swift_configs"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy = copy_source(tmp_path_factory.mktemp("source") / "himtok")
     (copy / "swift_configs" / "of_the_test.yaml").write_text("model: m\n")
     return copy
-
-
-def build(source: Path, hook: str, folder: Path) -> Path:
-    code = f"import sys; from setuptools import build_meta; build_meta.{hook}(sys.argv[1])"
-    run([sys.executable, "-c", code, folder], cwd=source)
-    return next(folder.glob("*.whl"))
 
 
 @pytest.fixture(scope="module", params=["build_wheel", "build_editable"])

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sys
+from pathlib import Path
 
 
 def register() -> None:
@@ -45,10 +46,11 @@ def _check_options_exist() -> None:
 
     if issubclass(TemplateArguments, HimTokArguments) or multiprocessing.parent_process() is not None:
         return
+    verb = Path(sys.argv[0]).stem.replace("_", "-") if is_swift_command(sys.argv[0]) else "COMMAND"
     reason = (
         "--external_plugins: got the file of the plugin himtok, which ms-swift imports too late to add the plugin's "
-        "options where the start-up hook is not installed, expected python -m himtok_plugin.launch COMMAND instead of "
-        "swift COMMAND"
+        "options, as the start-up hook of himtok_plugin is not installed here, expected "
+        f"python -m himtok_plugin.launch {verb} instead of swift {verb}"
     )
     try:
         refuse_megatron(sys.argv, sys.orig_argv)

@@ -20,6 +20,8 @@ rows        DatasetLoader._load_dataset_path                   rows have the nam
             DatasetLoader._load_repo_dataset                   or of their dataset on the hub
             RowPreprocessor.prepare_dataset                    rows have numbers, and columns of masks stay strings
             RowPreprocessor.batched_preprocess                 the masks of every row are checked and kept
+            RowPreprocessor.__reduce_ex__ (new)                spawned workers that read rows have these patches
+            loader._inject_dataset_routing_tag                 and can read streams
             AutoPreprocessor._get_preprocessor                 rows with masks only are read as messages
             KTOPreprocessor.batched_preprocess                 the answers of other rows have their masks
 loading     register.get_template_meta                         templates of multimodal base models handle masks
@@ -71,6 +73,7 @@ def apply() -> None:
     rows.pair_masks_for_kto()
     loading.compose_templates()
     loading.extend_models()
+    rows.pickle_streamed_datasets()
     loading.mark_gemma3_image_tokens()
     loading.concatenate_gemma4_features()
     training.train_mask_tokens_with_adapters()

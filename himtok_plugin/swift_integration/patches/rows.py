@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 from swift.utils import get_logger
 
@@ -17,14 +19,23 @@ from himtok_plugin.swift_integration.samples.mask_column import (
     combine_question_and_answer_masks,
     pack_mask_column,
 )
+from himtok_plugin.swift_integration.samples.unpickling import reduce_with_plugins
 
-from .replacing import around
+from .replacing import add, around
 
 logger = get_logger()
 
 
 def _has_masks(columns) -> bool:
     return any(name in columns for name in ("masks", "mask", CODES))
+
+
+def _number_row(row: dict[str, Any], index: int, dataset: str | None) -> dict[str, Any]:
+    return {**row, ROW_NUMBER: index + 1, ROW_DATASET: dataset}
+
+
+def _name_dataset(row: dict[str, Any], dataset: str) -> dict[str, Any]:
+    return {**row, "dataset": dataset}
 
 
 def number_rows() -> None:
@@ -72,9 +83,7 @@ def number_rows() -> None:
             # In streaming, ms-swift renames the columns of `features` later, so these have to be among them.
             numbered = Features({**features, ROW_NUMBER: Value("int64"), ROW_DATASET: Value("string")})
 
-            def number(row, index):
-                return {**row, ROW_NUMBER: index + 1, ROW_DATASET: name}
-
+            number = partial(_number_row, dataset=name)
             return dataset.map(number, with_indices=True, features=numbered)
         dataset = dataset.add_column(ROW_NUMBER, list(range(1, len(dataset) + 1)))
         if name is not None:
@@ -123,6 +132,28 @@ def keep_mask_columns() -> None:
         if _has_masks(features) and not any(name in features for name in (*MESSAGE_COLUMNS, *QUESTION_COLUMNS)):
             return MessagesPreprocessor(**self.kwargs)
         return original(self, dataset)
+
+
+def pickle_streamed_datasets() -> None:
+    """What: streamed datasets can be sent to spawned data-loader workers, which import external plugins first.
+    Why: in streaming, the workers preprocess rows. ms-swift adds the dataset's name by a lambda, which cannot be
+    pickled, and imports plugins into a worker after it has unpickled a bound `batched_preprocess`: the worker would not
+    call the replacement above.
+    Goes when: ms-swift adds the name by a function and imports plugins before a worker unpickles its dataset.
+    Upstream: modelscope/ms-swift#10126 (open pull request that imports plugins when a worker unpickles their classes).
+    """
+    from datasets import IterableDataset
+    from swift.dataset import RowPreprocessor, loader
+
+    @around(loader, "_inject_dataset_routing_tag")
+    def inject_dataset_routing_tag(original, dataset, ds_name):
+        if isinstance(dataset, IterableDataset):
+            return dataset.map(partial(_name_dataset, dataset=ds_name))
+        return original(dataset, ds_name)
+
+    @add(RowPreprocessor, "__reduce_ex__")
+    def reduce_ex(self, protocol):
+        return reduce_with_plugins(self)
 
 
 def pair_masks_for_kto() -> None:

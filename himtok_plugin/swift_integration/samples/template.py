@@ -22,6 +22,7 @@ from .mask_batch import SAMPLE_MASKS_KEY, SampleMasks, collate_masks
 from .mask_column import MaskColumn
 from .placeholders import count_masks, split_masks_of_pair, write_mask_text
 from .sample_images import get_image_name, name_images_in_errors, read_image_size
+from .unpickling import reduce_with_plugins
 
 logger = get_logger()
 CLASS_PREFIX = "MaskTemplate__"
@@ -40,6 +41,9 @@ class MaskTemplateMixin(Template):
     def masks(self) -> MaskRuntime:
         """The run's options, vocabulary and mask tokenizer, which `extend_loaded_model` has stored."""
         return self.tokenizer.himtok
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return reduce_with_plugins(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle in a spawned data-loader worker.
