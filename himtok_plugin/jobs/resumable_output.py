@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .common_disk import check_common_disk
 from .processes import Processes
 
 REJECTED = b"!"  # prefix of lines for the rejects file; JSON cannot begin with it
@@ -72,8 +73,10 @@ class ResumableOutput:
         Returns:
             The state if OUT is already complete, otherwise None.
         Raises:
-            ValueError: OUT was started from a different input or with other settings, or is a file without state.
+            ValueError: OUT was started from a different input or with other settings, or is a file without state; or
+                the processes do not see the same files.
         """
+        check_common_disk(self.source, self.out, self.processes)
         state = self.processes.run_on_first(lambda: self._begin(overwrite))
         self.rows = state["rows"]
         return state if state["complete"] else None

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -211,3 +212,41 @@ def test_a_run_of_two_processes_is_not_resumed_by_one(interrupted, tokenizer):
     state.write_text(json.dumps({**json.loads(state.read_text()), "processes": 2}))
     with pytest.raises(ValueError, match="was started with processes 2, got 1: expected the same, or --overwrite"):
         write_codes(source, out, tokenizer)
+
+
+def run_on_two_machines(tmp_path, options, folders):
+    """Run `himtok tokenize` in two processes, each in its own folder, as on machines without a common disk."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "himtok_plugin.cli", "tokenize", *map(str, options)]
+    variables = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = []
+    for rank, folder in enumerate(folders):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        environment = {**variables, "RANK": str(rank), "LOCAL_RANK": "0"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, cwd=tmp_path / folder, env=environment, **pipes))
+    return [(process, *process.communicate(timeout=120)) for process in processes]
+
+
+def test_machines_without_a_common_disk_say_so_before_they_encode(folder, tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", many_rows())
+    options = [source, "out.jsonl", "--mask_tokenizer", folder, "--num_workers", "0"]
+    for process, _, errors in run_on_two_machines(tmp_path, options, ("one", "other")):
+        assert process.returncode == 2
+        (line,) = [line for line in errors.splitlines() if "OUT" in line]
+        assert "OUT: got 'out.jsonl', which is another folder on " in line and "expected one on a disk that all" in line
+    assert not list((tmp_path / "one").iterdir()) and not list((tmp_path / "other").iterdir())
+    done = run_on_two_machines(tmp_path, options, ("one", "one"))
+    assert [process.returncode for process, *_ in done] == [0, 0], done
+    assert [path.name for path in sorted((tmp_path / "one").iterdir())] == ["out.jsonl", "out.jsonl.state.json"]
+
+
+def test_machines_with_different_inputs_say_so(folder, tmp_path):
+    for name, rows in (("one", many_rows()), ("other", many_rows()[:-1])):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "in.jsonl", rows)
+    options = ["in.jsonl", tmp_path / "out.jsonl", "--mask_tokenizer", folder, "--num_workers", "0"]
+    for process, _, errors in run_on_two_machines(tmp_path, options, ("one", "other")):
+        assert process.returncode == 2 and "IN: got 'in.jsonl' with " in errors
