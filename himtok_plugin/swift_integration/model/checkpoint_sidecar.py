@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from swift.utils import get_logger
-from torch import nn
+from torch import Tensor, nn
 
 from himtok_plugin.mask_tokenizer import MaskTokenizer
 from himtok_plugin.mask_tokenizer.released_weights import RELEASED_FILE, find_mask_tokenizer
@@ -63,8 +63,20 @@ def save_sidecar(model: nn.Module, folder: str, state_dict: dict | None) -> None
     mask_tokenizer = find_attached_mask_tokenizer(model)
     if mask_tokenizer is None:
         return
-    sidecar, marker = os.path.join(folder, SIDECAR_FOLDER), f"{MASK_TOKENIZER_ATTRIBUTE}."
+    marker = f"{MASK_TOKENIZER_ATTRIBUTE}."
     gathered = {name.rpartition(marker)[2]: value for name, value in (state_dict or {}).items() if marker in name}
+    save_gathered_sidecar(mask_tokenizer, folder, gathered)
+
+
+def save_gathered_sidecar(mask_tokenizer: MaskTokenizer, folder: str, gathered: dict[str, Tensor]) -> None:
+    """Save a mask tokenizer to `mask_tokenizer/` in a checkpoint.
+
+    Args:
+        mask_tokenizer: attached to an LMM, sharded or not.
+        folder: the checkpoint.
+        gathered: its trained weights, gathered from all processes. Empty if nothing is sharded.
+    """
+    sidecar = os.path.join(folder, SIDECAR_FOLDER)
     if isinstance(mask_tokenizer, Detokenizer):
         save_complete_mask_tokenizer(mask_tokenizer, sidecar, gathered)
     else:

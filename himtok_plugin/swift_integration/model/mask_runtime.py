@@ -6,10 +6,13 @@ attribute `himtok`. Its pickle is small: it leaves the loaded mask tokenizer out
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from himtok_plugin.lmm.vocabulary import MaskVocabulary
 from himtok_plugin.mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
@@ -18,6 +21,8 @@ from himtok_plugin.prediction.predictor import Answer, MaskPredictor, PredictedM
 from himtok_plugin.prediction.refinement import SAM_KINDS, SamRefiner
 from himtok_plugin.swift_integration.options.checkpoint_settings import DEFAULT_DECODING
 
+from .attached_mask_tokenizer import attach_mask_tokenizer
+from .checkpoint_sidecar import load_mask_tokenizer
 from .constraints import build_answer_pattern
 from .detokenizer import Detokenizer
 
@@ -68,26 +73,40 @@ class MaskRuntime:
         self.embeddings_are_new = False
         self.calibration = Calibration.load(source)
         self._mask_tokenizer: MaskTokenizer | None = None
+        self._model: weakref.ref[nn.Module] | None = None  # beside which the mask tokenizer is
         self._refiner: SamRefiner | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mask_tokenizer": None, "_refiner": None}
+        return {**self.__dict__, "_mask_tokenizer": None, "_model": None, "_refiner": None}
 
     def __deepcopy__(self, memo: dict) -> MaskRuntime:
         return self  # ms-swift copies text tokenizers; all copies belong to the same run
 
-    def attach(self, mask_tokenizer: MaskTokenizer) -> None:
-        """Use the mask tokenizer that is attached to the model, so that its training takes effect here."""
+    def attach(self, model: PreTrainedModel, mask_tokenizer: MaskTokenizer, as_submodule: bool) -> None:
+        """Attach the mask tokenizer to the model, and use it, so that its training takes effect here.
+
+        Args:
+            model: the LMM.
+            mask_tokenizer: loaded, on any device.
+            as_submodule: see `attach_mask_tokenizer`.
+        """
+        attach_mask_tokenizer(model, mask_tokenizer, as_submodule)
         self._mask_tokenizer = mask_tokenizer
+        self._model = None if as_submodule else weakref.ref(model)
 
     def mask_tokenizer(self) -> MaskTokenizer:
-        """Return the mask tokenizer; load it in the first call."""
+        """Return the mask tokenizer, on the model's device; load it in the first call."""
         in_worker = torch.utils.data.get_worker_info() is not None
         if in_worker and self._mask_tokenizer is not None and self._mask_tokenizer.device.type != "cpu":
             self._mask_tokenizer = None  # a forked process cannot use its parent's device
         if self._mask_tokenizer is None:
             device = "cuda" if torch.cuda.is_available() and not in_worker else "cpu"
-            self._mask_tokenizer = MaskTokenizer.from_pretrained(self.source).to(device).eval()
+            self._mask_tokenizer = load_mask_tokenizer(self.source).to(device).eval()
+        model = None if self._model is None or in_worker else self._model()
+        if model is not None:  # trainers move the model after it is loaded
+            where = next(model.parameters()).device
+            if self._mask_tokenizer.device != where and where.type != "meta":
+                self._mask_tokenizer.to(where)
         return self._mask_tokenizer
 
     def encode(self, squares: torch.Tensor) -> torch.Tensor:

@@ -25,9 +25,9 @@ from himtok_plugin.lmm.vocabulary import (
 from himtok_plugin.mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from himtok_plugin.prediction.refinement import SAM_KINDS
 from himtok_plugin.swift_integration.options.current_arguments import get_current_arguments
+from himtok_plugin.swift_integration.options.deepspeed_checkpoints import has_deepspeed_shards_only
 
 from .adapters import check_adapter, has_mask_token_embeddings
-from .attached_mask_tokenizer import attach_mask_tokenizer
 from .checkpoint_sidecar import load_mask_tokenizer, resolve_mask_tokenizer
 from .detokenizer import load_detokenizer
 from .mask_runtime import MaskRuntime
@@ -62,7 +62,7 @@ def extend_loaded_model(loader: Any, model: PreTrainedModel | None, processor: A
     limit_tiles(processor)
     tokenizer = loader._get_tokenizer(processor)
     source = resolve_mask_tokenizer(settings.mask_tokenizer, loader.model_info.model_dir, settings.adapter_folders)
-    tokenizer_config, mask_tokenizer = _load_model_or_config(source, model is not None, _is_mask_training(settings))
+    tokenizer_config, mask_tokenizer = _load_model_or_config(source, model is not None, _is_training(settings))
     if not tokenizer_config.codebook_ready:
         raise ValueError(
             f"mask_tokenizer: {str(source)!r} has codebook_ready=false in its config.json: its codebook is not trained "
@@ -88,8 +88,8 @@ def extend_loaded_model(loader: Any, model: PreTrainedModel | None, processor: A
         codebook = mask_tokenizer.quantize.codebook() if settings.mask_rows_init == "codebook" else None
         _extend_embeddings_and_config(loader, model, config, added, len(tokenizer), codebook)
         logger.info(f"Added {len(added)} mask tokens to the vocabulary.")
-    attach_mask_tokenizer(model, mask_tokenizer)
-    runtime.attach(mask_tokenizer)
+    has_mask_loss = _is_training(settings) and uses_mask_trainer(settings) and settings.trains_on_masks
+    runtime.attach(model, mask_tokenizer, as_submodule=has_mask_loss)
     if settings.refiner in SAM_KINDS:
         runtime.refiner()  # an unreadable SAM model must fail now, not after the first answer
 
@@ -118,11 +118,11 @@ def uses_mask_trainer(args: Any) -> bool:
     return not hasattr(args, "rlhf_type") and getattr(args, "task_type", None) in (None, "causal_lm")
 
 
-def _is_mask_training(args: Any) -> bool:
-    """Whether the command trains an LMM with `MaskTrainer`."""
+def _is_training(args: Any) -> bool:
+    """Whether the command trains an LMM: `swift sft`, `swift pt` and `swift rlhf`."""
     from swift.arguments import SftArguments
 
-    return isinstance(args, SftArguments) and uses_mask_trainer(args)
+    return isinstance(args, SftArguments)
 
 
 def _refuse_untrained_embeddings(args: Any, model_dir: str) -> None:
@@ -140,7 +140,7 @@ def _refuse_untrained_embeddings(args: Any, model_dir: str) -> None:
             f"model: {missing}, so generated masks would be random: expected a checkpoint that was trained with "
             "--plugin himtok"
         )
-    if args.resume_from_checkpoint:
+    if args.resume_from_checkpoint and not has_deepspeed_shards_only(args.resume_from_checkpoint):
         raise ValueError(
             f"resume_from_checkpoint: {missing}, and a resumed run cannot add them: expected a checkpoint of a run "
             "with --plugin himtok, or --adapters instead"
@@ -155,7 +155,7 @@ def _load_model_or_config(
     Args:
         source: folder or weights file.
         with_weights: whether the model is needed.
-        to_train: whether `MaskTrainer` trains the de-tokenizer and needs the encoder on demand only.
+        to_train: whether the command is a training, which may shard the model and needs the encoder on demand only.
     """
     if not with_weights and source.is_dir():  # the sizes in a released weights file are those of its tensors
         return MaskTokenizerConfig.from_pretrained(source), None

@@ -2,7 +2,8 @@
 
 Contract: every process decodes masks in every step, through `ShardedDetokenizer` if DeepSpeed shards the de-tokenizer.
 The frozen encoder is not part of the model and so never sharded, see detokenizer.py. `ParametersUsedAfterForward`
-makes DDP count parameters that only the mask loss uses; `gather_fsdp_weights` gathers what FSDP shards.
+makes DDP count parameters that only the mask loss uses; `gather_fsdp_weights` and
+`gather_trained_zero3_weights` gather what is sharded, for a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers.integrations import deepspeed
@@ -62,6 +64,23 @@ class ShardedDetokenizer:
         if not torch.is_autocast_enabled(vectors.device.type):
             vectors = vectors.to(dtype)
         return self.sharded.decode_code_vectors(vectors)
+
+
+def gather_trained_zero3_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Gather the trained weights of a module that DeepSpeed shards with ZeRO-3.
+
+    All processes must call it.
+
+    Returns:
+        In process 0 the weights on the CPU, in other processes nothing.
+    """
+    import deepspeed
+
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    with deepspeed.zero.GatheredParameters(list(parameters.values())):
+        if dist.get_rank() != 0:
+            return {}
+        return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
 
 
 def gather_fsdp_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 from himtok_plugin.mask_text import MAX_MASK_TOKENS
 
 from .adapter_checks import check_adapters
+from .deepspeed_checkpoints import uses_zero3
 
 MAX_COARSE_LEVELS = MAX_MASK_TOKENS - 1  # a prefix must leave out at least one token
 REFINERS = ("none", "sam", "sam2", "sam3", "zoom")
@@ -49,6 +50,7 @@ def check_arguments(args: Any) -> None:
             raise ValueError(f"{name}: got {value!r}, expected {listed}")
     _check_zoom(args)
     _check_trained_parts(args)
+    _check_training_engine(args)
     check_adapters(args)
 
 
@@ -152,6 +154,35 @@ def _check_trained_parts(args: Any) -> None:
     _expect(not args.train_detokenizer, "train_detokenizer", args.train_detokenizer, f"true {needed}")
     is_unused = args.detokenizer_lr is None or args.train_detokenizer is False
     _expect(is_unused, "detokenizer_lr", args.detokenizer_lr, f"None, or one {needed}, or --train_detokenizer false")
+
+
+def _check_training_engine(args: Any) -> None:
+    """Refuse kernels and sharding with which a training run would fail later, or wait forever."""
+    if "SftArguments" not in {each.__name__ for each in type(args).__mro__}:
+        return
+    if args.trains_on_masks:
+        liger = getattr(args, "use_liger_kernel", False)
+        _expect(not liger, "use_liger_kernel", liger, "false with a mask loss, which needs the logits that Liger skips")
+    answers = getattr(args, "predict_with_generate", False)
+    is_rollout = getattr(args, "rlhf_type", None) == "grpo" or (
+        getattr(args, "rlhf_type", None) == "gkd" and getattr(args, "lmbda", 0) > 0
+    )
+    if getattr(args, "fsdp", None):
+        # ms-swift embeds the images of a request before the model's forward pass, where FSDP's weights are shards.
+        name = "predict_with_generate" if answers else f"rlhf_type {args.rlhf_type}" if is_rollout else ""
+        generates = answers or (is_rollout and not getattr(args, "use_vllm", False))
+        _expect(
+            not generates,
+            "fsdp",
+            args.fsdp,
+            f"None with {name} in ms-swift's own engine, which cannot generate with sharded weights: use --deepspeed",
+        )
+    gathers = getattr(args, "ds3_gather_for_generation", True)
+    if answers and args.trains_on_masks and uses_zero3(getattr(args, "deepspeed", None)):
+        # A process whose answers have no mask would not take part in gathering the de-tokenizer.
+        _expect(
+            gathers, "ds3_gather_for_generation", gathers, "true with ZeRO-3, predict_with_generate and a mask loss"
+        )
 
 
 def _expect(valid: bool, name: str, value: Any, expected: str) -> None:

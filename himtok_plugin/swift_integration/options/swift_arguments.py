@@ -18,6 +18,7 @@ from himtok_plugin.resources import default_checkpoint
 from .arguments import SHIPPED_CHECKPOINT, HimTokArguments
 from .checkpoint_settings import apply_checkpoint_settings
 from .current_arguments import get_current_arguments, set_current_arguments
+from .deepspeed_checkpoints import has_deepspeed_shards_only
 from .plugin_flag import extend_template_arguments
 from .unconverted_checkpoints import refuse_unconverted
 
@@ -57,7 +58,7 @@ def _resolve_models(base: Any) -> None:
         if getattr(self, "model", None) == SHIPPED_CHECKPOINT:
             self.model = str(default_checkpoint())
         resumed = getattr(self, "resume_from_checkpoint", None)
-        if resumed and getattr(self, "tuner_type", None) == "full":
+        if resumed and getattr(self, "tuner_type", None) == "full" and not has_deepspeed_shards_only(resumed):
             # ms-swift lets transformers' trainer load the weights, which silently skips parameters that are named
             # differently in the checkpoint, as in composite models: the run would continue from the base model.
             self.model = resumed

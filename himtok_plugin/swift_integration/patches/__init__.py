@@ -28,6 +28,8 @@ loading     register.get_template_meta                         templates of mult
             template.get_template_meta                         the same, for later imports
             ModelLoader._add_new_special_tokens                a loaded model has mask tokens and a mask tokenizer
             Gemma3VisionTemplate._encode                       Gemma 3 attends to images in both directions
+            Gemma3VisionTemplate.replace_tag                   and gets the same prompts from all engines
+            InternvlhfTemplate.replace_tag                     so does InternVL
             gemma._patch_gemma4_forward                        Gemma 4 accepts several images
 training    TunerMixin.prepare_model                           adapters train the embeddings of mask tokens
             TrainerFactory.get_trainer_cls                     our trainers run; GRPO logs questions with masks
@@ -35,9 +37,10 @@ training    TunerMixin.prepare_model                           adapters train th
             GKDTrainer._apply_chat_template_to_messages_list   (the same)
             OnPolicySample.to_template_dict                    GRPO trains on questions with masks
             OnPolicySample.to_infer_request                    GRPO samples answers to them
+            KTOTrainer.kto_loss                                KTO in half precision runs in several processes
             AcceleratorState.__init__                          FSDP shards on CPUs
 saving      SwiftMixin._save                                   checkpoints have `mask_tokenizer/`
-            SwiftMixin.save_model (new)                        FSDP checkpoints have the model's files
+            SwiftMixin.save_model (new)                        so have those of FSDP and ZeRO-3 that have shards only
             merge_lora.save_checkpoint                         merged models have `mask_tokenizer/`
             quant.save_checkpoint                              quantized models have it
 answering   InferEngine.__init__                               every engine generates valid mask text
@@ -70,18 +73,21 @@ def apply() -> None:
         return
     rows.number_rows()
     rows.keep_mask_columns()
+    rows.pickle_streamed_datasets()
     rows.pair_masks_for_kto()
     loading.compose_templates()
     loading.extend_models()
-    rows.pickle_streamed_datasets()
     loading.mark_gemma3_image_tokens()
+    loading.join_gemma3_newlines()
+    loading.break_lines_behind_internvl_images()
     loading.concatenate_gemma4_features()
     training.train_mask_tokens_with_adapters()
     training.choose_trainers()
+    training.keep_dtype_of_kto_rewards()
     training.shard_on_cpus()
     training.pass_question_masks_to_samples()
     saving.save_sidecars()
-    saving.save_fsdp_models()
+    saving.save_sharded_models()
     answering.constrain_engines()
     answering.attach_masks_to_responses()
     answering.write_masks_to_results()

@@ -56,28 +56,36 @@ def save_sidecars() -> None:
     def save(original, self, output_dir=None, state_dict=None):
         # A copy, because transformers deletes the mask tokenizer's weights from it.
         original(self, output_dir, None if state_dict is None else dict(state_dict))
-        save_sidecar(self.model, output_dir or self.args.output_dir, state_dict)
+        if state_dict != {}:  # with it, transformers says that the weights were not gathered: see save_sharded_models
+            save_sidecar(self.model, output_dir or self.args.output_dir, state_dict)
 
 
-def save_fsdp_models() -> None:
-    """What: FSDP checkpoints have the model's files and the mask tokenizer beside the shards.
+def save_sharded_models() -> None:
+    """What: checkpoints that would have shards only have the mask tokenizer, and with FSDP also the model's files.
     Why: with `SHARDED_STATE_DICT`, which `--fsdp fsdp2` sets, a checkpoint has shards only, and only a resumed run can
-    read those.
+    read those. With ZeRO-3, `stage3_gather_16bit_weights_on_model_save` set to false asks for this.
     Goes when: ms-swift writes the model's files as well.
     Upstream: modelscope/ms-swift#8198 (no model files with FSDP2).
     """
     from swift.trainers.mixin import SwiftMixin
     from transformers import Trainer
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
     from himtok_plugin.swift_integration.model.attached_mask_tokenizer import find_attached_mask_tokenizer
-    from himtok_plugin.swift_integration.model.sharding import gather_fsdp_weights
+    from himtok_plugin.swift_integration.model.checkpoint_sidecar import save_gathered_sidecar
+    from himtok_plugin.swift_integration.model.sharding import gather_fsdp_weights, gather_trained_zero3_weights
 
     @add(SwiftMixin, "save_model", hides=Trainer.save_model)
     def save_model(self, output_dir=None, _internal_call=False):
         super(SwiftMixin, self).save_model(output_dir, _internal_call)  # transformers' trainer
-        if not self.is_fsdp_enabled or find_attached_mask_tokenizer(self.model) is None:
+        mask_tokenizer = find_attached_mask_tokenizer(self.model)
+        if mask_tokenizer is None:
             return
-        if "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+        if is_deepspeed_zero3_enabled() and not self.model_wrapped.zero_gather_16bit_weights_on_model_save():
+            weights = gather_trained_zero3_weights(mask_tokenizer)  # by all processes
+            if self.args.should_save:
+                save_gathered_sidecar(mask_tokenizer, output_dir or self.args.output_dir, weights)
+        if self.is_fsdp_enabled and "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             weights = gather_fsdp_weights(self.model)  # by all processes
             if self.args.should_save:
                 self._save(output_dir or self.args.output_dir, weights)

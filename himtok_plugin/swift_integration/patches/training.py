@@ -67,6 +67,30 @@ def choose_trainers() -> None:
         return MaskTrainer if args.model_meta.is_multimodal else trainer_class
 
 
+def keep_dtype_of_kto_rewards() -> None:
+    """What: KTO's rewards have the dtype of the log-probabilities also in a process whose batch has one label only.
+    Why: the missing rewards are float32 in trl. With half precision (ZeRO, FSDP) the processes then gather tensors of
+    different sizes, which ends in an error of the communication library or in waiting forever.
+    Goes when: they have the dtype of the others in trl.
+    Upstream: modelscope/ms-swift#3830 (mismatch between collectives in KTO with ZeRO).
+    """
+    from swift.trainers import TrainerFactory
+
+    name = "kto_loss"
+
+    def kto_loss(original, self, policy_chosen_logps, *args, **kwargs):
+        losses, chosen, rejected, kl = original(self, policy_chosen_logps, *args, **kwargs)
+        dtype = policy_chosen_logps.dtype
+        return losses, chosen.to(dtype), rejected.to(dtype), kl
+
+    @around(TrainerFactory, "get_trainer_cls")
+    def get_kto_trainer_cls(original, cls, args):
+        trainer_class = original(cls, args)
+        if hasattr(trainer_class, name) and not is_replaced(trainer_class, name):
+            around(trainer_class, name)(kto_loss)
+        return trainer_class
+
+
 def shard_on_cpus() -> None:
     """What: FSDP shards on CPUs as well.
     Why: accelerate supports it on accelerators only; on CPUs it silently uses DDP instead.

@@ -85,7 +85,7 @@ class MaskTrainer(Seq2SeqTrainer):
         self._used_after_forward: ParametersUsedAfterForward | None = None
         self._is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         trained = [p for p in self.mask_tokenizer.parameters() if p.requires_grad]
-        if self._is_sharded:
+        if self._is_sharded and self.masks.settings.trains_on_masks:
             self._detokenizer = ShardedDetokenizer(
                 self.mask_tokenizer.encoding.expected_code_vectors, self.mask_tokenizer
             )
@@ -184,7 +184,7 @@ class MaskTrainer(Seq2SeqTrainer):
         self, outputs, masks: MaskBatch | None, shape, logits_to_keep, num_items, mode: str
     ) -> Tensor:
         if getattr(outputs, "logits", None) is None:
-            raise RuntimeError("the mask loss needs the model's logits, which use_liger_kernel does not keep")
+            raise RuntimeError("the mask loss needs logits: got none from the model, expected a kernel that keeps them")
         if masks is None or masks.supervised is None or not len(masks.supervised):
             return self._zero_mask_loss(outputs)
         if logits_to_keep is None and outputs.logits.shape[:-1] != shape:

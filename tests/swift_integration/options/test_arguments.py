@@ -96,6 +96,57 @@ def test_options_without_effect_are_refused_in_training_only():
         RLHFArguments(mask_loss_weight=1.0)
 
 
+def with_fields(base, **values):
+    """Options with fields of ms-swift beside the plugin's own."""
+    return type(base.__name__, (base,), {"__init__": base.__init__, **values})
+
+
+STAGE_TWO = {"mask_loss_weight": 1.0}
+ZERO3 = '{"zero_optimization": {"stage": 3}}'
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"use_liger_kernel": True}, "use_liger_kernel: got True, expected false with a mask loss, which needs the"),
+        (
+            {"predict_with_generate": True, "deepspeed": "zero3", "ds3_gather_for_generation": False},
+            "ds3_gather_for_generation: got False, expected true with ZeRO-3, predict_with_generate and a mask loss",
+        ),
+        (
+            {"predict_with_generate": True, "deepspeed": ZERO3, "ds3_gather_for_generation": False},
+            "ds3_gather_for_generation: got False",
+        ),
+        ({"predict_with_generate": True, "fsdp": "fsdp2"}, "fsdp: got 'fsdp2', expected None with predict_with_gen"),
+    ],
+)
+def test_kernels_and_sharding_with_which_stage_two_would_fail_later_are_refused(fields, message):
+    fields = {"eval_metric": "mask", "metric_for_best_model": None, **fields}
+    arguments = with_fields(SftArguments, **fields)
+    with pytest.raises(ValueError) as error:
+        arguments(**STAGE_TWO)
+    assert str(error.value).startswith(message)
+    if "fsdp" not in fields:
+        assert arguments()  # without a mask loss they work
+    assert with_fields(HimTokArguments, **fields)(**STAGE_TWO)  # as read from the checkpoint of such a run
+
+
+def test_sharding_that_works_is_accepted():
+    generates = {"predict_with_generate": True, "eval_metric": "mask", "metric_for_best_model": None}
+    for deepspeed in (None, "zero2", "zero3", ZERO3, {"zero_optimization": {"stage": 3}}, "nowhere.json"):
+        assert with_fields(SftArguments, deepspeed=deepspeed, **generates)(**STAGE_TWO)
+    assert with_fields(SftArguments, deepspeed="zero2", ds3_gather_for_generation=False, **generates)(**STAGE_TWO)
+    assert with_fields(SftArguments, fsdp="fsdp2")(**STAGE_TWO)
+
+
+def test_rollouts_of_ms_swifts_own_engine_are_refused_with_fsdp():
+    grpo = {"rlhf_type": "grpo", "fsdp": "fsdp2"}
+    with pytest.raises(ValueError, match="^fsdp: got 'fsdp2', expected None with rlhf_type grpo in ms-swift's own"):
+        with_fields(RLHFArguments, **grpo)()
+    assert with_fields(RLHFArguments, use_vllm=True, **grpo)()
+    assert with_fields(RLHFArguments, rlhf_type="dpo", fsdp="fsdp2")()
+
+
 def test_boundary_values_are_accepted():
     HimTokArguments(mask_loss_weight=0, num_coarse_levels=31, num_mask_tokens=1, mask_threshold=1e-3, dead_code_steps=0)
 

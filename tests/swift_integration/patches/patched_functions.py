@@ -100,7 +100,7 @@ def _apply_all_patches() -> None:
     from himtok_plugin.swift_integration import register
 
     register.register()
-    for kind in ("grpo", "gkd"):  # these trainers are patched when they are chosen
+    for kind in ("grpo", "gkd", "kto"):  # these trainers are patched when they are chosen
         TrainerFactory.get_trainer_cls(SimpleNamespace(rlhf_type=kind))
 
 
