@@ -76,7 +76,7 @@ INSTALL_REQUIRES = [
     "torchvision>=0.24.1,<1",
     "transformers>=5.0.0,<5.20",
     "peft>=0.18.0,<0.21",
-    "datasets>=4.0.0,<4.8.5",
+    "datasets>=4.7.0,<4.8.5",  # Json features, which ms-swift writes
     "accelerate>=1.10.0,<2",
     "safetensors>=0.5.0,<1",
     "pillow>=11.0.0,<14",
@@ -84,36 +84,43 @@ INSTALL_REQUIRES = [
     "scipy>=1.14.1,<2",
     "pycocotools>=2.0.8,<3",
     "pyyaml>=6.0.1,<7",
-    "pyarrow>=17.0.0,<27",
+    "pyarrow>=21.0.0,<27",
     "sentencepiece>=0.2.0,<1",  # text tokenizer of the released model, read when it is converted
     "protobuf>=5.28.0,<8",
     "jinja2>=3.1.4,<4",  # the HTML pages; torch and transformers need it as well
     "rich>=13.7.0,<16",
     "typer>=0.12.5,<1",
     "tqdm>=4.66.3,<5",
+    "filelock>=3.16.1,<5",
+]
+
+# What the quick tests need; .ci/run installs no more beside the oldest releases.
+TEST_REQUIRES = [
+    "pytest>=8.0.0,<10",
+    "pytest-timeout>=2.3.1,<3",
+    "pytest-xdist>=3.8.0,<4",
+    "hypothesis>=6.100.0,<7",
+    "scikit-image>=0.24.0,<1",  # with scikit-learn: reference values of the metrics
+    "scikit-learn>=1.5.0,<2",
+    "qwen-vl-utils>=0.0.14,<1",  # with decord: needed by ms-swift's templates for Qwen-VL, a base model in tests
+    "decord>=0.6.0,<1",
+    "xgrammar>=0.2.0,<1",  # with outlines_core: libraries that servers compile regular expressions with
+    "outlines_core>=0.2.2,<0.3",
+    "msgspec>=0.19.0,<1",  # for GRPO in ms-swift
+    "build>=1.2.1,<2",
+    "setuptools>=70.1.0",  # tests/test_packaging.py builds wheels without build isolation
 ]
 
 EXTRAS_REQUIRE = {
+    "test": TEST_REQUIRES,
     "dev": [
-        "pytest>=8,<10",
-        "pytest-timeout>=2.3,<3",
-        "pytest-xdist>=3.8,<4",
-        "hypothesis>=6.100,<7",
+        *TEST_REQUIRES,
         "ruff>=0.6,<1",
         "mypy>=2.4,<3",
-        "scikit-image>=0.24,<1",  # reference values of the metrics
         "tensorboard>=2.16,<3",
-        "qwen-vl-utils>=0.0.14,<1",  # with decord: needed by ms-swift's templates for Qwen-VL, a base model in tests
-        "decord>=0.6,<1",
-        "xgrammar>=0.2,<1",  # with outlines_core: libraries that servers compile regular expressions with
-        "outlines_core>=0.2,<0.3",
         "deepspeed>=0.19,<1",  # on CPUs, for tests of several processes
         "bitsandbytes>=0.49,<1",  # QLoRA, also on CPUs
         "evalscope>=1.14,<2",
-        "msgspec>=0.19,<1",  # for GRPO in ms-swift
-        "scikit-learn>=1.5,<2",  # reference values of the metrics
-        "build>=1.2,<2",
-        "setuptools>=70.1",  # tests/test_packaging.py builds wheels without build isolation
     ],
     "eval": ["evalscope>=1.14,<2"],
     "rl": ["msgspec>=0.19,<1"],

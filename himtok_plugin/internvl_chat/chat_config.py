@@ -50,18 +50,25 @@ REQUIRED_FIELDS = {
 QWEN2_FIELDS = ("use_sliding_window", "sliding_window", "max_window_layers", "attention_dropout")
 NORMS = ("layer_norm", "rms_norm")
 SIZE, NUMBER, SWITCH, TEXT = "a positive integer", "a positive number", "true or false", "a string"
+LAYER = "an integer, the number of a layer"
 NORM = f"one of {NORMS}"
-# Fields that this package computes with; transformers validates the others.
+# Fields that the converted model computes with; a recent transformers validates those that are not listed.
 OPTIONAL_FIELDS = {
+    "select_layer": LAYER,
     "downsample_ratio": NUMBER,
     "dynamic_image_size": SWITCH,
     "use_thumbnail": SWITCH,
     "min_dynamic_patch": SIZE,
     "max_dynamic_patch": SIZE,
     "vision_config.num_channels": SIZE,
+    "vision_config.hidden_act": TEXT,
+    "vision_config.layer_norm_eps": NUMBER,
     "vision_config.norm_type": NORM,
     "vision_config.qkv_bias": SWITCH,
     "vision_config.qk_normalization": SWITCH,
+    "llm_config.hidden_act": TEXT,
+    "llm_config.rms_norm_eps": NUMBER,
+    "llm_config.max_position_embeddings": SIZE,
     "llm_config.bias": SWITCH,
     "llm_config.tie_word_embeddings": SWITCH,
 }
@@ -166,6 +173,8 @@ def _is_valid(kind: str, value: Any) -> bool:
         return value in NORMS
     if kind in (SWITCH, TEXT):
         return isinstance(value, bool if kind == SWITCH else str)
+    if kind == LAYER:
+        return isinstance(value, int) and not isinstance(value, bool)
     types = (int,) if kind == SIZE else (int, float)
     return isinstance(value, types) and not isinstance(value, bool) and 0 < value < float("inf")
 

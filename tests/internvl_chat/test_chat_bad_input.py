@@ -84,7 +84,7 @@ def test_settings_that_transformers_does_not_support_are_rejected(refused, tmp_p
         ({"force_image_size": 7}, "vision_config.patch_size: got 14, expected at most 7"),
         ({"max_dynamic_patch": "4"}, "max_dynamic_patch: got '4', expected a positive integer"),
         ({"template": ["internvl2_5"]}, "template: got ['internvl2_5'], expected a string"),
-        ({"select_layer": "last"}, "config.json: transformers rejects it"),
+        ({"select_layer": "last"}, "select_layer: got 'last', expected an integer"),
         ({"vision_config.patch_size": 0}, "vision_config: got {'patch_size': 0}, expected positive integers"),
         ({"vision_config.patch_size": [14, 14]}, "vision_config: got {'patch_size': [14, 14]}"),
         ({"vision_config.hidden_size": True}, "vision_config: got {'hidden_size': True}"),
@@ -101,7 +101,7 @@ def test_settings_that_transformers_does_not_support_are_rejected(refused, tmp_p
         ({"llm_config.rope_scaling": {"type": "dynamic"}}, "llm_config.rope_scaling.factor: got None"),
         ({"llm_config.rope_scaling": {"type": "linear", "factor": "2"}}, "llm_config.rope_scaling.factor: got '2'"),
         ({"llm_config.rope_scaling": {"type": ["dynamic"]}}, "llm_config.rope_scaling: got ['dynamic']"),
-        ({"llm_config.rms_norm_eps": "1e-5"}, "config.json: transformers rejects it"),
+        ({"llm_config.rms_norm_eps": "1e-5"}, "llm_config.rms_norm_eps: got '1e-5', expected a positive number"),
     ],
 )
 def test_invalid_values_are_rejected(refused, tmp_path, fields, message):

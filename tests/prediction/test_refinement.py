@@ -28,6 +28,11 @@ DECODER = {
 }
 
 
+def image_processor(name):
+    """A class of transformers; the oldest releases have only the fast variants of some, under longer names."""
+    return getattr(transformers, name, None) or getattr(transformers, f"{name}Fast")
+
+
 def tiny_sam():
     vision = transformers.SamVisionConfig(
         hidden_size=16,
@@ -69,7 +74,7 @@ def tiny_sam2():
     config = transformers.Sam2Config(
         vision_config=vision.to_dict(), prompt_encoder_config=PROMPTS, mask_decoder_config=DECODER
     )
-    images = transformers.Sam2ImageProcessor(size={"height": SIDE, "width": SIDE})
+    images = image_processor("Sam2ImageProcessor")(size={"height": SIDE, "width": SIDE})
     return transformers.Sam2Model(config), transformers.Sam2Processor(images)
 
 
@@ -92,7 +97,7 @@ def tiny_sam3():
     config = transformers.Sam3TrackerConfig(
         vision_config=vision, prompt_encoder_config=PROMPTS, mask_decoder_config=DECODER
     )
-    images = transformers.Sam3ImageProcessor(size={"height": SIDE, "width": SIDE})
+    images = image_processor("Sam3ImageProcessor")(size={"height": SIDE, "width": SIDE})
     return transformers.Sam3TrackerModel(config), transformers.Sam3TrackerProcessor(images)
 
 
