@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from himtok_plugin.lmm.vocabulary import MaskVocabulary, extend_tokenizer
-from himtok_plugin.mask_text import MASK_START
 from himtok_plugin.mask_tokenizer import MaskTokenizerConfig
 from himtok_plugin.mask_tokenizer.released_weights import download_from_hub
 from himtok_plugin.resources import SIDECAR_FOLDER
@@ -36,6 +35,9 @@ from .json_files import read_json_object, read_optional_json_object
 from .safetensors_files import WeightsFiles, save_file
 from .trained_embeddings import EmbeddingChanges, ProgressCallback, write_weights
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 CONFIG_FILE, ARGUMENTS_FILE = "config.json", "args.json"
 # Weights, which are written separately or are another form of the same, and states of a training run.
 NOT_COPIED = (
@@ -44,7 +46,6 @@ NOT_COPIED = (
     *("optimizer*", "scheduler.pt", "rng_state*", "trainer_state.json", "training_args.bin", "global_step*", "latest"),
     *("zero_to_fp32.py", "checkpoint-*", "*-checkpoint", "runs", ".*"),
 )
-TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
 
 
 def split_adapter(
@@ -132,32 +133,31 @@ def _check_sources_are_kept(out: Path, adapter: Path, base: Path) -> None:
                 raise ValueError(f"out: got {str(out)!r}, where {source} would be replaced, expected another folder")
 
 
-def _extend_base_tokenizer(adapter: AdapterFiles, base: Path) -> Any | None:
-    """Return the text tokenizer of a base model without mask tokens, with mask tokens; None if nothing is to be added.
+def _extend_base_tokenizer(adapter: AdapterFiles, base: Path) -> PreTrainedTokenizerBase | None:
+    """Return the base model's text tokenizer with mask tokens if it had none, else None.
+
+    Adapters without a mask tokenizer were trained without this package, so their tokens are unknown.
 
     Raises:
-        ValueError: the adapter's mask tokens would get other ids than in its training.
+        ValueError: the mask tokens have other ids than in the adapter's training.
     """
     sidecar = adapter.folder / SIDECAR_FOLDER
-    has_mask_tokens = any(
-        MASK_START in (base / name).read_text(encoding="utf-8") for name in TOKENIZER_FILES if (base / name).is_file()
-    )
-    if has_mask_tokens or not sidecar.is_dir():
+    if not sidecar.is_dir():
         return None
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     codebook_size = MaskTokenizerConfig.from_pretrained(sidecar).codebook_size
-    extend_tokenizer(tokenizer, codebook_size)
+    added = extend_tokenizer(tokenizer, codebook_size)
     expected = MaskVocabulary.of(tokenizer, codebook_size).ids()
     for layer in adapter.list_trained_embeddings():
         ids = adapter.get_token_ids(layer)
         if sorted(ids) != expected:
             raise ValueError(
-                f"base model {str(base)!r}: its mask tokens would get ids {expected[0]} to {expected[-1]}, expected "
-                f"{min(ids)} to {max(ids)}, those of {adapter.folder}: it belongs to another base model"
+                f"base model: got {str(base)!r} with mask tokens {expected[0]} to {expected[-1]}, expected {min(ids)} "
+                f"to {max(ids)}, those of {adapter.folder}: it belongs to another base model"
             )
-    return tokenizer
+    return tokenizer if added else None
 
 
 def _set_vocabulary_size(path: Path, before: int, after: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_adapters import CODES, TinyAdapter, build_adapter, compute_logits, load_adapted
+from tiny_adapters import CODES, TEXTS, TinyAdapter, build_adapter, compute_logits, load_adapted
 from tiny_models import tiny_model
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
@@ -16,7 +16,8 @@ from himtok_plugin import MaskTokenizer
 from himtok_plugin.checkpoints.adapter_files import AdapterFiles
 from himtok_plugin.checkpoints.adapter_split import split_adapter
 from himtok_plugin.checkpoints.trained_embeddings import find_tensor
-from himtok_plugin.lmm.vocabulary import MaskVocabulary
+from himtok_plugin.lmm.tiny_internvl import build_tiny_internvl
+from himtok_plugin.lmm.vocabulary import MaskVocabulary, extend_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +206,10 @@ CASES = {
         r"trainable_token_indices: got 2 ids of .*, expected 14, one for each embedding",
     ),
     "ids beyond the base": (
-        lambda base, folder: change_config(folder, trainable_token_indices=list(range(9000, 9014))),
+        lambda base, folder: (
+            change_config(folder, trainable_token_indices=list(range(9000, 9014))),
+            shutil.rmtree(folder / "mask_tokenizer"),
+        ),
         r"got \d+ token embeddings, expected more than 9013",
     ),
     "no base": (
@@ -257,13 +261,18 @@ def test_output_that_would_replace_what_is_read_is_refused(himtok, broken, tmp_p
     assert status == 2 and "is in the base model's folder" in error
 
 
-def test_base_without_mask_tokens_and_with_other_ids_is_refused(tmp_path):
-    made = build_adapter(tmp_path, has_mask_tokens=False)
-    tokenizer = AutoTokenizer.from_pretrained(made.base)
+@pytest.mark.parametrize("has_mask_tokens", [True, False], ids=["mask_tokens", "no_mask_tokens"])
+def test_base_whose_mask_tokens_have_other_ids_is_refused(adapter, tmp_path, has_mask_tokens):
+    other = build_tiny_internvl(tmp_path / "other", TEXTS, "nano")
+    tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.add_tokens(["another"])
-    tokenizer.save_pretrained(made.base)
-    with pytest.raises(ValueError, match=r"its mask tokens would get ids \d+ to \d+, expected \d+ to \d+, those of"):
-        split_adapter(made.folder, tmp_path / "out")
+    if has_mask_tokens:
+        extend_tokenizer(tokenizer, CODES)
+    tokenizer.save_pretrained(other)
+    first, last = adapter.ids[0], adapter.ids[-1]
+    message = rf"with mask tokens {first + 1} to {last + 1}, expected {first} to {last}, .* belongs to another"
+    with pytest.raises(ValueError, match=message):
+        split_adapter(adapter.folder, tmp_path / "out", str(other))
 
 
 def test_ids_are_found_by_the_end_of_a_layers_name(broken):
