@@ -120,7 +120,7 @@ class HimTokArguments:
     continuous_warmup_steps: int = _option(
         0, "Steps without quantization before k-means initializes the codebook, >= 0."
     )
-    dead_code_steps: int = _option(100, "Steps after which an unused code is re-initialized, >= 0. 0: never.")
+    dead_code_steps: int = _option(100, "Optimizer steps after which an unused code is re-initialized, >= 0. 0: never.")
 
     def __post_init__(self) -> None:
         for name in ("data_root", "data_tasks"):  # YAML files and notebooks may hold a single text
