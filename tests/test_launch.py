@@ -131,14 +131,17 @@ def test_python_dash_m_of_ms_swift_takes_the_plugin_flag(hook):
     assert "--mask_decoding" in child.stdout
 
 
-@pytest.mark.parametrize("verb", ["pt", "sft", "rlhf", "export"])
-def test_megatron_refuses_the_plugin_in_one_line(hook, verb, tmp_path):
+@pytest.mark.parametrize(
+    ("verb", "environment"),
+    [("pt", {}), ("sft", {}), ("sft", {"NPROC_PER_NODE": "2"}), ("rlhf", {}), ("export", {})],
+)
+def test_megatron_refuses_the_plugin_in_one_line(hook, verb, environment, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("plugin: himtok\n")
-    child = python("-m", "swift.cli._megatron.main", verb, config, PYTHONPATH=hook)
-    assert child.returncode == 2 and child.stderr.splitlines()[-1].startswith(
-        "error: --plugin: got himtok with megatron"
-    )
+    child = python("-m", "swift.cli._megatron.main", verb, config, PYTHONPATH=hook, **environment)
+    assert child.returncode == 2
+    errors = [line for line in child.stderr.splitlines() if "error" in line.lower()]
+    assert len(errors) == 1 and errors[0].startswith("error: --plugin: got himtok with megatron")
 
 
 def test_native_flag_with_the_plugin_file_adds_the_options_where_the_hook_is_installed(hook):
