@@ -117,3 +117,20 @@ def test_training_from_a_checkpoint_does_not_initialize_its_codebook_again(run, 
     options = {"continuous_warmup_steps": 8, "max_steps": 1, "output_dir": tmp_path}
     result = sft(model=run[1], dataset=world.mask_rows, **options)
     assert logged(result, "loss_commitment")
+
+
+def test_batches_whose_gradients_are_accumulated_are_one_step_for_the_objective(fresh, tmp_path, monkeypatch):
+    """`dead_code_steps` and the warm-up count optimizer steps."""
+    from himtok_plugin.mask_tokenizer.objective import StageOneObjective
+
+    steps, compute = [], StageOneObjective.__call__
+
+    def observed(self, squares, step):
+        steps.append(step)
+        return compute(self, squares, step)
+
+    monkeypatch.setattr(StageOneObjective, "__call__", observed)
+    rows = write_mask_rows(tmp_path / "rows.jsonl", 32, seed=1)
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 3}
+    sft(model=fresh, dataset=rows, output_dir=tmp_path / "out", **options)
+    assert steps == [step for step in range(3) for _ in range(4)]
