@@ -169,11 +169,12 @@ def save_complete_mask_tokenizer(detokenizer: Detokenizer, folder: str, gathered
     trained = {name for name, parameter in detokenizer.named_parameters() if parameter.requires_grad}
     if trained and not gathered:
         gathered = detokenizer.state_dict()
+    state = {**detokenizer.get_encoding().state, **detokenizer.as_loaded}
     # A sharded weight that was not gathered is empty, or a part of the whole.
     shapes = {name: value.shape for name, value in gathered.items()}
-    if missing := sorted(name for name in trained if shapes.get(name) != detokenizer.as_loaded[name].shape):
+    if missing := sorted(name for name in trained if shapes.get(name) != state[name].shape):
         raise RuntimeError(f"mask tokenizer: {missing[0]} and {len(missing) - 1} more of its weights were not gathered")
-    state = {**detokenizer.get_encoding().state, **detokenizer.as_loaded, **{name: gathered[name] for name in trained}}
+    state |= {name: gathered[name] for name in trained}
     state = {name: value.detach().cpu().float() for name, value in state.items()}
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as new:
