@@ -67,7 +67,7 @@ def test_regular_expression_keeps_answers_at_temperature_two_legal(server, rows,
 
     def count_legal(**options) -> tuple[int, int]:
         """Legal answers, and answers that were not cut."""
-        # No seed: with one, vLLM 0.32 on CPUs fails in its sampler, and the server ends.
+        # No seed: requests with one have ended vLLM 0.32 on CPUs (docs/inference_and_serving.md).
         choices = [a.choices[0] for a in ask_all(server, rows, temperature=2, max_tokens=MAX_NEW_TOKENS, **options)]
         ended = [choice.message.content for choice in choices if choice.finish_reason == "stop"]
         for text in ended:
