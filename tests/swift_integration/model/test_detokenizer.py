@@ -130,3 +130,13 @@ def test_trained_weights_that_were_not_gathered_are_never_replaced_by_old_ones(d
     gathered = {n: v for n, v in detokenizer.state_dict().items() if not n.startswith("pixel_decoder")}
     with pytest.raises(RuntimeError, match="pixel_decoder.* were not gathered"):
         save_complete_mask_tokenizer(detokenizer, tmp_path / "saved", gathered)
+
+
+def test_trained_weights_that_are_still_sharded_are_never_saved(detokenizer, tmp_path):
+    """As in a model in which DeepSpeed has left empty tensors, when nothing was gathered."""
+    detokenizer.requires_grad_(False)
+    add_one_to_trained_weights(detokenizer)
+    for parameter in detokenizer.decoder.parameters():
+        parameter.data = torch.empty(0)
+    with pytest.raises(RuntimeError, match="mask tokenizer: decoder.* were not gathered"):
+        save_complete_mask_tokenizer(detokenizer, tmp_path / "saved", {})
