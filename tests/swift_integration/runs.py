@@ -40,6 +40,23 @@ COMMON = {
     "load_from_cache_file": False,
 }
 LMM = {"freeze_vit": False, "freeze_aligner": False}
+FULL_TRAINING_ON_CPUS = {  # by a `swift` command in processes of its own, sharded or not
+    **LMM,
+    "plugin": "himtok",
+    "tuner_type": "full",
+    "use_cpu": True,
+    "check_model": False,
+    "report_to": "none",
+    "add_version": False,
+    "strict": True,
+    "logging_steps": 1,
+    "split_dataset_ratio": 0,
+    "eval_strategy": "no",
+    "load_from_cache_file": False,
+    "dataloader_num_workers": 0,
+    "gradient_checkpointing": False,
+    "attn_impl": "eager",
+}
 STAGE_TWO = {"mask_loss_weight": 1, "hierarchical_loss_weight": 1}
 
 

@@ -6,29 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import flags, infer, run_swift, write_rows
+from runs import FULL_TRAINING_ON_CPUS, flags, infer, run_swift, write_rows
 from safetensors.torch import load_file
 
 from himtok_plugin import MaskTokenizer
 from himtok_plugin.mask_text import MASK_START
 
 COMMON = {
-    "plugin": "himtok",
-    "tuner_type": "full",
-    "freeze_vit": False,
-    "freeze_aligner": False,
-    "use_cpu": True,
-    "check_model": False,
-    "report_to": "none",
-    "add_version": False,
-    "strict": True,
-    "logging_steps": 1,
-    "split_dataset_ratio": 0,
-    "eval_strategy": "no",
-    "load_from_cache_file": False,
-    "dataloader_num_workers": 0,
-    "gradient_checkpointing": False,
-    "attn_impl": "eager",
+    **FULL_TRAINING_ON_CPUS,
     "mask_loss_weight": 1,
     "hierarchical_loss_weight": 1,
 }

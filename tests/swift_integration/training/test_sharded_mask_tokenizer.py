@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import flags, infer, run_swift, write_rows
+from runs import FULL_TRAINING_ON_CPUS, flags, infer, run_swift, write_rows
 
 from himtok_plugin import MaskTokenizer
 from himtok_plugin.mask_text import MASK_START
@@ -15,25 +15,10 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, r
 
 ON_CPUS = Path(__file__).parents[1] / "deepspeed_on_cpus.py"
 COMMON = {
-    "plugin": "himtok",
-    "tuner_type": "full",
-    "freeze_vit": False,
-    "freeze_aligner": False,
+    **FULL_TRAINING_ON_CPUS,
     "torch_dtype": "bfloat16",
     "bf16": True,
-    "use_cpu": True,
     "ddp_backend": "gloo",
-    "check_model": False,
-    "report_to": "none",
-    "add_version": False,
-    "strict": True,
-    "logging_steps": 1,
-    "split_dataset_ratio": 0,
-    "eval_strategy": "no",
-    "load_from_cache_file": False,
-    "dataloader_num_workers": 0,
-    "gradient_checkpointing": False,
-    "attn_impl": "eager",
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 1,
     "save_strategy": "steps",
