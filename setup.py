@@ -117,7 +117,7 @@ EXTRAS_REQUIRE = {
         *TEST_REQUIRES,
         "ruff>=0.6,<1",
         "mypy>=2.4,<3",
-        "tensorboard>=2.17.0,<3",
+        "tensorboard>=2.18.0,<3",
         "deepspeed>=0.19,<1",  # on CPUs, for tests of several processes
         "bitsandbytes>=0.49,<1",  # QLoRA, also on CPUs
         "evalscope>=1.14,<2",
