@@ -42,8 +42,9 @@ def test_python_block_runs(block, workspace):
 def test_client_talks_to_the_server_that_the_page_starts(workspace):
     from servers import deployed
 
-    (client,) = (block for block in PYTHON if "openai" in block.text)
-    (start,) = (block for block in SHELL if "swift deploy" in block.text and block.page == client.page)
+    (client,) = (block for block in PYTHON if block.is_run and "openai" in block.text)
+    starts = (block for block in SHELL if "swift deploy" in block.text and block.page == client.page)
+    (start,) = (block for block in starts if "--infer_backend" not in block.text)
     options = dict(re.findall(r"--(\w+) (\S+)", start.text))
     options.pop("host")
     with deployed(workspace, torch_dtype="float32", **options) as server:
