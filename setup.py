@@ -89,7 +89,7 @@ INSTALL_REQUIRES = [
     "protobuf>=5.28.0,<8",
     "jinja2>=3.1.4,<4",  # the HTML pages; torch and transformers need it as well
     "rich>=13.7.0,<16",
-    "typer>=0.12.5,<1",
+    "typer>=0.22,<1",
     "tqdm>=4.66.3,<5",
     "filelock>=3.16.1,<5",
 ]
