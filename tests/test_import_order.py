@@ -17,6 +17,7 @@ ORDER = (
     "startup_hook",
     "launch",
     "validation",
+    "files",
     "mask_text",
     "hierarchical_loss",
     "masks",
