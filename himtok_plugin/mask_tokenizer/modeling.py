@@ -55,6 +55,11 @@ class MaskTokenizer(PreTrainedModel):
         self.pixel_decoder = PixelDecoder(config)
         self.post_init()
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # There are no experts. transformers 5.2 finds that out in the source file, which it cannot open in a zip file.
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # The functions in transformers' `initialization` skip weights that are already loaded.

@@ -21,6 +21,7 @@ def test_a_conversion_needs_memory_for_one_shard(tmp_path, file_format):
     largest = int(re.search(rf"{SHARDS} shards, .* the largest (\d+) MiB", done.stdout)[1])
     assert 40 < largest < 70  # well above the memory of a late import
     growth = float(re.search(r"MiB, ([\d.]+) of the largest shard", done.stdout)[1])
-    assert growth < 2, done.stdout  # about 1 for the shard; the whole model would be 6
+    # About 1 for the shard and 1 for late imports, of which old releases have more; the whole model would be 6.
+    assert growth < 3, done.stdout
     assert (tmp_path / "converted" / "config.json").is_file()
     assert len(list((tmp_path / "converted").glob("model-*.safetensors"))) == SHARDS
