@@ -20,10 +20,11 @@ ORDER = (
     "files",
     "mask_text",
     "hierarchical_loss",
+    "checkpoints",
     "masks",
     "mask_tokenizer",
     "lmm",
-    "checkpoints",
+    "adapters",
     "jobs",
     "metrics",
     "prediction",
@@ -37,7 +38,7 @@ ORDER = (
     "swift_integration",
     "plugin",
 )
-SWIFT_ORDER = ("options", "model", "samples", "answering", "training", "evaluation", "patches", "register")
+SWIFT_ORDER = ("options", "model", "samples", "answering", "serving", "training", "evaluation", "patches", "register")
 MOST_LOOSE_MODULES = 9
 KNOWS_SWIFT = {"swift_integration", "plugin"}  # rooms; everything else is core
 

@@ -20,15 +20,15 @@ def serve_segments() -> None:
     from fastapi.exceptions import RequestValidationError
     from swift.infer_engine import TransformersEngine
 
-    from himtok_plugin.swift_integration.answering.chat_requests import (
+    from himtok_plugin.swift_integration.answering.engine_logprobs import infer_with_logprobs, needs_logprobs
+    from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
+    from himtok_plugin.swift_integration.serving.answers import answer_with_segments
+    from himtok_plugin.swift_integration.serving.chat_requests import (
         SegmentChatRequest,
         SegmentInferRequest,
         summarize_validation_errors,
     )
-    from himtok_plugin.swift_integration.answering.engine_logprobs import infer_with_logprobs, needs_logprobs
-    from himtok_plugin.swift_integration.answering.segment_stream import PROBABILITIES_ATTRIBUTE
-    from himtok_plugin.swift_integration.answering.serving import answer_with_segments
-    from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
+    from himtok_plugin.swift_integration.serving.segment_stream import PROBABILITIES_ATTRIBUTE
 
     SwiftDeploy = deploy.SwiftDeploy
 
@@ -71,7 +71,7 @@ def flush_streams_at_masks() -> None:
     """
     from swift.infer_engine.utils import InferStreamer
 
-    from himtok_plugin.swift_integration.answering.segment_stream import should_flush
+    from himtok_plugin.swift_integration.serving.segment_stream import should_flush
 
     @around(InferStreamer, "_get_response")
     def get_response(original, self, response, is_finished, token_len):

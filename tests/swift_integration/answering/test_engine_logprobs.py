@@ -10,12 +10,12 @@ from swift.infer_engine import InferEngine, RequestConfig
 from swift.pipelines.infer.infer import SwiftInfer
 
 from himtok_plugin import Segmenter
-from himtok_plugin.swift_integration.answering.chat_requests import SegmentInferRequest
 from himtok_plugin.swift_integration.answering.engine_logprobs import infer_with_logprobs, needs_logprobs
 from himtok_plugin.swift_integration.answering.response_masks import RESPONSE_ATTRIBUTE
-from himtok_plugin.swift_integration.answering.segment_stream import PROBABILITIES_ATTRIBUTE
-from himtok_plugin.swift_integration.answering.serving import answer_with_segments
 from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
+from himtok_plugin.swift_integration.serving.answers import answer_with_segments
+from himtok_plugin.swift_integration.serving.chat_requests import SegmentInferRequest
+from himtok_plugin.swift_integration.serving.segment_stream import PROBABILITIES_ATTRIBUTE
 
 FIVE = (True, 5)
 NONE = (False, None)

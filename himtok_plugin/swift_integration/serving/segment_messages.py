@@ -8,11 +8,11 @@ from typing import Any
 from swift.infer_engine.protocol import ChatMessage, DeltaMessage
 
 from himtok_plugin.prediction.segments import make_segments
+from himtok_plugin.swift_integration.answering.engine_logprobs import get_logprobs
+from himtok_plugin.swift_integration.answering.response_masks import RESPONSE_ATTRIBUTE, predict_masks_from_text
 from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
 
-from .engine_logprobs import get_logprobs
 from .request_checks import RequestImage
-from .response_masks import RESPONSE_ATTRIBUTE, predict_masks_from_text
 
 
 @dataclass

@@ -22,12 +22,12 @@ from himtok_plugin.mask_text import (
 from himtok_plugin.prediction.predictor import Answer
 from himtok_plugin.prediction.refinement import SAM_KINDS
 from himtok_plugin.prediction.segments import make_segments
+from himtok_plugin.swift_integration.answering.engine_logprobs import get_logprobs
+from himtok_plugin.swift_integration.answering.response_masks import refine_with_sam
 from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
 from himtok_plugin.swift_integration.samples.sample_images import load_sample_image
 
-from .engine_logprobs import get_logprobs
 from .request_checks import RequestImage
-from .response_masks import refine_with_sam
 from .segment_messages import SegmentDelta, copy_fields
 
 PROBABILITIES_ATTRIBUTE = "himtok_recorded"

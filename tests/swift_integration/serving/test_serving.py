@@ -25,9 +25,9 @@ from himtok_plugin import Segmenter
 from himtok_plugin.mask_text import MASK_END, codes_to_text
 from himtok_plugin.masks import load_mask, mask_bbox, to_rle
 from himtok_plugin.masks.polygons import polygons_to_mask
-from himtok_plugin.swift_integration.answering.chat_requests import SegmentInferRequest
-from himtok_plugin.swift_integration.answering.serving import answer_with_segments
 from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
+from himtok_plugin.swift_integration.serving.answers import answer_with_segments
+from himtok_plugin.swift_integration.serving.chat_requests import SegmentInferRequest
 
 MODEL, KEY = "segmenter", "secret"
 MAX_PIXELS, MAX_MASKS = 10_000, 3
