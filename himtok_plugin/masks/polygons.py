@@ -14,11 +14,11 @@ from scipy import ndimage
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order
 
-from himtok_plugin.validation import abridged
+from himtok_plugin.validation import abridged, finite_numbers
 
-from .rle import check_size, rle_to_mask
+from .rle import MAX_PIXELS, check_size, rle_to_mask
 
-POLYGON_TOLERANCE = 0.5  # pixels; conventions differ in whether coordinates name pixel corners or centres
+MAX_OUTLINE = 1 << 24  # pixels along the sides of a polygon; pycocotools takes about 100 bytes for each
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 
 
@@ -142,42 +142,73 @@ def _trace_outlines(parts: np.ndarray) -> list[list[int]]:
 
 
 def polygons_to_mask(polygons: Sequence[Sequence[float]], size: Sequence[int]) -> np.ndarray:
-    """Union of polygons, filled by COCO's rule; the inverse of `mask_polygons`.
+    """Union of polygons as bool (h, w); the inverse of `mask_polygons`. See `polygons_to_rle`."""
+    rle = polygons_to_rle(polygons, size)
+    return rle_to_mask(rle["counts"], rle["size"])
+
+
+def polygons_to_rle(polygons: Sequence[Sequence[float]], size: Sequence[int]) -> dict[str, Any]:
+    """Union of polygons as compressed COCO RLE, filled and clipped to the image as pycocotools does it.
 
     Args:
-        polygons: [[x1, y1, x2, y2, …], …] in pixels, at least three points each, with 0 <= x <= w and 0 <= y <= h.
-            Points up to half a pixel outside are moved to the border.
+        polygons: [[x1, y1, x2, y2, …], …] in pixels, see `check_polygon`; an empty list gives an empty mask.
         size: [h, w].
     Returns:
-        bool (h, w), all False if there are no polygons.
+        {"size": [h, w], "counts": str}.
     Raises:
-        ValueError: something else than polygons, fewer than three points, or a point outside the image.
+        ValueError: something else than a list of polygons, or a bad polygon, by its index.
     """
     h, w = check_size(size)
-    if not isinstance(polygons, Sequence | np.ndarray) or isinstance(polygons, str | bytes):
+    if not is_list(polygons):
         raise ValueError(f"polygons is {abridged(polygons)}: expected a list of lists [x1, y1, x2, y2, ...]")
-    mask = np.zeros((h, w), dtype=bool)
-    for i, polygon in enumerate(polygons):
-        points = _check_polygon(polygon, f"polygons[{i}]", h, w)
-        mask |= rle_to_mask(coco.frPyObjects([points.ravel().tolist()], h, w)[0]["counts"], size)
-    return mask
+    checked = [check_polygon(polygon, f"polygons[{i}]", (h, w)).tolist() for i, polygon in enumerate(polygons)]
+    runs = coco.frPyObjects(checked, h, w) if checked else [coco.frPyObjects({"size": [h, w], "counts": [h * w]}, h, w)]
+    merged = coco.merge(runs) if len(runs) > 1 else runs[0]
+    return {"size": [h, w], "counts": merged["counts"].decode("ascii")}
 
 
-def _check_polygon(polygon: Any, name: str, h: int, w: int) -> np.ndarray:
-    """Convert a polygon to float64 (points, 2) within the image."""
+def check_polygon(polygon: Any, name: str, size: tuple[int, int]) -> np.ndarray:
+    """Check one polygon by the rule that holds for all annotations and rows.
+
+    A part outside the image is cut off, as annotation tools expect it. It may reach at most the image's width or height
+    beyond a border: pycocotools samples the sides in steps of 1/5 pixel with 32-bit numbers, so that far points cost
+    memory, or overflow.
+
+    Args:
+        polygon: x1, y1, x2, y2, … in pixels.
+        name: how errors call it.
+        size: (h, w) of the image.
+    Returns:
+        float64 (2 * points,).
+    Raises:
+        ValueError: not finite numbers, fewer than three points, or outside or far outside the image.
+    """
+    h, w = size
     try:
-        flat = np.asarray(polygon, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is {abridged(polygon)}: expected numbers [x1, y1, x2, y2, ...]") from error
-    if flat.ndim != 1 or flat.size % 2 or flat.size < 6:
+        flat = finite_numbers(polygon)
+    except ValueError as error:
+        raise ValueError(f"{name} is {error} [x1, y1, x2, y2, ...]") from error
+    if flat.size % 2 or flat.size < 6:
         raise ValueError(
-            f"{name} is {abridged(polygon)}, of shape {flat.shape}: expected x, y of at least three points, "
+            f"{name} is {abridged(polygon)}, {flat.size} numbers: expected x, y of at least three points, "
             "an even number of coordinates"
         )
-    points = flat.reshape(-1, 2)
-    border = np.array([w, h], dtype=np.float64)
-    inside = (points >= -POLYGON_TOLERANCE) & (points <= border + POLYGON_TOLERANCE)  # false for NaN as well
-    if not inside.all():
-        x, y = points[np.flatnonzero(~inside.all(axis=1))[0]].tolist()
-        raise ValueError(f"{name} has the point ({x:g}, {y:g}): expected 0 <= x <= {w} and 0 <= y <= {h}")
-    return np.clip(points, 0, border)
+    x, y = flat[::2], flat[1::2]
+    x1, x2, y1, y2 = float(x.min()), float(x.max()), float(y.min()), float(y.max())
+    reach = f"{name} reaches from ({x1:g}, {y1:g}) to ({x2:g}, {y2:g})"
+    expected = f"expected 0 <= x <= {w} and 0 <= y <= {h}"
+    if x1 < -w or y1 < -h or x2 > 2 * w or y2 > 2 * h or max(x2, y2) > MAX_PIXELS:
+        raise ValueError(f"{reach}, far outside the image: {expected}")
+    if x2 < 0 or y2 < 0 or x1 > w or y1 > h:
+        raise ValueError(f"{reach}, outside the image: {expected}")
+    length = len(x) * max(x2 - x1, y2 - y1)  # at most, and quick to compute
+    if length > MAX_OUTLINE:
+        length = float(np.maximum(np.abs(x - np.roll(x, 1)), np.abs(y - np.roll(y, 1))).sum())
+    if length > MAX_OUTLINE:
+        raise ValueError(f"{name} has an outline of {length:g} pixels: expected at most {MAX_OUTLINE}")
+    return flat
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is a sequence or an array, and no text."""
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes | bytearray)

@@ -53,7 +53,8 @@ def rle_runs(counts: str | bytes | Sequence[int], size: Sequence[int]) -> np.nda
     total, shortest = (int(runs.sum()), int(runs.min())) if len(runs) else (0, 0)
     if shortest < 0 or total != h * w:
         raise ValueError(
-            f"counts {abridged(counts)} has runs of at least {shortest} pixels that add up to {total}: "
+            f"counts {abridged(counts)} has runs of at least {abridged(shortest)} pixels that add up to "
+            f"{abridged(total)}: "
             f"expected runs of at least 0 pixels that add up to h * w = {h} * {w} = {h * w}"
         )
     return runs.astype(np.int64)
@@ -78,7 +79,7 @@ def check_size(size: Sequence[int], name: str = "size") -> tuple[int, int]:
         raise ValueError(f"{name} is {abridged(size)}: expected two positive integers (h, w)")
     h, w = int(values[0]), int(values[1])
     if h * w > MAX_PIXELS:
-        raise ValueError(f"{name} is {h} x {w} pixels: expected at most {MAX_PIXELS} in all")
+        raise ValueError(f"{name} is {abridged(h)} x {abridged(w)} pixels: expected at most {MAX_PIXELS} in all")
     return h, w
 
 

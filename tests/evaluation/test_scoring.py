@@ -116,7 +116,7 @@ TRUE = [to_rle(column_mask(0))]
             {"masks": [predicted_mask(0)], "target_masks": [{"polygons": [], "size": [5, 4]}]},
             r"target_masks\[0\]: mask has size \(h, w\) = \(5, 4\): expected \(4, 4\)",
         ),
-        ({"masks": [], "target_masks": [{"polygons": [[0, 0, 9, 0, 9, 9]], "size": [4, 4]}]}, "has the point"),
+        ({"masks": [], "target_masks": [{"polygons": [[0, 0, 9, 0, 9, 9]], "size": [4, 4]}]}, "far outside"),
     ],
 )
 def test_a_malformed_row_is_named_by_its_number(tmp_path, row, message):
