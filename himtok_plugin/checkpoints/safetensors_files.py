@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .file_contents import check_weights_file
 from .json_files import read_json_object
 
 if TYPE_CHECKING:
@@ -57,11 +59,8 @@ class WeightsFiles:
             return cls(folder, {folder / WEIGHTS_FILE: read_safetensors_header(folder / WEIGHTS_FILE)}, False)
         if not (folder / INDEX_FILE).is_file():
             raise ValueError(f"{folder}: no {WEIGHTS_FILE} or {INDEX_FILE}, expected a model with safetensors weights")
-        names = sorted(set(read_weight_map(folder / INDEX_FILE).values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise ValueError(f"{folder}: {INDEX_FILE} lists {missing}, which are missing")
-        return cls(folder, {folder / name: read_safetensors_header(folder / name) for name in names}, True)
+        files = list_indexed_files(folder / INDEX_FILE)
+        return cls(folder, {file: read_safetensors_header(file) for file in files}, True)
 
     def tensors(self) -> dict[str, TensorHeader]:
         """Return the header of every tensor, by key."""
@@ -88,20 +87,56 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
+def list_indexed_files(index: Path) -> list[Path]:
+    """Return the files that the index of a sharded model lists, in order.
+
+    Raises:
+        ValueError: the index is not readable, or files are missing.
+    """
+    names = sorted(set(read_weight_map(index).values()))
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise ValueError(
+            f"{index.parent}: {index.name} lists {missing}, which are missing, expected all {len(names)} files: "
+            "copy or download the model again"
+        )
+    return [index.parent / name for name in names]
+
+
+def check_shards_are_complete(files: Iterable[Path]) -> None:
+    """Check that numbered files, such as model-00001-of-00003.safetensors, are there up to the number in their names.
+
+    Raises:
+        ValueError: a number is missing.
+    """
+    found: dict[tuple[Path, str, int, str], set[int]] = {}
+    for file in files:
+        if numbered := re.fullmatch(r"(.+)-(\d+)-of-(\d+)(\.\w+)", file.name):
+            key = file.parent, numbered[1], int(numbered[3]), numbered[4]
+            found.setdefault(key, set()).add(int(numbered[2]))
+    for (folder, stem, count, suffix), numbers in found.items():
+        missing = [f"{stem}-{n:05d}-of-{count:05d}{suffix}" for n in range(1, count + 1) if n not in numbers]
+        if missing:
+            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            raise ValueError(
+                f"{folder}: got no {shown}, expected all {count} files of the model: copy or download them"
+            )
+
+
 def read_safetensors_header(file: Path) -> dict[str, TensorHeader]:
     """Read the shape and dtype of every tensor, by key.
 
     Raises:
-        ValueError: the file is truncated, or not a safetensors file.
+        ValueError: the file is missing, cut, or not a safetensors file; the message says what it is.
     """
     from safetensors import SafetensorError, safe_open
 
+    check_weights_file(file)
     try:
         with safe_open(file, "pt") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}
             return {key: TensorHeader(tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
     except SafetensorError as error:
-        raise ValueError(f"{file}: truncated, or not a safetensors file ({error})") from error
+        raise ValueError(f"{file}: got a file that cannot be read ({error}), expected a safetensors file") from error
 
 
 def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:

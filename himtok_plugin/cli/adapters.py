@@ -28,10 +28,10 @@ def split_adapter(
     no adapter that has token embeddings itself. Both together answer as the adapter does.
     """
     with stdout_to_stderr():
-        from himtok_plugin.checkpoints import adapter_split
+        from himtok_plugin.adapters import split
 
     check_writable(out, force)
     hide_progress_bars_in_pipes()
     with stdout_to_stderr(), progress("file") as report:
-        adapter_split.split_adapter(adapter, out, base, report)
+        split.split_adapter(adapter, out, base, report)
     print(out)

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from himtok_plugin.checkpoints.json_files import read_json_object
-from himtok_plugin.checkpoints.safetensors_files import INDEX_FILE, read_safetensors_header, read_weight_map
+from himtok_plugin.checkpoints.safetensors_files import (
+    INDEX_FILE,
+    check_shards_are_complete,
+    list_indexed_files,
+    read_safetensors_header,
+    read_weight_map,
+)
 from himtok_plugin.mask_tokenizer.released_weights import (
     CHAT_PREFIX,
     RELEASED_FILE,
@@ -135,14 +141,11 @@ def read_chat_config(folder: Path) -> dict[str, Any]:
 def _list_weights_files(folder: Path) -> list[Path]:
     for index in INDICES:
         if (folder / index).is_file():
-            names = sorted(set(read_weight_map(folder / index).values()))
-            missing = [name for name in names if not (folder / name).is_file()]
-            if missing:
-                raise ValueError(f"{folder}: {index} lists {missing}, which are missing")
-            return [folder / name for name in names]
+            return list_indexed_files(folder / index)
     for pattern in SINGLE_FILES:
         files = sorted(folder.glob(pattern))
         if files:
+            check_shards_are_complete(files)
             return files
     raise ValueError(f"{folder}: no weights, expected *.safetensors or pytorch_model*.bin")
 

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from himtok_plugin.checkpoints.model_folder import check_model_folder
+
 from .code_search import SWEEPS, check_candidates, search_codes
 from .configuration import MaskTokenizerConfig
 from .decoder import MaskDecoder
@@ -115,6 +117,7 @@ class MaskTokenizer(PreTrainedModel):
             model = cls.from_released(found, released.fields)
             cast("nn.Module", model).to(released.device, released.dtype)
             return model
+        check_model_folder(found)
         # With mismatched sizes ignored, the report lists all of them; otherwise transformers raises without names.
         options = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
         try:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from himtok_plugin.checkpoints.file_contents import check_weights_file
+from himtok_plugin.checkpoints.json_files import read_json_object
 from himtok_plugin.resources import SIDECAR_FOLDER, default_mask_tokenizer
 
 from .configuration import MaskTokenizerConfig
@@ -141,6 +143,7 @@ def _read_weights(path: Path) -> Mapping:
     if not path.is_file():
         raise ValueError(f"{path}: expected a weights file such as {RELEASED_FILE}, found none")
     if path.suffix == ".safetensors":
+        check_weights_file(path)
         # Its configuration is in the config.json next to it and cannot be derived from the shapes.
         raise ValueError(f"{path}: got a file, expected the folder that holds it and its config.json")
     return read_pickle(path)
@@ -160,6 +163,7 @@ def read_pickle(path: Path, mmap: bool = False) -> Mapping:
     Raises:
         ValueError: the file is something else, is truncated, or would run code.
     """
+    check_weights_file(path)
     try:
         # weights_only rejects pickles that call anything but constructors of tensors.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and supports_mmap(path))
@@ -169,7 +173,10 @@ def read_pickle(path: Path, mmap: bool = False) -> Mapping:
         reason = f"it would call {called[1]}" if called else "not a pickle of tensors"
         raise ValueError(f"{path}: not a weights file of plain tensors ({reason})") from error
     except Exception as error:
-        raise ValueError(f"{path}: not a weights file of plain tensors ({_first_line(error)})") from error
+        # Files from before PyTorch 1.6 have no table that would tell it without reading them.
+        is_cut = isinstance(error, (EOFError, IndexError)) or "EOF" in str(error)
+        what = "a file that is cut off" if is_cut else "not a weights file of plain tensors"
+        raise ValueError(f"{path}: {what} ({_first_line(error)})") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{path}: holds a {type(state).__name__}, expected a dictionary of tensors")
     return state
@@ -284,11 +291,17 @@ def find_mask_tokenizer(name: str | os.PathLike, hub_options: Mapping | None = N
     if str(name) == "default":
         path = default_mask_tokenizer()
     path = path / subfolder if path.exists() else _download(str(name), subfolder, options)
+    unreadable: ValueError | None = None
     for folder in (path, path / SIDECAR_FOLDER):
-        if _is_mask_tokenizer(folder):
-            return folder
+        try:
+            if _is_mask_tokenizer(folder):
+                return folder
+        except ValueError as error:  # the configuration of an LMM does not concern the mask tokenizer in its folder
+            unreadable = unreadable or error
         if (folder / RELEASED_FILE).is_file():
             return folder / RELEASED_FILE
+    if unreadable is not None:
+        raise unreadable
     raise ValueError(
         f"mask tokenizer {str(name)!r}: {path} holds neither a mask tokenizer's config.json, nor {SIDECAR_FOLDER}/, "
         f"nor {RELEASED_FILE}"
@@ -297,7 +310,7 @@ def find_mask_tokenizer(name: str | os.PathLike, hub_options: Mapping | None = N
 
 def _is_mask_tokenizer(folder: Path) -> bool:
     config = folder / "config.json"
-    return config.is_file() and f'"{MaskTokenizerConfig.model_type}"' in config.read_text(encoding="utf-8")
+    return config.is_file() and read_json_object(config).get("model_type") == MaskTokenizerConfig.model_type
 
 
 def _download(hub_id: str, subfolder: str, options: Mapping) -> Path:

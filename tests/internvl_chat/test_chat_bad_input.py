@@ -40,7 +40,7 @@ def files(tmp_path_factory):
     ("config", "message"),
     [
         (None, "no config.json, expected the folder of an InternVL chat model"),
-        ("{", "not a JSON file"),
+        ("{", "config.json: got JSON that ends in the middle"),
         ("[]", "holds a list, expected a JSON object"),
         ('{"model_type": "llama"}', "model_type: got 'llama', expected 'internvl_chat'"),
         ('{"model_type": "internvl_chat"}', "expected objects vision_config and llm_config"),
@@ -301,7 +301,7 @@ def test_vocabularies_and_merges_that_do_not_match_are_rejected(refused, tmp_pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", f"{FAST}: not a JSON file"),
+        ("{", f"{FAST}: got JSON that ends in the middle"),
         ({"model": {"type": "BPE"}}, f"{FAST}: not a text tokenizer"),
         ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}}, "model.merges[0]: got"),
         ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [3]}}, "model.merges[0]: got 3"),

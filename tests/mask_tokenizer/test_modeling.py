@@ -232,14 +232,14 @@ def test_damaged_folders_are_refused_in_one_line(model, tmp_path):
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     complete = weights.read_bytes()
     weights.write_bytes(complete[: len(complete) // 2])
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"model.safetensors: got a file that is cut off after [\d,]+ of [\d,]+ bytes"):
         MaskTokenizer.from_pretrained(tmp_path)
     weights.unlink()
     with pytest.raises(ValueError, match="cannot be read: Error no file named model.safetensors"):
         MaskTokenizer.from_pretrained(tmp_path)
     weights.write_bytes(complete)
     config.write_text(config.read_text()[:-20])
-    with pytest.raises(ValueError, match="not a valid JSON file"):
+    with pytest.raises(ValueError, match="config.json: got JSON that ends in the middle"):
         MaskTokenizer.from_pretrained(tmp_path)
     config.write_text(json.dumps({"model_type": "himtok_mask_tokenizer", "num_mask_tokens": -3}))
     with pytest.raises(ValueError, match="num_mask_tokens=-3"):

@@ -208,12 +208,20 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello, I am a text file\n", b"version https://git-lfs.github.com/spec/v1\n"]
+    ("content", "named"),
+    [
+        (b"", "an empty file"),
+        (b"hello, I am a text file\n", r"a text \(hello, I am a text file\)"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 4096\n",
+            "a git-lfs pointer to a file of 4,096",
+        ),
+    ],
 )
-def test_a_text_file_named_pth_is_refused_in_one_line(tmp_path, content):
+def test_a_text_file_named_pth_is_named_in_one_line(tmp_path, content, named):
     path = tmp_path / "himtok.pth"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="himtok.pth: not a weights file of plain tensors") as error:
+    with pytest.raises(ValueError, match=f"himtok.pth: got {named}") as error:
         MaskTokenizer.from_released(path)
     assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
 
@@ -221,7 +229,7 @@ def test_a_text_file_named_pth_is_refused_in_one_line(tmp_path, content):
 def test_a_truncated_file_is_refused(released, tmp_path):
     path = save(released_state(released), tmp_path)
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="not a weights file of plain tensors"):
+    with pytest.raises(ValueError, match="got a file that is cut off after 5,000 bytes"):
         MaskTokenizer.from_released(path)
 
 

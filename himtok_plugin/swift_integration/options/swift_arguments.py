@@ -19,6 +19,7 @@ from .arguments import SHIPPED_CHECKPOINT, HimTokArguments
 from .checkpoint_settings import apply_checkpoint_settings
 from .current_arguments import get_current_arguments, set_current_arguments
 from .deepspeed_checkpoints import has_deepspeed_shards_only
+from .model_files import check_model_files, check_saved_arguments
 from .plugin_flag import extend_template_arguments
 from .unconverted_checkpoints import refuse_unconverted
 
@@ -45,6 +46,7 @@ def _resolve_models(base: Any) -> None:
 
     @wraps(load_args_from_ckpt)
     def load_args_from_ckpt_except_quantization(self: Any) -> None:
+        check_saved_arguments(getattr(self, "ckpt_dir", None))
         given = {name: getattr(self, name, None) for name in ("quant_method", "quant_bits")}
         load_args_from_ckpt(self)
         if any(each.__name__ == "ExportArguments" for each in type(self).__mro__):
@@ -62,6 +64,7 @@ def _resolve_models(base: Any) -> None:
             # ms-swift lets transformers' trainer load the weights, which silently skips parameters that are named
             # differently in the checkpoint, as in composite models: the run would continue from the base model.
             self.model = resumed
+        check_model_files(self)
         import_plugins(self)
 
     base.load_args_from_ckpt = load_args_from_ckpt_except_quantization

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from himtok_plugin import MaskTokenizer, Segmenter
-from himtok_plugin.checkpoints.adapter_split import split_adapter
+from himtok_plugin.adapters.split import split_adapter
 from himtok_plugin.lmm.tiny_internvl import TinyLmmSize, build_tiny_internvl
 from himtok_plugin.lmm.vocabulary import MaskVocabulary
 from himtok_plugin.mask_text import MASK_START

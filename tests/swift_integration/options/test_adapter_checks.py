@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 from runs import flags, run_swift
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_adapters import build_adapter
 
-from himtok_plugin.checkpoints.adapter_split import split_adapter
+from himtok_plugin.adapters.split import split_adapter
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,9 @@ def test_weights_are_looked_at_if_the_configuration_says_nothing(adapter, tmp_pa
 
 def test_configuration_is_looked_at_if_the_weights_are_no_safetensors(adapter, tmp_path):
     folder = shutil.copytree(adapter, tmp_path / "adapter")
-    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    weights = folder / "adapter_model.safetensors"
+    torch.save(load_file(weights), folder / "adapter_model.bin")
+    weights.unlink()
     with pytest.raises(ValueError, match="with trained token embeddings, which vLLM does not support"):
         parse(infer_backend="vllm", adapters=folder)
 

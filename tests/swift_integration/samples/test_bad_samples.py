@@ -39,7 +39,7 @@ def bad_rows(world, tmp_path):
     segment, left = world.segment, world.left
     twice = ["<image>Segment it.", "Here <mask> and <mask>."]
     wrong_rle = {"size": [48, 64], "counts": "abc"}
-    outside = {"polygons": [[0, 0, 100, 0, 100, 20]], "size": [48, 64]}
+    outside = {"polygons": [[0, 0, 200, 0, 200, 20]], "size": [48, 64]}
     image = {"messages": segment(left)["messages"], "masks": [to_rle(left)]}
     codes = {"mask_codes": [[1, 2, 3, 12]]}
     return {
@@ -55,7 +55,10 @@ def bad_rows(world, tmp_path):
             r"masks\[1\]: .*\(10, 12\).*expected \(48, 64\)",
         ),
         "wrong RLE": (segment(wrong_rle), r"masks\[0\]: counts"),
-        "polygon outside": (segment(outside), r"masks\[0\]: polygons\[0\] has the point \(100, 0\)"),
+        "polygon outside": (
+            segment(outside),
+            r"masks\[0\]: polygons\[0\] reaches from \(0, 0\) to \(200, 20\), far outside",
+        ),
         "neither RLE nor polygons": (segment({"size": [48, 64]}), r"masks\[0\]: mask has the keys \['size'\]"),
         "number as mask": (segment(7), r"masks\[0\]: mask is 7: expected a path"),
         "too few masks": (world.row(*twice, masks=[left]), "messages hold 2 <mask>, masks holds 1"),
@@ -224,7 +227,7 @@ class Malicious:
 def test_file_without_weights_is_refused(train, world, tmp_path):
     file = tmp_path / "himtok.pth"
     file.write_text("no weights")
-    with pytest.raises(ValueError, match=r"himtok\.pth: not a weights file of plain tensors"):
+    with pytest.raises(ValueError, match=r"himtok\.pth: got a text \(no weights\)"):
         train([world.segment(world.left)], mask_tokenizer=file)
     torch.save({"some": torch.zeros(2)}, file)
     with pytest.raises(ValueError, match=r"himtok\.pth: no key 'encoder"):

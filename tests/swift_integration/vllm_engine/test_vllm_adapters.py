@@ -10,9 +10,9 @@ from runs import export, flags, infer, read_rows, run_swift, sft, write_rows
 from safetensors.torch import load_file
 from vllm_servers import MAX_NEW_TOKENS, SERVED_NAME, SWIFT_ENGINE, deployed_on_vllm, served_by_vllm
 
+from himtok_plugin.adapters.split import split_adapter
+from himtok_plugin.adapters.trained_embeddings import find_tensor
 from himtok_plugin.checkpoints.adapter_files import AdapterFiles
-from himtok_plugin.checkpoints.adapter_split import split_adapter
-from himtok_plugin.checkpoints.trained_embeddings import find_tensor
 from himtok_plugin.data.generated.scenes import generate_scenes, scene_row
 from himtok_plugin.mask_text import answer_regex
 from himtok_plugin.mask_tokenizer import MaskTokenizerConfig

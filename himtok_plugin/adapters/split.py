@@ -18,12 +18,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from himtok_plugin.lmm.vocabulary import MaskVocabulary, extend_tokenizer
-from himtok_plugin.mask_tokenizer import MaskTokenizerConfig
-from himtok_plugin.mask_tokenizer.released_weights import download_from_hub
-from himtok_plugin.resources import SIDECAR_FOLDER
-
-from .adapter_files import (
+from himtok_plugin.checkpoints.adapter_files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     PLAIN_ADAPTER,
@@ -31,8 +26,14 @@ from .adapter_files import (
     AdapterFiles,
     merge_command,
 )
-from .json_files import read_json_object, read_optional_json_object
-from .safetensors_files import WeightsFiles, save_file
+from himtok_plugin.checkpoints.json_files import read_json_object, read_optional_json_object
+from himtok_plugin.checkpoints.model_folder import check_adapter_folder, check_model_folder
+from himtok_plugin.checkpoints.safetensors_files import WeightsFiles, save_file
+from himtok_plugin.lmm.vocabulary import MaskVocabulary, extend_tokenizer
+from himtok_plugin.mask_tokenizer import MaskTokenizerConfig
+from himtok_plugin.mask_tokenizer.released_weights import download_from_hub
+from himtok_plugin.resources import SIDECAR_FOLDER
+
 from .trained_embeddings import EmbeddingChanges, ProgressCallback, write_weights
 
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ def split_adapter(
     """
     files = AdapterFiles.open(adapter)
     _check_adapter(files)
+    check_adapter_folder(adapter)
     base_folder = find_base_model(files, base)
     _check_sources_are_kept(out, adapter, base_folder)
+    check_model_folder(base_folder)
     weights = WeightsFiles.open(base_folder)
     tokenizer = _extend_base_tokenizer(files, base_folder)
     # A text tokenizer with unused ids (Phi-4) has ids beyond its size.

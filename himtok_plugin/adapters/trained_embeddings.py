@@ -15,11 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from himtok_plugin.checkpoints.adapter_files import ADAPTER_WEIGHTS_FILE, AdapterFiles
+from himtok_plugin.checkpoints.json_files import read_json_object
+from himtok_plugin.checkpoints.safetensors_files import INDEX_FILE, WeightsFiles, save_file
 from himtok_plugin.lmm.vocabulary import PER_LAYER_EMBEDDING, round_up_vocabulary
-
-from .adapter_files import ADAPTER_WEIGHTS_FILE, AdapterFiles
-from .json_files import read_json_object
-from .safetensors_files import INDEX_FILE, WeightsFiles, save_file
 
 HEAD = "lm_head.weight"  # end of the key of output embeddings, which can be stored although they are tied
 FLOATING_DTYPES = ("F64", "F32", "BF16", "F16")

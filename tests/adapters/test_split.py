@@ -13,9 +13,9 @@ from tiny_models import tiny_model
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from himtok_plugin import MaskTokenizer
+from himtok_plugin.adapters.split import split_adapter
+from himtok_plugin.adapters.trained_embeddings import find_tensor
 from himtok_plugin.checkpoints.adapter_files import AdapterFiles
-from himtok_plugin.checkpoints.adapter_split import split_adapter
-from himtok_plugin.checkpoints.trained_embeddings import find_tensor
 from himtok_plugin.lmm.tiny_internvl import build_tiny_internvl
 from himtok_plugin.lmm.vocabulary import MaskVocabulary, extend_tokenizer
 
@@ -124,12 +124,12 @@ def test_command_prints_the_folder_and_overwrites_only_with_force(himtok, adapte
 
 
 def test_interrupted_run_leaves_nothing_behind(adapter, tmp_path, monkeypatch):
-    from himtok_plugin.checkpoints import adapter_split
+    from himtok_plugin.adapters import split
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(adapter_split, "_write_plain_adapter", stop)
+    monkeypatch.setattr(split, "_write_plain_adapter", stop)
     with pytest.raises(KeyboardInterrupt):
         split_adapter(adapter.folder, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -150,6 +150,11 @@ def change_config(folder, **fields):
 
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
+
+
+def store_as_pickle(path):
+    torch.save(load_file(path), path.with_name("pytorch_model.bin"))
+    path.unlink()
 
 
 def change_weights(path, change):
@@ -177,11 +182,11 @@ CASES = {
     ),
     "cut adapter": (
         lambda base, folder: truncate(folder / "adapter_model.safetensors"),
-        r"adapter_model.safetensors: truncated, or not a safetensors file",
+        r"adapter_model.safetensors: got a file that is cut off after [\d,]+ of [\d,]+ bytes, expected a safetensors",
     ),
     "cut base": (
         lambda base, folder: truncate(base / "model.safetensors"),
-        r"model.safetensors: truncated, or not a safetensors file",
+        r"model.safetensors: got a file that is cut off after [\d,]+ of [\d,]+ bytes, expected a safetensors",
     ),
     "no trained embeddings": (
         lambda base, folder: change_weights(
@@ -235,7 +240,7 @@ CASES = {
         r"model.language_model.embed_tokens: got no tensor of this layer",
     ),
     "base in another format": (
-        lambda base, folder: (base / "model.safetensors").rename(base / "pytorch_model.bin"),
+        lambda base, folder: store_as_pickle(base / "model.safetensors"),
         r"no model.safetensors or model.safetensors.index.json, expected a model with safetensors weights",
     ),
 }
