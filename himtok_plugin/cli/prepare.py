@@ -25,6 +25,12 @@ from .common import (
     write_json_output,
 )
 
+TURNED_NOTE = (
+    "{} images are turned upright by their EXIF orientation: masks and boxes must belong to the upright image, which "
+    "their sizes do not show for images that are square, mirrored or turned by 180 degrees"
+)
+CHOSEN_TASKS = "what the annotations can serve"  # for formats without default tasks
+
 prepare_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(prepare_app, name="prepare")
 
@@ -59,7 +65,7 @@ def _make_dataset_command(format: Format) -> tuple[Callable[..., None], str]:
                 "--task",
                 metavar="NAME[=SHARE]",
                 help="Task of the samples, see `himtok prepare tasks`; may be repeated. Only this SHARE of its samples "
-                f"is written, by default all. Default: {', '.join(format.tasks)}.",
+                f"is written, by default all. Default: {', '.join(format.tasks) or CHOSEN_TASKS}.",
             ),
         ] = None,
         sentences: Annotated[
@@ -77,6 +83,22 @@ def _make_dataset_command(format: Format) -> tuple[Callable[..., None], str]:
         category: Annotated[
             str | None, typer.Option("--category", help="Class name of all masks, for formats without class names.")
         ] = None,
+        classes: Annotated[
+            str | None,
+            typer.Option(
+                "--classes",
+                metavar="MAP",
+                help="Class names of label maps and of class numbers: road=1,car=2, or a JSON, YAML or text file.",
+            ),
+        ] = None,
+        crowds: Annotated[
+            str,
+            typer.Option(
+                "--crowds",
+                help="What iscrowd marks: groups (of objects, as in COCO), objects (as CVAT and datumaro write masks), "
+                "or auto: what the file shows.",
+            ),
+        ] = "auto",
         prompts: Annotated[
             Path | None,
             typer.Option("--prompts", metavar="FILE.yaml", help="Question templates instead of the shipped ones."),
@@ -98,12 +120,16 @@ def _make_dataset_command(format: Format) -> tuple[Callable[..., None], str]:
         strict: Annotated[bool, typer.Option("--strict", help="Stop at the first annotation to skip.")] = False,
         json_file: JsonOption = None,
     ) -> None:
+        from himtok_plugin.data.class_maps import read_class_map
         from himtok_plugin.data.formats.reader import Source
         from himtok_plugin.data.prepare import PrepareJob, prepare_samples
         from himtok_plugin.data.tasks import TaskOptions, parse_task_share
         from himtok_plugin.jobs.worker_pool import default_num_workers
 
-        source = Source(format.name, root, split, annotations, images, check_images, relative_paths, category)
+        names = None if classes is None else read_class_map(classes)
+        source = Source(
+            format.name, root, split, annotations, images, check_images, relative_paths, category, names, crowds
+        )
         job = PrepareJob(
             source,
             dict(parse_task_share(text, "--task") for text in task or []),
@@ -140,13 +166,23 @@ def list_tasks() -> None:
 
 
 def _print_summary(summary: dict, out: Path, json_file: str | None) -> None:
-    skipped = summary["skipped"]
+    """Print the figures of a run to stdout; notes, and what is in no row with its reason, to stderr."""
     if not write_json_output(summary, json_file):
-        print_table({k: v for k, v in summary.items() if k != "skipped"} | {"skipped": sum(skipped.values())})
-        for reason, count in sorted(skipped.items(), key=lambda entry: -entry[1]):
-            print(f"skipped {count}: {reason}", file=sys.stderr)
-    if skipped:
-        print(f"see {out}.skipped.jsonl for what was skipped", file=sys.stderr)
+        figures = {name: value for name, value in summary.items() if isinstance(value, int | float)}
+        figures |= {f"rows of {task}": rows for task, rows in summary["tasks"].items() if len(summary["tasks"]) > 1}
+        print_table(figures | {kind: sum(summary[kind].values()) for kind in ("skipped", "unused")})
+    print_losses(summary, out)
+
+
+def print_losses(summary: dict, out: Path) -> None:
+    """Print the notes of a run, what was skipped, and what is valid and in no row, with counts and reasons."""
+    for note in summary["notes"]:
+        print(note, file=sys.stderr)
+    for kind in ("skipped", "unused"):
+        for reason, count in sorted(summary[kind].items(), key=lambda entry: -entry[1]):
+            print(f"{kind} {count}: {reason}; for example {summary['examples'][reason]:.200}", file=sys.stderr)
+    if summary["skipped"] or summary["unused"]:
+        print(f"see {out}.skipped.jsonl for each of them", file=sys.stderr)
 
 
 @prepare_app.command("mix")
@@ -174,10 +210,9 @@ def mix_rows(
     parts = summary.pop("parts")
     if write_json_output({**summary, "parts": parts}, json_file):
         return
-    skipped = summary.pop("skipped")
-    print_table({**summary, **{part["part"]: part["rows"] for part in parts}, "skipped": sum(skipped.values())})
-    if skipped:
-        print(f"see {out}.skipped.jsonl for what was skipped", file=sys.stderr)
+    figures = {"rows": summary["rows"]} | {part["part"]: part["rows"] for part in parts}
+    print_table(figures | {kind: sum(summary[kind].values()) for kind in ("skipped", "unused")})
+    print_losses(summary, out)
 
 
 @prepare_app.command("check")
@@ -235,6 +270,8 @@ def check_rows(
         print_table(plain | {f"bad {kind}": count for kind, count in report.faults.items()} | leaks)
         for number, kind, what in report.examples:
             print(f"row {number}: {kind}: {what}", file=sys.stderr)
+        if report.turned:
+            print(TURNED_NOTE.format(report.turned), file=sys.stderr)
         if html is not None:
             print(html)
     if not report.is_clean:

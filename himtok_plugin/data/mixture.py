@@ -29,14 +29,17 @@ import yaml
 from himtok_plugin.validation import abridged
 
 from .catalog import FORMATS
+from .class_maps import ClassMap, check_class_map, read_class_map
 from .formats.reader import Source
-from .prepare import PrepareJob, PrepareSummary, atomic_write, make_samples, skipped_file
+from .prepare import NoRowsError, PrepareJob, PrepareSummary, atomic_write, make_samples, skipped_file
+from .row_files import iter_rows, read_row
 from .tasks import TaskOptions
 
 _PART_FIELDS = {
     "dataset": str, "root": str, "split": str, "annotations": str, "images": str, "category": str,
     "check_images": bool, "relative_paths": bool, "tasks": dict, "sentences": str, "merge_targets": bool,
-    "max_masks": int, "prompts": str, "rows": str, "ratio": (int, float), "repeat": bool,
+    "max_masks": int, "prompts": str, "classes": (str, dict, list), "crowds": str, "rows": str, "ratio": (int, float),
+    "repeat": bool,
 }  # fmt: skip
 _FIELDS = {"rows": int, "seed": int, "parts": list}
 _DATASET_FIELDS = set(_PART_FIELDS) - {"rows", "ratio", "repeat"}
@@ -124,7 +127,9 @@ def _parse_part(entry: Any, path: Path, name: str, seed: int, num_workers: int, 
     dataset = entry["dataset"]
     splits = FORMATS[dataset].splits if dataset in FORMATS else ("",)
     settings: dict[str, Any] = {key: Path(entry[key]) for key in ("annotations", "images") if key in entry}
-    settings |= {key: entry[key] for key in ("check_images", "relative_paths", "category") if key in entry}
+    settings |= {key: entry[key] for key in ("check_images", "relative_paths", "category", "crowds") if key in entry}
+    if "classes" in entry:
+        settings["classes"] = _parse_classes(entry["classes"], folder, f"{name}: classes")
     source = Source(dataset, folder / entry["root"], entry.get("split", splits[0]), **settings)
     options = TaskOptions(**{key: entry[key] for key in ("sentences", "merge_targets", "max_masks") if key in entry})
     prompts = folder / entry["prompts"] if "prompts" in entry else None
@@ -135,6 +140,16 @@ def _parse_part(entry: Any, path: Path, name: str, seed: int, num_workers: int, 
     return MixturePart(f"{dataset}:{source.split}", ratio, repeat, job, None)
 
 
+def _parse_classes(value: Any, folder: Path, name: str) -> ClassMap:
+    try:
+        if not isinstance(value, str):
+            return check_class_map(value)
+        file = folder / value
+        return read_class_map(str(file) if file.is_file() else value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
 @dataclass
 class MixSummary:
     """The figures of a mixture.
@@ -143,11 +158,17 @@ class MixSummary:
         rows: samples in total.
         parts: for each part of the YAML its name, its samples in the mixture, and how many it has (`at_hand`).
         skipped: reason -> number of skipped annotations.
+        unused: reason -> number of valid images and objects of the datasets that no sample is about.
+        examples: reason -> the first detail of what was skipped or is unused.
+        notes: how the datasets were read, where that is not obvious.
     """
 
     rows: int
     parts: list[dict[str, Any]]
     skipped: dict[str, int]
+    unused: dict[str, int]
+    examples: dict[str, str]
+    notes: list[str]
 
 
 def mix(mixture: Mixture, out: Path, on_progress: Callable[[int, int], None] | None = None) -> MixSummary:
@@ -164,9 +185,9 @@ def mix(mixture: Mixture, out: Path, on_progress: Callable[[int, int], None] | N
         atomic_write(out) as file,
         atomic_write(skipped_file(out), empty=False) as skip_log,
     ):
-        skipped: dict[str, int] = {}
+        losses = PrepareSummary()
         sources = [
-            _PartSamples(part, mixture, Path(folder) / f"{i}.jsonl", skip_log, skipped)
+            _PartSamples(part, mixture, Path(folder) / f"{i}.jsonl", skip_log, losses)
             for i, part in enumerate(mixture.parts)
         ]
         quotas = _part_quotas(mixture, [len(samples) for samples in sources])
@@ -179,28 +200,35 @@ def mix(mixture: Mixture, out: Path, on_progress: Callable[[int, int], None] | N
         {"part": part.name, "rows": quota, "at_hand": len(samples)}
         for part, quota, samples in zip(mixture.parts, quotas, sources, strict=True)
     ]
-    return MixSummary(total, parts, skipped)
+    return MixSummary(total, parts, losses.skipped, losses.unused, losses.examples, losses.notes)
 
 
 class _PartSamples:
-    """The samples of a part in random order; after the last one they are shuffled again."""
+    """The samples of a part in random order; after the last one they are shuffled again.
+
+    Args:
+        losses: gets what was skipped or is in no sample.
+    """
 
     def __init__(
-        self, part: MixturePart, mixture: Mixture, own: Path, skip_log: BinaryIO, skipped: dict[str, int]
+        self, part: MixturePart, mixture: Mixture, own: Path, skip_log: BinaryIO, losses: PrepareSummary
     ) -> None:
         self._path = part.file or own
         if part.job is not None:
-            summary = PrepareSummary(skipped=skipped)
+            summary = PrepareSummary(
+                skipped=losses.skipped, unused=losses.unused, examples=losses.examples, notes=losses.notes
+            )
             with open(own, "wb") as file:
-                for sample in make_samples(part.job, summary, skip_log):
-                    file.write(sample.line + b"\n")
-        self._begins = array("q")
-        with open(self._path, "rb") as file:
-            at = 0
-            for line in file:
-                if line.strip():
-                    self._begins.append(at)
-                at += len(line)
+                try:
+                    for sample in make_samples(part.job, summary, skip_log):
+                        file.write(sample.line + b"\n")
+                except NoRowsError as error:
+                    raise NoRowsError(f"part {part.name}: {error}") from error
+        self._begins, self._ends = array("q"), array("q")
+        for row in iter_rows(self._path):
+            if row.line.strip():
+                self._begins.append(row.begin)
+                self._ends.append(row.end)
         self._rng = np.random.default_rng([mixture.seed, len(self._begins)])
         self._order: Iterator[int] = iter(())
         self._file = open(self._path, "rb")  # noqa: SIM115 stays open while the mixture is written
@@ -214,8 +242,7 @@ class _PartSamples:
         if number is None:
             self._order = iter(self._rng.permutation(len(self._begins)))
             number = next(self._order)
-        self._file.seek(self._begins[int(number)])
-        return self._file.readline().rstrip(b"\r\n") + b"\n"
+        return read_row(self._file, self._begins[int(number)], self._ends[int(number)])
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):

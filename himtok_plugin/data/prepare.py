@@ -8,6 +8,7 @@ Memory does not grow with the number of samples. OUT is written under a temporar
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -24,15 +25,20 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from himtok_plugin.jobs.worker_pool import map_ordered
+from himtok_plugin.validation import abridged
 
-from .catalog import find_format, open_reader
+from .catalog import find_format, find_split, open_reader
 from .formats.reader import Reader, Source
+from .label_conventions import drop_label_conventions
+from .negative_phrases import draw_negative_phrases
+from .polygon_checks import drop_bad_polygons
+from .prepare_summary import NoRowsError, PrepareSummary
 from .prompts import Prompts
-from .records import BAD_ENTRY, AnnotationError, Record, SkipLog, StrictError
-from .tasks import DEFAULT_SENTENCES, TASKS, Phrase, SampleBuilder, TaskOptions, clean_text
+from .records import BAD_ENTRY, NOT_UTF8, UNREADABLE_FILE, AnnotationError, Record, SkipLog, StrictError
+from .tasks import DEFAULT_SENTENCES, TASKS, Phrase, SampleBuilder, TaskOptions
+from .unused_annotations import explain_idle_task, explain_no_rows, log_unused, survey
 
-NEGATIVE_ITEMS = 1000  # items whose expressions are used as negatives for other images
-MAX_NEGATIVES = 8192
+SURVEYED_ITEMS = 200  # items that are looked at for the reason why there are no rows
 UNFINISHED = ".unfinished"  # suffix of temporary files
 
 OnImages = Callable[[int, int], None]  # (images read, images in total)
@@ -43,7 +49,8 @@ class PrepareJob:
     """How a dataset is converted.
 
     Attributes:
-        tasks: name -> share of its samples, in (0, 1]; empty: the dataset's default tasks.
+        tasks: name -> share of its samples, in (0, 1]; empty: the dataset's default tasks, or, if it has none, those
+            that its reader chooses.
         limit: the most samples.
         seed: of prompts, shares, negatives and, with a limit, of which images are taken.
         num_workers: worker processes; 0: this process does the work.
@@ -60,6 +67,8 @@ class PrepareJob:
     strict: bool = False
 
     def __post_init__(self) -> None:
+        split = find_split(self.source.name, self.source.split)
+        object.__setattr__(self, "source", replace(self.source, split=split))
         if self.options.sentences is None:
             sentences = default_sentences(self.source.name, self.source.split)
             object.__setattr__(self, "options", replace(self.options, sentences=sentences))
@@ -79,46 +88,36 @@ def default_sentences(name: str, split: str) -> str:
     return "first" if name == "reasonseg" and split.startswith(("val", "test")) else DEFAULT_SENTENCES
 
 
-@dataclass
-class PrepareSummary:
-    """The figures of a run.
-
-    Attributes:
-        images: items of the dataset that were read, an image or an entry each.
-        rows, masks: how many samples and masks were written.
-        empty: samples without a mask, such as questions about what is not in the image.
-        skipped: reason -> number of skipped annotations.
-        seconds: duration.
-    """
-
-    images: int = 0
-    rows: int = 0
-    masks: int = 0
-    empty: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-
-
 @dataclass(frozen=True)
 class SampleLine:
-    """A sample as JSON, and its number of masks."""
+    """A sample as JSON, its number of masks, and its task."""
 
     line: bytes
     masks: int
+    task: str
 
 
 def prepare_samples(job: PrepareJob, out: Path, on_progress: OnImages | None = None) -> PrepareSummary:
-    """Write the samples of a job, and OUT.skipped.jsonl if anything was skipped.
+    """Write the samples of a job, and OUT.skipped.jsonl if anything was skipped or is in no sample.
 
     Raises:
+        NoRowsError: there are no samples. OUT.skipped.jsonl is written, OUT stays as it was.
         ValueError: the dataset cannot be read, or a strict run would skip an annotation.
         OSError: files that cannot be read or written.
     """
     begin, summary = time.monotonic(), PrepareSummary()
     out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as file, atomic_write(skipped_file(out), empty=False) as skipped:
-        for sample in make_samples(job, summary, skipped, on_progress):
-            file.write(sample.line + b"\n")
+    without_rows: NoRowsError | None = None
+    with atomic_write(skipped_file(out), empty=False) as skipped:
+        try:
+            with atomic_write(out) as file:
+                for sample in make_samples(job, summary, skipped, on_progress):
+                    file.write(sample.line + b"\n")
+        except NoRowsError as error:  # the list that says why is kept
+            without_rows = error
+    if without_rows is not None:
+        listed = f"; see {skipped_file(out)}" if summary.skipped or summary.unused else ""
+        raise NoRowsError(f"{without_rows}{listed}")
     summary.seconds = time.monotonic() - begin
     return summary
 
@@ -134,34 +133,72 @@ def make_samples(
 
     Args:
         summary: its counts are increased.
-        skipped: file to which a line of JSON is written for each skipped annotation.
+        skipped: file to which a line of JSON is written for each skipped annotation, and for each valid image or
+            object that no sample is about.
         on_progress: called from time to time.
+    Raises:
+        NoRowsError: there are no samples.
     """
     log = SkipLog(job.strict)
     reader = open_reader(job.source)
     items = reader.list_items(log)
-    _count_skipped(log.entries, summary, skipped)
-    if not items and not summary.skipped:
-        raise ValueError(
-            f"{job.source.name}: {job.source.root} has no images of the split {job.source.split!r}, expected some"
+    summary.count(log.entries, log.unused, skipped)
+    summary.notes += log.notes
+    remarks = _Remarks()
+    remarks.add(log.remarks)
+    if not items:
+        reasons = "".join(
+            f"; skipped {count}: {reason}, for example {summary.examples[reason]:.200}"
+            for reason, count in summary.skipped.items()
         )
+        raise NoRowsError(
+            f"{job.source.name}: {job.source.root} has no images of the split {job.source.split!r}, expected some"
+            f"{reasons}"
+        )
+    if not job.tasks:
+        chosen, why = reader.choose_tasks()
+        job = replace(job, tasks=dict.fromkeys(chosen, 1.0))
+        summary.notes.append(f"{job.source.name}: without --task, {' and '.join(chosen)} was chosen: {why}")
+    summary.tasks.update(dict.fromkeys(job.tasks, 0))
     order: Iterable[int] = range(len(items))
     if job.limit is not None:
         order = np.random.default_rng(job.seed).permutation(len(items))
-    convert = _ItemConverter(reader, job, Prompts.load(job.prompts), collect_negative_phrases(reader, items, job))
+    negatives: list[Phrase] = []
+    if any(TASKS[name].needs_negatives for name in job.tasks):
+        # What is skipped here is counted when the item is converted.
+        negatives = draw_negative_phrases(len(items), lambda n: read_or_skip(reader, items[n], SkipLog()), job.seed)
+    convert = _ItemConverter(reader, job, Prompts.load(job.prompts), negatives)
     batches = _batch_items(order, items, reader.items_per_call)
-    for samples, entries, images in map_ordered(convert, batches, job.num_workers):
-        _count_skipped(entries, summary, skipped)
-        summary.images += images
-        for sample in samples:
+    unwanted: set[str] = set()
+    for found in map_ordered(convert, batches, job.num_workers):
+        summary.count(found.skipped, found.unused, skipped)
+        remarks.add(found.remarks)
+        unwanted |= found.tasks_with_unwanted
+        summary.images += found.images
+        for sample in found.samples:
             summary.rows += 1
+            summary.tasks[sample.task] += 1
             summary.masks += sample.masks
             summary.empty += not sample.masks
             yield sample
             if summary.rows == job.limit:
+                summary.notes += remarks.to_notes()
                 return
         if on_progress is not None:
             on_progress(summary.images, len(items))
+    summary.notes += remarks.to_notes()
+    idle = [name for name, count in summary.tasks.items() if not count and name not in unwanted]
+    summary.notes += [explain_idle_task(name) for name in idle if summary.rows]
+    if not summary.rows:
+        raise NoRowsError(_explain_no_rows(reader, items, job, summary))
+
+
+def _explain_no_rows(reader: Reader, items: Sequence[Any], job: PrepareJob, summary: PrepareSummary) -> str:
+    numbers = np.random.default_rng(job.seed).permutation(len(items))[:SURVEYED_ITEMS]
+    records = (record for number in sorted(numbers) for record in read_or_skip(reader, items[int(number)], SkipLog()))
+    found = survey(records, Prompts.load(job.prompts), job.options)
+    reasons = {**summary.skipped, **summary.unused}
+    return explain_no_rows(job.source.name, summary.images, job.tasks, reasons, summary.examples, found)
 
 
 def _batch_items(order: Iterable[int], items: Sequence[Any], size: int) -> Iterator[list[tuple[int, Any]]]:
@@ -170,12 +207,31 @@ def _batch_items(order: Iterable[int], items: Sequence[Any], size: int) -> Itera
         yield batch
 
 
-def _count_skipped(entries: Iterable[tuple[str, str]], summary: PrepareSummary, skipped: BinaryIO | None) -> None:
-    for reason, detail in entries:
-        summary.skipped[reason] = summary.skipped.get(reason, 0) + 1
-        if skipped is not None:
-            line = json.dumps({"reason": reason, "detail": detail}, ensure_ascii=False)
-            skipped.write(line.encode("utf-8", "backslashreplace") + b"\n")
+@dataclass(frozen=True)
+class _Converted:
+    """What some items became; the pairs are (reason, detail)."""
+
+    samples: list[SampleLine]
+    skipped: list[tuple[str, str]]
+    unused: list[tuple[str, str]]
+    remarks: list[tuple[str, str]]
+    tasks_with_unwanted: set[str]
+    images: int
+
+
+class _Remarks:
+    """Counts remarks by what they are about, each with its first example."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, remarks: Iterable[tuple[str, str]]) -> None:
+        for what, example in remarks:
+            count, first = self._found.get(what, (0, example))
+            self._found[what] = count + 1, first
+
+    def to_notes(self) -> list[str]:
+        return [f"{count} times: {what}: {example}" for what, (count, example) in self._found.items()]
 
 
 class _ItemConverter:
@@ -184,67 +240,67 @@ class _ItemConverter:
     def __init__(self, reader: Reader, job: PrepareJob, prompts: Prompts, negatives: list[Phrase]) -> None:
         self._reader, self._job, self._prompts, self._negatives = reader, job, prompts, negatives
 
-    def __call__(self, items: list[tuple[int, Any]]) -> tuple[list[SampleLine], list[tuple[str, str]], int]:
+    def __call__(self, items: list[tuple[int, Any]]) -> _Converted:
         log = SkipLog(self._job.strict)
         samples: list[SampleLine] = []
+        unwanted: set[str] = set()
         for number, item in items:
             # A string, which `random` hashes to the same seed in every process.
             rng = random.Random(f"{self._job.seed}/{number}")
+            logged = len(log.entries) + len(log.unused)
             for record in read_or_skip(self._reader, item, log):
-                samples += self._convert(record, rng, log)
-        return samples, log.entries, len(items)
+                samples += self._convert(drop_bad_polygons(record, log), rng, log, logged, unwanted)
+                logged = len(log.entries) + len(log.unused)
+        return _Converted(samples, log.entries, log.unused, log.remarks, unwanted, len(items))
 
-    def _convert(self, record: Record, rng: random.Random, log: SkipLog) -> list[SampleLine]:
+    def _convert(
+        self, record: Record, rng: random.Random, log: SkipLog, logged: int, unwanted: set[str]
+    ) -> list[SampleLine]:
+        """The samples of a record.
+
+        Args:
+            logged: how many entries the log had before the record was read.
+            unwanted: gets the tasks of which a sample was not built, because of its share.
+        """
         source, job = self._job.source, self._job
         builder = SampleBuilder(self._prompts, rng, log, job.options, self._negatives, source.name, source.split)
         lines = []
         for builder.task, builder.share in job.tasks.items():
             for sample in TASKS[builder.task].function(record, builder):
-                line = json.dumps(sample, ensure_ascii=False).encode()
-                lines.append(SampleLine(line, len(sample["masks"])))
+                try:
+                    line = json.dumps(sample, ensure_ascii=False).encode()
+                except UnicodeEncodeError as error:  # half of a character, written as \ud83d in JSON
+                    log.add(NOT_UTF8, f"image {record.image_id}: {abridged(error.object[error.start :][:20])}")
+                    continue
+                lines.append(SampleLine(line, len(sample["masks"]), builder.task))
+        if not builder.tasks_with_unwanted:
+            log_unused(record, list(job.tasks), bool(lines), log, logged)
+        unwanted |= builder.tasks_with_unwanted
         return lines
 
 
 def read_or_skip(reader: Reader, item: Any, log: SkipLog) -> Iterator[Record]:
     """Yield the records of an item; if the item as a whole cannot be read, log it as skipped."""
     try:
-        yield from reader.read_records(item, log)
+        for record in reader.read_records(item, log):
+            yield drop_label_conventions(record, log)
     except StrictError:
         raise
     except AnnotationError as error:
         log.add_error(error, reader.source.name)
+    except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise
+        log.add(
+            UNREADABLE_FILE, f"{reader.source.name}: {error.filename or str(item)[:200]}: {error.strerror or error}"
+        )
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         # An entry whose structure its reader does not expect.
         log.add(BAD_ENTRY, f"{reader.source.name}: {str(item)[:200]}: {type(error).__name__}: {error}")
 
 
-def collect_negative_phrases(reader: Reader, items: Sequence[Any], job: PrepareJob) -> list[Phrase]:
-    """Expressions and class names of images drawn at random, for tasks with questions about what is not in an image."""
-    if not any(TASKS[name].needs_negatives for name in job.tasks):
-        return []
-    rng = random.Random(f"{job.seed}/negatives")
-    phrases: list[Phrase] = []
-    for number in sorted(rng.sample(range(len(items)), min(NEGATIVE_ITEMS, len(items)))):
-        # What is skipped here is counted when the item is converted.
-        for record in read_or_skip(reader, items[number], SkipLog()):
-            phrases += _record_phrases(record)
-    return rng.sample(phrases, min(MAX_NEGATIVES, len(phrases)))
-
-
-def _record_phrases(record: Record) -> Iterator[Phrase]:
-    for query in record.queries:
-        if query.targets and not query.sentence:
-            category = record.regions[query.targets[0]].category
-            for text in query.expressions:
-                try:
-                    yield Phrase(clean_text(text), category, record.image_id, False)
-                except AnnotationError:
-                    continue
-    for name in sorted(record.present or ()):
-        try:
-            yield Phrase(clean_text(name), name, record.image_id, True)
-        except AnnotationError:
-            continue
+# Errors that every other file would have as well: the disk is full, too many files are open, memory ran out.
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def remove_unfinished(path: Path) -> None:

@@ -96,8 +96,8 @@ def test_skipped_annotations_are_listed_and_a_run_without_any_deletes_the_list(r
     out = tmp_path / "rows.jsonl"
     arguments = ("prepare", "coco", "--root", root, out, "--num_workers", 0)
     code, _, error = himtok(*arguments, "--task", "segment_instances", "--images", tmp_path)
-    assert code == 0 and "skipped 60: image is missing" in error
-    assert len(read_rows(tmp_path / "rows.jsonl.skipped.jsonl")) == 60
+    assert code == 2 and "got no rows of 60 images for --task segment_instances (60 x image is missing" in error
+    assert not out.exists() and len(read_rows(tmp_path / "rows.jsonl.skipped.jsonl")) == 60
     himtok(*arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 

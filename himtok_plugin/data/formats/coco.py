@@ -11,11 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from himtok_plugin.data.byte_ranges import read_json_at
-from himtok_plugin.data.records import BAD_ENTRY, AnnotationError, Record, Region, SkipLog, parse_size
+from himtok_plugin.data.records import (
+    BAD_ENTRY,
+    AnnotationError,
+    Record,
+    Region,
+    SkipLog,
+    annotated_size,
+    id_text,
+    normal_id,
+)
+from himtok_plugin.files.splits import SPLITS, find_split, split_names
 
 from .coco_index import CocoIndex, ImageClasses, annotation_to_region
+from .image_finder import ImageFinder
 from .label_maps import STUFF_MAPS, StuffMapsReader
-from .reader import ImageFinder, Reader, Source, split_names
+from .reader import ALL, Reader, Source
 
 STUFF_FILES = ("annotations/stuff_{split}2017.json", "stuff_{split}2017.json")
 
@@ -33,8 +44,11 @@ class CocoReader(Reader):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self.path = self.find_annotations()
-        self.finder = ImageFinder(source, self.image_folders())
+        if self.path.is_dir():
+            raise ValueError(f"--annotations: got {str(self.path)!r}, a folder, expected a file")
+        self.finder = ImageFinder(source, self.image_folders(), self.split_of_images())
         self.names: dict[Any, str] = {}
+        self.crowds_are_objects = False
 
     def find_annotations(self) -> Path:
         return self.annotation_file(*(name.format(split=self.source.split) for name in self.candidates))
@@ -44,18 +58,35 @@ class CocoReader(Reader):
         below = (f"{split}2017", f"{split}2014", split)
         return (*below, *(f"images/{name}" for name in below), "images", "", f"../{below[0]}", f"../{below[1]}")
 
+    def split_of_images(self) -> str | None:
+        """The split whose images lie in a folder of its name; None: the dataset has other splits than its images."""
+        return None
+
     def list_items(self, log: SkipLog) -> Sequence[Any]:
         index = CocoIndex.read(self.path, log)
         if not index.categories:
             raise ValueError(f"{self.path}: has no categories: expected a file in COCO's layout")
-        self.names = self.category_names(index)
+        self.names = {**self.category_names(index), **self._given_names(index, log)}
+        self.crowds_are_objects = index.crowds.are_objects(self.source.crowds, self.path, log)
         return index.image_items()
 
     def category_names(self, index: CocoIndex) -> dict[Any, str]:
         return index.names()
 
+    def _given_names(self, index: CocoIndex, log: SkipLog) -> dict[Any, str]:
+        """The names in `Source.classes`; a note names the categories that have no name of their own or there."""
+        given = {id: name for id, name in (self.source.classes or {}).items() if id in index.categories}
+        unnamed = [id for id, entry in index.categories.items() if id not in given and not entry.get("name")]
+        if unnamed:
+            listed = ", ".join(map(str, unnamed[:8]))
+            log.notes.append(f"{self.path}: categories {listed} have no names: asked about by id; give --classes")
+        return given
+
     def image_name(self, image: dict[str, Any]) -> Any:
         return image.get("file_name")
+
+    def annotated_size(self, image: dict[str, Any], log: SkipLog) -> tuple[int, int] | None:
+        return annotated_size(image.get("height"), image.get("width"), log, self.path.name)
 
     def absent(self, image: dict[str, Any]) -> frozenset[str] | None:
         """The classes that the entry states to be absent; None: all without an annotation."""
@@ -66,11 +97,11 @@ class CocoReader(Reader):
         return frozenset()
 
     def read_records(self, item: Any, log: SkipLog) -> Iterator[Record]:
-        where, annotations, duplicates = item
+        where, annotations = item
         image = read_json_at(self.path, where)
         name = f"image {image.get('id')}"
         try:
-            path, size = self.finder.find(self.image_name(image), parse_size(image.get("height"), image.get("width")))
+            path, size = self.finder.find(self.image_name(image), self.annotated_size(image, log))
         except AnnotationError as error:
             raise AnnotationError(error.reason, f"{name}: {error.detail}") from error
         regions: list[Region] = []
@@ -81,17 +112,15 @@ class CocoReader(Reader):
                 annotation = read_json_at(self.path, place)
                 if not isinstance(annotation, dict):
                     raise AnnotationError(BAD_ENTRY, "expected an object")
-                region = annotation_to_region(annotation, self.names, size)
+                region = annotation_to_region(annotation, self.names, size, self.crowds_are_objects)
                 regions.append(region)
             except AnnotationError as error:
                 log.add(error.reason, f"{name}, annotation at byte {place[0]}: {error.detail}")
             classes.add(annotation, region)
-        for place in duplicates:
-            classes.add_at(self.path, place)
         yield Record(
             path,
             size,
-            str(image.get("id")),
+            id_text(image.get("id")),
             tuple(regions),
             present=frozenset(classes.present),
             absent=frozenset() if classes.unreadable else self.absent(image),
@@ -144,11 +173,14 @@ class LvisReader(CocoReader):
         url = image.get("coco_url")
         return image.get("file_name") or ("/".join(url.split("/")[-2:]) if isinstance(url, str) else None)
 
+    def _names_of(self, ids: Sequence[Any]) -> frozenset[str]:
+        return frozenset(self.names[id] for id in map(normal_id, ids) if id in self.names)
+
     def absent(self, image: dict[str, Any]) -> frozenset[str]:
-        return frozenset(self.names[id] for id in image.get("neg_category_ids", ()) if id in self.names)
+        return self._names_of(image.get("neg_category_ids", ()))
 
     def not_exhaustive(self, image: dict[str, Any]) -> frozenset[str]:
-        return frozenset(self.names[id] for id in image.get("not_exhaustive_category_ids", ()) if id in self.names)
+        return self._names_of(image.get("not_exhaustive_category_ids", ()))
 
 
 class PacoReader(LvisReader):
@@ -176,7 +208,8 @@ def _category_words(name: Any) -> str:
 class OwnCocoReader(CocoReader):
     """COCO-JSON as labelling tools export it (CVAT, Label Studio, Roboflow, …).
 
-    A split is a file or folder with its name. The split `all` is a file without one, or the only file in the root.
+    A split is a file or folder with its name. The split `all` is a file without one, or else all files of splits and
+    of CVAT's subsets, or the only file in the root.
     """
 
     candidates = (
@@ -186,21 +219,42 @@ class OwnCocoReader(CocoReader):
         "annotations/{split}.json",
         "instances_{split}.json",
     )
-    candidates_of_all = (
-        "annotations.json",
-        "_annotations.coco.json",
-        "result.json",
-        "annotations/instances_default.json",
-        "instances_default.json",
-    )
+    candidates_of_all = ("annotations.json", "_annotations.coco.json", "result.json")
+    files_of_all = ("annotations/instances_*.json", "instances_*.json", "*/_annotations.coco.json")
 
     def find_annotations(self) -> Path:
         split = self.source.split
         candidates = [name.format(split=own) for own in split_names(split) for name in self.candidates]
-        if split == "all":
-            candidates += [*self.candidates_of_all, *self.only_file(".json")]
-        return self.annotation_file(*candidates)
+        return self.annotation_file(*candidates, *(self.candidates_of_all if split == ALL else ()))
+
+    @classmethod
+    def parts(cls, source: Source, splits: Sequence[str]) -> list[Source]:
+        for pattern in cls.files_of_all:
+            if files := sorted(source.root.glob(pattern)):
+                return [replace(source, annotations=path) for path in files]
+        known = cls.files_with_split(source.root)
+        own = [path for split in splits for path in known.get(split, ())] or list(source.root.glob("*.json"))
+        return [replace(source, annotations=path) for path in own] if own and (known or len(own) == 1) else []
+
+    @classmethod
+    def files_with_split(cls, root: Path) -> dict[str, list[Path]]:
+        """Split -> its files in the root or its `annotations`, such as `train.json`."""
+        found: dict[str, list[Path]] = {}
+        for path in (*sorted(root.glob("*.json")), *sorted(root.glob("annotations/*.json"))):
+            if split := find_split(path.stem, SPLITS):
+                found.setdefault(split, []).append(path)
+        return found
+
+    def subset(self) -> str:
+        """The split or CVAT's subset that the file is called after; empty if there is none."""
+        own = self.path.parent.name if self.path.stem.startswith("_annotations") else self.path.stem
+        own = own.removeprefix("instances_")
+        return "" if own == self.path.stem and not find_split(own, SPLITS) else own
 
     def image_folders(self) -> tuple[str, ...]:
-        own = [folder for name in split_names(self.source.split) for folder in (f"images/{name}", name)]
-        return (str(self.path.parent.absolute()), "images", *own, "", "images/default")
+        names = split_names(self.source.split) if self.source.split != ALL else ()
+        own = [folder for name in (self.subset(), *names) if name for folder in (f"images/{name}", name)]
+        return (str(self.path.parent.absolute()), *own, "images", "", "images/default")
+
+    def split_of_images(self) -> str | None:
+        return find_split(self.subset() or self.source.split, SPLITS)

@@ -1,12 +1,14 @@
 """Files in COCO's layout (images, annotations, categories): the byte ranges of the entries, and how entries are parsed.
 
 Shared by all datasets in this layout: COCO itself, LVIS, PACO, RefCOCO, the user's own.
-Contract: `CocoIndex.read` reads a file of any size once and keeps 48 bytes per entry. Entries with a repeated id and
-annotations without an image are left out and logged as skipped. Ids are integers or ASCII strings.
+Contract: `CocoIndex.read` reads a file of any size once and keeps 48 bytes per entry. Left out and logged as skipped
+are images and categories whose id is repeated, annotations without an image, and annotations that are written twice.
+Ids of annotations may begin anew in each image. Ids are compared as `normal_id` has them.
 """
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,8 +29,12 @@ from himtok_plugin.data.records import (
     Box,
     Region,
     SkipLog,
+    id_text,
+    normal_id,
 )
-from himtok_plugin.validation import abridged
+from himtok_plugin.validation import abridged, finite_numbers
+
+from .crowds import CrowdCounts, is_crowd
 
 NO_ID = -(1 << 61)  # an annotation without an id gets this plus its position, so that no two are equal
 
@@ -55,15 +61,14 @@ class CocoIndex:
         categories: id -> entry.
         images: grouped by image id.
         annotations: grouped by image id.
-        duplicates: image id (as `id_to_int`) -> annotations that were left out because their id is repeated. The
-            classes of these are incomplete in the image.
+        crowds: what `iscrowd` may mean in this file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.categories: dict[Any, dict[str, Any]] = {}
         self.images, self.annotations = RangeIndex(), RangeIndex()
-        self.duplicates: dict[int, list[Range]] = {}
+        self.crowds = CrowdCounts()
 
     @classmethod
     def read(cls, path: Path, log: SkipLog) -> CocoIndex:
@@ -79,7 +84,7 @@ class CocoIndex:
             if key not in ("images", "annotations", "categories") or not length:
                 continue
             own_key = "image_id" if key == "annotations" else "id"
-            if not isinstance(value, dict) or not isinstance(value.get(own_key), int | str):
+            if not isinstance(value, dict) or normal_id(value.get(own_key)) is None:
                 log.add(BAD_ENTRY, f"{path}: {key}: {abridged(value)} has no id")
             elif key == "images":
                 image_ids.append(id_to_int(value["id"]))
@@ -88,12 +93,11 @@ class CocoIndex:
                 own = value.get("id")
                 annotation_ids.append(NO_ID + begin if own is None else id_to_int(own))
                 index.annotations.add(value["image_id"], begin, length)
-            elif value["id"] in index.categories:
-                log.add(REPEATED_ID, f"{path}: category {value['id']}")
+                index.crowds.add(value)
             else:
                 try:
-                    # `iter_elements` decodes text as latin-1; names of categories need UTF-8.
-                    index.categories[value["id"]] = read_json_at(path, (begin, length))
+                    # `iter_elements` decodes text as latin-1; ids and names of categories need UTF-8.
+                    index._add_category(read_json_at(path, (begin, length)), log)
                 except AnnotationError as error:
                     log.add(error.reason, f"{path}: category {value['id']}: {error.detail}")
         if missing := {"images", "annotations"} - keys:
@@ -101,33 +105,60 @@ class CocoIndex:
         index._drop_repeated(image_ids, annotation_ids, log)
         return index
 
+    def _add_category(self, entry: dict[str, Any], log: SkipLog) -> None:
+        id = normal_id(entry["id"])
+        if id in self.categories:
+            raise AnnotationError(REPEATED_ID, f"{abridged(entry.get('name'))} has the same id as another one")
+        self.categories[id] = entry
+
     def _drop_repeated(self, image_ids: array, annotation_ids: array, log: SkipLog) -> None:
-        for name, ids, ranges in (
-            ("image", image_ids, self.images),
-            ("annotation", annotation_ids, self.annotations),
-        ):
-            again = find_repeated(ids)
-            log.add_all(REPEATED_ID, [f"{self.path}: {name} {ids[i]}" for i in again])
-            if ranges is self.annotations:
-                for i in again.tolist():
-                    self.duplicates.setdefault(int(ranges.groups()[i]), []).append(ranges.range(i))
-            ranges.drop(again)
+        again = find_repeated(image_ids)
+        log.add_all(REPEATED_ID, [f"{self.path}: image {image_ids[i]}" for i in again])
+        self.images.drop(again)
+        self._drop_copies(np.frombuffer(annotation_ids, dtype=np.int64) if annotation_ids else np.zeros(0, int), log)
         unknown = np.flatnonzero(~np.isin(self.annotations.groups(), self.images.groups()))
         begins = [self.annotations.range(i)[0] for i in unknown.tolist()]
         details = [f"{self.path}: annotation at byte {begin}: its image" for begin in begins]
         log.add_all(UNKNOWN_ID, details)
         self.annotations.drop(unknown)
 
+    def _drop_copies(self, ids: np.ndarray, log: SkipLog) -> None:
+        """Leave out annotations that equal an earlier one of their image; the id alone says little, as all may be 0."""
+        groups = self.annotations.groups()
+        order = np.lexsort((ids, groups))  # stable: equal pairs stay in the order of the file
+        same = (groups[order][1:] == groups[order][:-1]) & (ids[order][1:] == ids[order][:-1])
+        copies = []
+        seen: list[Any] = []
+        for before, i, is_same in zip(order[:-1].tolist(), order[1:].tolist(), same.tolist(), strict=True):
+            if not is_same:
+                seen = []
+                continue
+            seen = seen or [self._content(before)]
+            if (content := self._content(i)) in seen:
+                copies.append(i)
+            else:
+                seen.append(content)
+        begins = [self.annotations.range(i)[0] for i in copies]
+        log.add_all(REPEATED_ID, [f"{self.path}: annotation at byte {begin} equals an earlier one" for begin in begins])
+        self.annotations.drop(np.array(sorted(copies), dtype=np.int64))
+
+    def _content(self, index: int) -> str | None:
+        """An annotation in a form to compare; None if it cannot be read, which is logged when it is used."""
+        try:
+            return json.dumps(read_json_at(self.path, self.annotations.range(index)), sort_keys=True)
+        except AnnotationError:
+            return None
+
     def names(self) -> dict[Any, str]:
         """Category id -> name."""
         return {id: str(entry.get("name", id)) for id, entry in self.categories.items()}
 
-    def image_items(self) -> Sequence[tuple[Range, list[Range], list[Range]]]:
-        """For each image in the order of the file: its range, those of its annotations, and of its duplicates."""
+    def image_items(self) -> Sequence[tuple[Range, list[Range]]]:
+        """For each image in the order of the file: its range, and those of its annotations."""
         return _ImageItems(self)
 
 
-class _ImageItems(Sequence[tuple[Range, list[Range], list[Range]]]):
+class _ImageItems(Sequence[tuple[Range, list[Range]]]):
     def __init__(self, index: CocoIndex) -> None:
         self._index, self._groups = index, index.images.groups()
 
@@ -136,8 +167,7 @@ class _ImageItems(Sequence[tuple[Range, list[Range], list[Range]]]):
 
     def __getitem__(self, index: Any) -> Any:
         group = int(self._groups[index])
-        duplicates = self._index.duplicates.get(group, [])
-        return self._index.images.range(index), self._index.annotations.in_group(group), duplicates
+        return self._index.images.range(index), self._index.annotations.in_group(group)
 
 
 class ImageClasses:
@@ -160,35 +190,32 @@ class ImageClasses:
         if not isinstance(annotation, dict):
             self.unreadable = True
             self.incomplete.update(self._names.values())
-        elif (name := self._names.get(annotation.get("category_id"))) is not None:
+        elif (name := self._names.get(normal_id(annotation.get("category_id")))) is not None:
             self.present.add(name)
             if region is None or region.mask is None:
                 self.incomplete.add(name)
 
-    def add_at(self, path: Path, where: Range) -> None:
-        """Add an annotation that was skipped and logged before."""
-        try:
-            self.add(read_json_at(path, where), None)
-        except AnnotationError:
-            self.add(None, None)
 
-
-def annotation_to_region(annotation: Mapping[str, Any], names: Mapping[Any, str], size: tuple[int, int]) -> Region:
+def annotation_to_region(
+    annotation: Mapping[str, Any], names: Mapping[Any, str], size: tuple[int, int], crowds_are_objects: bool = False
+) -> Region:
     """Convert an annotation in COCO's layout to a region.
 
+    Args:
+        crowds_are_objects: whether `iscrowd` marks single objects, see `CrowdCounts`.
     Raises:
         AnnotationError: unknown category, no mask, or a mask of an unknown form.
     """
-    category = annotation.get("category_id")
+    category = normal_id(annotation.get("category_id"))
     if category not in names:
-        raise AnnotationError(UNKNOWN_CATEGORY, f"got {abridged(category)}")
+        raise AnnotationError(UNKNOWN_CATEGORY, f"got {abridged(annotation.get('category_id'))}")
     box = annotation.get("bbox")
     return Region(
         mask=segmentation_mask(annotation.get("segmentation"), size, has_box=box is not None),
         category=names[category],
         box=None if box is None else xywh_to_xyxy(box),
-        crowd=bool(annotation.get("iscrowd", 0)),
-        id=str(annotation.get("id", "")),
+        crowd=is_crowd(annotation) and not crowds_are_objects,
+        id=id_text(annotation.get("id")),
     )
 
 
@@ -208,7 +235,7 @@ def segmentation_mask(segmentation: Any, size: tuple[int, int], has_box: bool = 
 def xywh_to_xyxy(box: Any) -> Box:
     """COCO's x, y, width, height -> x1, y1, x2, y2."""
     try:
-        x, y, w, h = (float(value) for value in box)
-    except (TypeError, ValueError) as error:
+        x, y, w, h = finite_numbers(box).tolist()
+    except ValueError as error:
         raise AnnotationError(BAD_BOX, f"got {abridged(box)}: expected x, y, width, height") from error
     return (x, y, x + w, y + h)

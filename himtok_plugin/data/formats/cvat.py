@@ -1,14 +1,18 @@
-"""The user's own CVAT export, "CVAT for images 1.1": one XML with polygons, masks, boxes and ellipses.
+"""The user's own CVAT export: one XML with polygons, masks, boxes and ellipses, of images or of a video's tracks.
 
-Contract: one record per `<image>`; of each, only its byte range is kept until it is read. A split is the subset of that
-name, or the file of that name. Shapes with the same label and group are one region. An attribute called expression,
-description or caption is an expression for its shape. Entities of a document type are not expanded.
+Contract: one record per `<image>` ("CVAT for images 1.1") or per frame ("CVAT for video 1.1", see `cvat_tracks`); of an
+image, only its byte range is kept until it is read. A split is the subset of that name, or the file of that name. Shapes
+with the same label and group are one region. An attribute called expression, description or caption is an expression
+for its shape. Entities of a document type are not expanded.
 """
 
 from __future__ import annotations
 
+import codecs
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -16,10 +20,12 @@ from xml.parsers import expat
 import numpy as np
 
 from himtok_plugin.data.byte_ranges import Range
+from himtok_plugin.data.polygon_checks import convert_good_parts
 from himtok_plugin.data.records import (
     BAD_BOX,
     BAD_ENTRY,
     BAD_MASK,
+    MISSING_IMAGE,
     NOT_UTF8,
     AnnotationError,
     Box,
@@ -27,18 +33,22 @@ from himtok_plugin.data.records import (
     Record,
     Region,
     SkipLog,
+    annotated_size,
     class_names,
-    parse_size,
-    polygons_to_rle,
 )
-from himtok_plugin.masks import load_mask
+from himtok_plugin.files.finder import find_in_any_case
+from himtok_plugin.files.splits import find_split, split_names
+from himtok_plugin.masks.polygons import polygons_to_mask
 from himtok_plugin.masks.rle import rle_to_mask
 from himtok_plugin.validation import abridged
 
+from .cvat_tracks import FrameItem, interpolate_track, match_frames, read_tracks
+from .image_finder import ImageFinder
 from .label_me import paste_mask
-from .reader import ImageFinder, Reader, Source, split_names
+from .reader import ALL, IMAGE_SUFFIXES, Reader, Source, find_path, list_files
 
 EXPRESSION_ATTRIBUTES = ("expression", "description", "caption")
+_DECLARATION_BYTES = 200  # an XML declaration is at the beginning of its file
 NO_SUBSET = {"", "default"}  # CVAT's names for no subset
 
 
@@ -48,34 +58,70 @@ class CvatReader(Reader):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         names = split_names(source.split)
-        if source.split == "all":
+        if source.split == ALL:
             self.path = self.annotation_file("annotations.xml", *self.only_file(".xml"))
         else:
             forms = ("{}.xml", "{}/annotations.xml", "annotations_{}.xml", "annotations/{}.xml")
             own = [form.format(name) for name in names for form in forms]
             self.path = self.annotation_file(*own, "annotations.xml", *self.only_file(".xml"))
             # Without subsets in it, a file of that name, or the one given as `annotations`, is the split.
-            named = [source.root / name for name in own] if source.annotations is None else [self.path]
-            self.is_of_split = self.path in named
+            of_split = [find_in_any_case(source.root, name) for name in own]
+            self.is_of_split = source.annotations is not None or self.path in of_split
+        self.frame_size: tuple[int, int] | None = None
+        self.encoding = find_xml_encoding(self.path)
         self.finder = ImageFinder(source, ("images", "", *(f"images/{name}" for name in names), *names))
 
-    def list_items(self, log: SkipLog) -> Sequence[Range]:
+    def list_items(self, log: SkipLog) -> Sequence[Range | FrameItem]:
         images, split = image_ranges(self.path), self.source.split
         subsets = {subset for _, subset in images} - NO_SUBSET
-        if split != "all" and (subsets or not self.is_of_split):
-            images = [image for image in images if image[1].lower() in split_names(split)]
+        if split != ALL and (subsets or not self.is_of_split):
+            images = [image for image in images if find_split(image[1].strip(), (split,))]
             if not images:
                 found = f"one of {', '.join(sorted(subsets))}" if subsets else "a file named with --annotations"
                 raise ValueError(f"--split: got {split!r}, expected all or {found}, for {self.path}")
-        return [where for where, _ in images]
+        if images:
+            return [where for where, _ in images]
+        return self._list_frames(log)
 
-    def read_records(self, item: Range, log: SkipLog) -> Iterator[Record]:
-        image = _read_element(self.path, item)
-        try:
-            width, height = (int(image.get(key, "")) for key in ("width", "height"))
-        except ValueError as error:
-            raise AnnotationError(BAD_ENTRY, f"image {image.get('id')}: width and height: {error}") from error
-        path, size = self.finder.find(self._name(image), parse_size(height, width))
+    def _list_frames(self, log: SkipLog) -> list[FrameItem]:
+        """The frames of a video in which an object is visible, and those without any."""
+        video = read_tracks(self.path, log)
+        shapes: dict[int, list[bytes]] = {}
+        for track in video.tracks:
+            for number, shape in interpolate_track(track, video, log):
+                shapes.setdefault(number, []).append(ElementTree.tostring(shape))
+        if not shapes:
+            return []
+        folder = find_path(self.source.root, self.source.images, ("images", "."), "images")
+        known = match_frames(video, list_files(folder, IMAGE_SUFFIXES), list(shapes), self.path)
+        log.notes.append(
+            f"{self.path}: {len(video.tracks)} tracks of a video: objects are in {len(shapes)} frames, those between "
+            f"key frames included; frame {min(known)} is {known[min(known)].name}"
+        )
+        missing = sorted(set(shapes) - set(known))
+        log.add_all(MISSING_IMAGE, [f"{self.path}: frame {number}" for number in missing])
+        self.frame_size = video.size
+        return [
+            FrameItem(number, str(path.absolute()), tuple(shapes.get(number, ())))
+            for number, path in sorted(known.items())
+        ]
+
+    def _frame_record(self, item: FrameItem, log: SkipLog) -> Record:
+        path, size = self.finder.find(item.image, self.frame_size)
+        frame = ElementTree.Element("image", {"id": str(item.number)})
+        frame.extend(map(ElementTree.fromstring, item.shapes))
+        return self._record(frame, path, size, log)
+
+    def read_records(self, item: Range | FrameItem, log: SkipLog) -> Iterator[Record]:
+        if isinstance(item, FrameItem):
+            yield self._frame_record(item, log)
+            return
+        image = _read_element(self.path, item, self.encoding)
+        annotated = annotated_size(image.get("height"), image.get("width"), log, self.path.name)
+        path, size = self.finder.find(self._name(image), annotated)
+        yield self._record(image, path, size, log)
+
+    def _record(self, image: ElementTree.Element, path: str, size: tuple[int, int], log: SkipLog) -> Record:
         regions: list[Region] = []
         queries = []
         incomplete: set[str | None] = set()
@@ -83,7 +129,7 @@ class CvatReader(Reader):
             label = shapes[0].get("label")
             id = f"{image.get('id')}/{len(regions)}"
             try:
-                region = _elements_to_region(shapes, size, id)
+                region = _elements_to_region(shapes, size, id, log)
             except AnnotationError as error:
                 log.add(error.reason, f"image {image.get('id')}, {label!r}: {error.detail}")
                 incomplete.add(label)
@@ -96,13 +142,13 @@ class CvatReader(Reader):
         named = frozenset(label for label in incomplete if label)
         present = class_names(regions) | named
         id = str(image.get("id"))
-        yield Record(path, size, id, tuple(regions), tuple(queries), present=present, incomplete_classes=named)
+        return Record(path, size, id, tuple(regions), tuple(queries), present=present, incomplete_classes=named)
 
     def _name(self, image: ElementTree.Element) -> str:
         """The image's name, in the folder of its subset if it lies there: two subsets may have images of one name."""
-        name = image.get("name", "")
-        of_subset = f"{image.get('subset')}/{name}"
-        return of_subset if self.finder.has_image(of_subset) else name
+        name, subset = image.get("name", ""), image.get("subset")
+        of_subset = f"{subset}/{name}"
+        return of_subset if subset and (self.finder.has_image(of_subset) or not self.finder.has_image(name)) else name
 
 
 def image_ranges(path: Path) -> list[tuple[Range, str]]:
@@ -148,15 +194,25 @@ def image_ranges(path: Path) -> list[tuple[Range, str]]:
     return [(where, subset or of_all) for where, subset in found]
 
 
-def _read_element(path: Path, where: Range) -> ElementTree.Element:
-    closing = b"</image>"
+def find_xml_encoding(path: Path) -> str:
+    """The encoding of an XML file, by its byte order mark or its declaration; UTF-8 without both."""
+    with open(path, "rb") as file:
+        head = file.read(_DECLARATION_BYTES)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16-LE" if head.startswith(codecs.BOM_UTF16_LE) else "UTF-16-BE"
+    declared = re.match(rb"(?:\xef\xbb\xbf)?<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._-]+)", head)
+    return declared[1].decode("ascii") if declared else "UTF-8"
+
+
+def _read_element(path: Path, where: Range, encoding: str) -> ElementTree.Element:
+    closing = "</image>".encode(encoding)
     with open(path, "rb") as file:
         file.seek(where[0])
         data = file.read(where[1] + len(closing))
     # Expat reports where the closing tag begins, but for `<image .../>` where it ends.
     text = data if data.endswith(closing) else data[: where[1]]
     try:
-        return ElementTree.fromstring(text.decode("utf-8"))
+        return ElementTree.fromstring(text.decode(encoding))
     except UnicodeDecodeError as error:
         raise AnnotationError(NOT_UTF8, f"{path} at byte {where[0]}: {error}") from error
     except (ElementTree.ParseError, ValueError) as error:
@@ -174,13 +230,16 @@ def _group_elements(image: ElementTree.Element) -> list[list[ElementTree.Element
     return list(objects.values())
 
 
-def _elements_to_region(shapes: list[ElementTree.Element], size: tuple[int, int], id: str) -> Region:
+def _elements_to_region(shapes: list[ElementTree.Element], size: tuple[int, int], id: str, log: SkipLog) -> Region:
     label = shapes[0].get("label")
+    where = f"object {id}, {label!r}"
     if all(shape.tag == "polygon" for shape in shapes):
-        return Region({"size": list(size), "polygons": [_element_to_polygon(shape) for shape in shapes]}, label, id=id)
+        polygons = convert_good_parts(_element_to_polygon, shapes, log, where)
+        return Region({"size": list(size), "polygons": polygons}, label, id=id)
     if len(shapes) == 1 and shapes[0].tag == "box":
         return Region(None, label, _bounding_box(shapes[0]), id=id)
-    return Region(np.logical_or.reduce([_rasterise_element(shape, size) for shape in shapes]), label, id=id)
+    masks = convert_good_parts(partial(_rasterise_element, size=size), shapes, log, where)
+    return Region(np.logical_or.reduce(masks), label, id=id)
 
 
 def _bounding_box(shape: ElementTree.Element) -> Box:
@@ -211,7 +270,7 @@ def _element_to_polygon(shape: ElementTree.Element) -> list[float]:
 def _rasterise_element(shape: ElementTree.Element, size: tuple[int, int]) -> np.ndarray:
     try:
         if shape.tag == "polygon":
-            return load_mask(polygons_to_rle([_element_to_polygon(shape)], size))
+            return polygons_to_mask([_element_to_polygon(shape)], size)
         if shape.tag == "mask":  # run lengths, row by row, within its box
             left, top, width, height = (
                 int(_number_attribute(shape, key, BAD_MASK)) for key in ("left", "top", "width", "height")

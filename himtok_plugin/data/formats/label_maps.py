@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from himtok_plugin.data.class_maps import VOID_VALUE
 from himtok_plugin.data.records import (
     BAD_MASK,
     UNKNOWN_CATEGORY,
@@ -22,8 +23,11 @@ from himtok_plugin.data.records import (
     SkipLog,
     class_names,
 )
+from himtok_plugin.files.images import make_upright
+from himtok_plugin.files.text import read_text
 
-from .reader import ImageFinder, Reader, Source, find_path, list_files
+from .image_finder import ImageFinder
+from .reader import Reader, Source, find_path, list_files
 
 VOC_CLASSES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow,dining table,dog horse motorbike person,potted plant,"
@@ -60,23 +64,27 @@ def _parse_class_names(text: str) -> dict[int, str]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 ({error})") from error
+    return read_text(path).splitlines()
 
 
-def read_label_map(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_label_map(path: Path, size: tuple[int, int], colours: bool = False) -> np.ndarray:
     """The labels of a PNG: (h, w), palette indices unchanged.
 
+    Args:
+        colours: whether labels are colours, as in `class_maps`; of grey pixels, the label is the grey value.
     Raises:
-        AnnotationError: unreadable, an RGB image, or of another size than the image.
+        AnnotationError: unreadable, an RGB image without `colours`, or of another size than the image.
     """
     try:
-        with Image.open(path) as image:
-            values = np.asarray(image)
+        with Image.open(path) as opened:
+            image = make_upright(opened)
+            values = np.asarray(image.convert("RGB") if colours and image.mode in ("P", "RGBA", "RGB") else image)
     except Exception as error:  # PIL's readers raise nearly anything on damaged files
         raise AnnotationError(BAD_MASK, f"{path}: {error}") from error
+    if values.ndim == 3 and (values[..., :1] == values[..., :3]).all() and not colours:
+        values = values[..., 0]  # grey values, saved as a colour image
+    elif colours and values.ndim == 3:
+        values = values.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
     if values.shape != tuple(size):
         raise AnnotationError(
             BAD_MASK, f"{path} has shape {values.shape}: expected {tuple(size)}, the size of its image"
@@ -107,14 +115,16 @@ class AdeReader(Reader):
         part = self.folders[source.split]
         self.maps = self.annotation_file(f"annotations/{part}", f"ADEChallengeData2016/annotations/{part}")
         self.top = self.maps.parent.parent
-        self.names = _read_object_info(find_path(self.top, None, ("objectInfo150.txt",), "objectInfo150.txt"))
+        self.names = source.classes or _read_object_info(
+            find_path(self.top, None, ("objectInfo150.txt",), "objectInfo150.txt")
+        )
         self.finder = ImageFinder(source, (str((self.top / "images" / part).absolute()),))
 
     def list_items(self, log: SkipLog) -> Sequence[Path]:
-        return list_files(self.maps, (".png",))
+        return list_files(self.maps, (".png",), log)
 
     def read_records(self, item: Path, log: SkipLog) -> Iterator[Record]:
-        path, size = self.finder.find(f"{item.stem}.jpg")
+        path, size = self.finder.find(f"{item.stem}.jpg", any_suffix=True)
         values = read_label_map(item, size)
         regions = class_regions(values, self.names, (0,), str(item), log)
         present = class_names(regions)
@@ -158,10 +168,11 @@ class VocReader(_VocLayout):
     """`SegmentationClass`, `SegmentationObject`, `ImageSets/Segmentation`, `JPEGImages`."""
 
     def read_records(self, item: str, log: SkipLog) -> Iterator[Record]:
-        names = _parse_class_names(VOC_CLASSES)
-        path, size = self.finder.find(f"{item}.jpg")
-        classes = read_label_map(self.maps / f"{item}.png", size)
-        objects = read_label_map(self.top / "SegmentationObject" / f"{item}.png", size)
+        names = self.source.classes or _parse_class_names(VOC_CLASSES)
+        path, size = self.finder.find(f"{item}.jpg", any_suffix=True)
+        colours = max(names) > VOID_VALUE
+        classes = read_label_map(self.maps / f"{item}.png", size, colours)
+        objects = read_label_map(self.top / "SegmentationObject" / f"{item}.png", size, colours)
         regions = []
         for number in np.unique(objects).tolist():
             if number in (0, VOC_VOID):
@@ -185,14 +196,14 @@ class ContextReader(_VocLayout):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self.in_matlab = not next(self.maps.glob("*.png"), None)
-        self.names = _parse_class_names(CONTEXT_CLASSES)
-        if self.in_matlab:
+        self.names = source.classes or _parse_class_names(CONTEXT_CLASSES)
+        if self.in_matlab and not source.classes:
             self.names = _read_labels_txt(
                 find_path(self.top, None, ("labels.txt", "trainval/labels.txt"), "labels.txt")
             )
 
     def read_records(self, item: str, log: SkipLog) -> Iterator[Record]:
-        path, size = self.finder.find(f"{item}.jpg")
+        path, size = self.finder.find(f"{item}.jpg", any_suffix=True)
         if self.in_matlab:
             values = _read_matlab_map(self.maps / f"{item}.mat", size)
         else:
@@ -236,24 +247,25 @@ class CityscapesReader(Reader):
         self.finder = ImageFinder(source, (str(images.absolute()),))
 
     def list_items(self, log: SkipLog) -> Sequence[Path]:
-        return [path for path in list_files(self.maps, (".png",)) if path.name.endswith("_gtFine_instanceIds.png")]
+        return [path for path in list_files(self.maps, (".png",), log) if path.name.endswith("_gtFine_instanceIds.png")]
 
     def read_records(self, item: Path, log: SkipLog) -> Iterator[Record]:
         name = item.name.removesuffix("_gtFine_instanceIds.png")
-        path, size = self.finder.find(f"{item.parent.name}/{name}_leftImg8bit.png")
+        path, size = self.finder.find(f"{item.parent.name}/{name}_leftImg8bit.png", any_suffix=True)
         values = read_label_map(item, size)
         regions, void = [], []
+        names = self.source.classes or CITYSCAPES_CLASSES
         for value in np.unique(values).tolist():
             label = value // CITYSCAPES_OBJECTS if value >= CITYSCAPES_OBJECTS else value
-            if label not in CITYSCAPES_CLASSES:
+            if label not in names:
                 void.append(value)
                 continue
             group = value < CITYSCAPES_OBJECTS
             regions.append(
                 Region(
                     LabelMap(values, (value,)),
-                    CITYSCAPES_CLASSES[label],
-                    crowd=group and label in CITYSCAPES_THINGS,
+                    names[label],
+                    crowd=group and label in CITYSCAPES_THINGS and self.source.crowds != "objects",
                     stuff=group and label not in CITYSCAPES_THINGS,
                     id=f"{name}/{value}",
                 )
@@ -274,19 +286,22 @@ class StuffMapsReader(Reader):
         self.maps = self.annotation_file(*(name.format(split=source.split) for name in STUFF_MAPS))
         places = (self.maps, self.maps.parent, self.maps.parent.parent, source.root)
         path = next((place / "labels.txt" for place in places if (place / "labels.txt").is_file()), None)
-        if path is None:
+        if source.classes:
+            self.names = source.classes
+        elif path is None:
             expected = "the file from COCO-Stuff's repository with the names of the labels (`1: person`, …)"
-            raise ValueError(f"{source.root}: has {self.maps} and no labels.txt: expected {expected}")
-        self.names = {id - 1: name.replace("-", " ") for id, name in _read_labels_txt(path).items() if id}
+            raise ValueError(f"{source.root}: has {self.maps} and no labels.txt: expected {expected}, or --classes")
+        else:
+            self.names = {id - 1: name.replace("-", " ") for id, name in _read_labels_txt(path).items() if id}
         folder = f"{source.split}2017"
         self.finder = ImageFinder(source, (folder, f"images/{folder}", "images", f"../{folder}", f"../images/{folder}"))
 
     def list_items(self, log: SkipLog) -> Sequence[Path]:
         # mmsegmentation writes maps with its own labels beside these.
-        return [path for path in list_files(self.maps, (".png",)) if not path.stem.endswith("_labelTrainIds")]
+        return [path for path in list_files(self.maps, (".png",), log) if not path.stem.endswith("_labelTrainIds")]
 
     def read_records(self, item: Path, log: SkipLog) -> Iterator[Record]:
-        path, size = self.finder.find(f"{item.stem}.jpg")
+        path, size = self.finder.find(f"{item.stem}.jpg", any_suffix=True)
         values = read_label_map(item, size)
         regions = class_regions(values, self.names, (STUFF_VOID,), str(item), log)
         present = class_names(regions)

@@ -5,7 +5,8 @@ Contract: `<root>/images/NAME.jpg` belongs to `<root>/masks/NAME.png`, `NAME_2.p
 (`images/day1/NAME.jpg`, `masks/day1/cups/NAME.png`) or in the folder below its class (`masks/cups/day1/NAME.png`);
 otherwise to the only image of its name. The optional `<root>/expressions.json` has expressions for masks:
 {"NAME_2": ["the left cup"]}, with the folder if the name alone is ambiguous. A mask that matches several images is
-skipped. One record per image.
+skipped. One record per image. With `Source.classes`, a mask is a label map: each class in it is a region, 0 is
+background and 255 is unlabelled unless they are classes.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from himtok_plugin.data.byte_ranges import parse_json
-from himtok_plugin.data.records import BAD_ENTRY, UNKNOWN_ID, Query, Record, Region, SkipLog
+import numpy as np
+
+from himtok_plugin.data.byte_ranges import parse_json_file
+from himtok_plugin.data.class_maps import VOID_VALUE, ClassMap
+from himtok_plugin.data.records import AMBIGUOUS, BAD_ENTRY, UNKNOWN_ID, Query, Record, Region, SkipLog
+from himtok_plugin.files.splits import split_names
 from himtok_plugin.validation import abridged
 
-from .reader import IMAGE_SUFFIXES, ImageFinder, Reader, Source, find_path, list_files, split_names
+from .image_finder import ImageFinder
+from .label_maps import class_regions, read_label_map
+from .reader import ALL, IMAGE_SUFFIXES, Reader, Source, find_path, list_files
 
-AMBIGUOUS = "name fits several files"
+_MASK_FOLDERS = ("masks", "annotations", "labels")
 
 PngItem = tuple[Path, list[Path], frozenset[str]]  # image, its masks, classes of ambiguous masks that may belong to it
 
@@ -29,16 +36,22 @@ class PngPairsReader(Reader):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        below = [""] if source.split == "all" else [f"/{name}" for name in split_names(source.split)]
-        self.masks = self.annotation_file(*(top + name for top in ("masks", "annotations", "labels") for name in below))
-        self.images = find_path(source.root, source.images, [f"images{name}" for name in below], "images")
+        names = [] if source.split == ALL else split_names(source.split)
+
+        def places(folder: str) -> list[str]:
+            return [form.format(folder, name) for form in ("{}/{}", "{1}/{0}") for name in names] or [folder]
+
+        self.masks = self.annotation_file(*(place for top in _MASK_FOLDERS for place in places(top)))
+        self.images = find_path(source.root, source.images, places("images"), "images")
         self.finder = ImageFinder(source, (str(self.images.absolute()),))
         self.expressions: dict[str, list[str]] = {}
+        self.has_classes = False
 
     def list_items(self, log: SkipLog) -> Sequence[PngItem]:
-        images = list_files(self.images, IMAGE_SUFFIXES)
-        masks = list_files(self.masks, IMAGE_SUFFIXES)
+        images = list_files(self.images, IMAGE_SUFFIXES, log)
+        masks = list_files(self.masks, IMAGE_SUFFIXES, log)
         self._read_expressions(masks, log)
+        self.has_classes = bool(self.source.classes) or any(map(self._category, masks))
         known = _ImageIndex(images, self.images)
         own: dict[Path, list[Path]] = {}
         unclear: dict[Path, set[str]] = {}
@@ -55,6 +68,19 @@ class PngPairsReader(Reader):
                     unclear.setdefault(image, set()).update(filter(None, [self._category(mask)]))
         return [(image, own.get(image, []), frozenset(unclear.get(image, ()))) for image in images]
 
+    def choose_tasks(self) -> tuple[tuple[str, ...], str]:
+        if self.expressions:
+            return ("segment",), "expressions.json names masks"
+        if self.source.classes:
+            return ("segment_class",), "the masks are label maps of --classes"
+        if self.has_classes:
+            return ("segment_class", "segment_instances"), "the masks have classes"
+        return (
+            ("masks",),
+            "the masks have neither classes nor expressions: rows for stage 1; give --category, --classes, folders of "
+            "classes in masks/, or expressions.json for questions",
+        )
+
     def _category(self, mask: Path) -> str | None:
         return mask.relative_to(self.masks).parent.name or self.source.category
 
@@ -62,7 +88,7 @@ class PngPairsReader(Reader):
         path = self.source.root / "expressions.json"
         if not path.is_file():
             return
-        entries = parse_json(path.read_bytes(), str(path))
+        entries = parse_json_file(path)
         if not isinstance(entries, dict):
             raise ValueError(f"{path}: is {abridged(entries)}: expected an object of lists of texts")
         named: dict[str, list[str]] = {}
@@ -94,10 +120,17 @@ class PngPairsReader(Reader):
         path, size = self.finder.find(str(image.absolute()))
         regions: list[Region] = []
         queries = []
+        voids = []
         for mask in masks:
-            if texts := self.expressions.get(self._key(mask)):
-                queries.append(Query(tuple(texts), (len(regions),), id=mask.stem))
-            regions.append(Region(str(mask), self._category(mask), id=mask.stem))
+            first = len(regions)
+            if self.source.classes:
+                found, void = self._label_map_regions(mask, size, self.source.classes, log)
+                regions += found
+                voids.append(void)
+            else:
+                regions.append(Region(str(mask), self._category(mask), id=mask.stem))
+            if (texts := self.expressions.get(self._key(mask))) and len(regions) > first:
+                queries.append(Query(tuple(texts), tuple(range(first, len(regions))), id=mask.stem))
         present = frozenset(region.category for region in regions if region.category) | unclear
         yield Record(
             path,
@@ -107,7 +140,16 @@ class PngPairsReader(Reader):
             tuple(queries),
             present=present or None,
             incomplete_classes=unclear,
+            void=np.logical_or.reduce(voids) if any(void.any() for void in voids) else None,
         )
+
+    def _label_map_regions(
+        self, mask: Path, size: tuple[int, int], classes: ClassMap, log: SkipLog
+    ) -> tuple[list[Region], np.ndarray]:
+        """A region for each class of a label map, and its unlabelled pixels."""
+        values = read_label_map(mask, size, colours=max(classes) > VOID_VALUE)
+        regions = class_regions(values, classes, (0, VOID_VALUE), str(mask), log)
+        return regions, (values == VOID_VALUE) & (VOID_VALUE not in classes)
 
 
 class _ImageIndex:

@@ -24,12 +24,17 @@ from himtok_plugin.data.records import (
     Record,
     Region,
     SkipLog,
-    parse_size,
+    annotated_size,
+    id_text,
+    normal_id,
 )
+from himtok_plugin.files.splits import find_split
+from himtok_plugin.files.text import decode_text, find_encoding
 from himtok_plugin.validation import abridged
 
 from .coco_index import CocoIndex, ImageClasses, annotation_to_region
-from .reader import ImageFinder, Reader, Source, find_path
+from .image_finder import ImageFinder
+from .reader import Reader, Source, find_path
 
 IMAGE_FOLDERS = (
     "images/mscoco/images/train2014",
@@ -84,6 +89,7 @@ class ReferReader(Reader):
         self.instances_file = find_path(folder, None, ("instances.json",), "instances.json")
         self.finder = ImageFinder(source, IMAGE_FOLDERS)
         self.names: dict[Any, str] = {}
+        self.crowds_are_objects = False
 
     def load_refs(self) -> Any:
         return load_plain_pickle(self.refs_file)
@@ -94,43 +100,50 @@ class ReferReader(Reader):
             raise ValueError(f"{self.refs_file}: holds {abridged(refs)}: expected a list of references")
         index = CocoIndex.read(self.instances_file, log)
         self.names = index.names()
+        self.crowds_are_objects = index.crowds.are_objects(self.source.crowds, self.instances_file, log)
         by_image: dict[Any, list[dict[str, Any]]] = {}
         seen, splits = set(), set()
         for ref in refs:
             splits.add(ref.get("split"))
-            if ref.get("split") != self.source.split:
+            if find_split(str(ref.get("split")), (self.source.split,)) is None:
                 continue
-            name = f"ref {ref.get('ref_id')}"
-            if ref.get("ref_id") in seen:
+            name, id = f"ref {ref.get('ref_id')}", normal_id(ref.get("ref_id"))
+            if id in seen:
                 log.add(REPEATED_ID, name)
-            elif not isinstance(ref.get("sentences"), list) or "image_id" not in ref or "ann_id" not in ref:
+            elif (
+                not isinstance(ref.get("sentences"), list)
+                or normal_id(ref.get("image_id")) is None
+                or "ann_id" not in ref
+            ):
                 log.add(BAD_ENTRY, f"{name}: expected image_id, ann_id and sentences")
             else:
-                seen.add(ref.get("ref_id"))
-                by_image.setdefault(ref["image_id"], []).append(ref)
+                seen.add(id)
+                by_image.setdefault(normal_id(ref["image_id"]), []).append(ref)
         if not by_image:
             raise ValueError(f"--split: got {self.source.split!r}, expected one of {sorted(map(str, splits))}")
         items = []
         for image_id, own in by_image.items():
-            places = index.images.in_group(id_to_int(image_id))
-            if places:
-                number = id_to_int(image_id)
-                items.append((places[0], index.annotations.in_group(number), index.duplicates.get(number, []), own))
+            number = id_to_int(image_id)
+            if places := index.images.in_group(number):
+                items.append((places[0], index.annotations.in_group(number), own))
             else:
                 log.add_all(UNKNOWN_ID, [f"ref {ref.get('ref_id')}: image {image_id}" for ref in own])
         return items
 
     def read_records(self, item: Any, log: SkipLog) -> Iterator[Record]:
-        where, places, duplicates, refs = item
+        where, places, refs = item
         image = read_json_at(self.instances_file, where)
         try:
-            path, size = self.finder.find(image.get("file_name"), parse_size(image.get("height"), image.get("width")))
+            own = annotated_size(image.get("height"), image.get("width"), log, self.instances_file.name)
+            path, size = self.finder.find(image.get("file_name"), own)
         except AnnotationError as error:
             raise AnnotationError(error.reason, f"image {image.get('id')}: {error.detail}") from error
-        annotations = {}
+        annotations: dict[Any, dict[str, Any]] = {}
+        classes = ImageClasses(self.names)
         for place in places:
             annotation = read_json_at(self.instances_file, place)
-            annotations[annotation.get("id")] = annotation
+            if annotations.setdefault(normal_id(annotation.get("id")), annotation) is not annotation:
+                classes.add(annotation, None)  # no expression can refer to it
         regions: list[Region] = []
         known: dict[Any, int] = {}
         queries = []
@@ -143,16 +156,13 @@ class ReferReader(Reader):
                     queries.append(Query(expressions, tuple(targets), id=str(ref.get("ref_id"))))
             except AnnotationError as error:
                 log.add(error.reason, f"{name}: {error.detail}")
-        classes = ImageClasses(self.names)
         for id, annotation in annotations.items():
             # An annotation that no expression refers to has no region.
             classes.add(annotation, regions[known[id]] if id in known else None)
-        for place in duplicates:
-            classes.add_at(self.instances_file, place)
         yield Record(
             path,
             size,
-            str(image.get("id")),
+            id_text(image.get("id")),
             tuple(regions),
             tuple(queries),
             present=frozenset(classes.present),
@@ -172,7 +182,7 @@ class ReferReader(Reader):
         if id not in known:
             if id not in annotations:
                 raise AnnotationError(UNKNOWN_ID, f"annotation {abridged(id)}")
-            regions.append(annotation_to_region(annotations[id], self.names, size))
+            regions.append(annotation_to_region(annotations[id], self.names, size, self.crowds_are_objects))
             known[id] = len(regions) - 1
         return known[id]
 
@@ -185,7 +195,10 @@ class GrefReader(ReferReader):
 
     def load_refs(self) -> Any:
         try:
-            return json.loads(self.refs_file.read_text(encoding="utf-8", errors="surrogateescape"))
+            data = self.refs_file.read_bytes()
+            if not find_encoding(data[:4]).startswith("UTF-8"):
+                return json.loads(decode_text(data, str(self.refs_file)))
+            return json.loads(data.decode("utf-8-sig", "surrogateescape"))  # a bad sentence is skipped alone
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.refs_file}: is not JSON ({error})") from error
 
@@ -193,7 +206,7 @@ class GrefReader(ReferReader):
 def annotation_ids(value: Any) -> list[Any]:
     """The annotations that a reference refers to: one id in RefCOCO, a list in gRefCOCO, where -1 is "no target"."""
     ids = value if isinstance(value, list) else [value]
-    return list(dict.fromkeys(id for id in ids if id != NO_TARGET))
+    return list(dict.fromkeys(id for id in map(normal_id, ids) if id != NO_TARGET))
 
 
 def _ref_expressions(sentences: list[Any], name: str, log: SkipLog) -> Iterator[str]:

@@ -7,6 +7,7 @@ these.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from himtok_plugin.data.records import (
     BAD_BOX,
     BAD_MASK,
     MISSING_IMAGE,
+    MISSING_SPLIT,
     NOT_UTF8,
     REPEATED_ID,
     UNKNOWN_CATEGORY,
@@ -27,12 +29,18 @@ from himtok_plugin.data.records import (
     Region,
     SkipLog,
 )
+from himtok_plugin.files.finder import FileFinder, find_in_any_case
+from himtok_plugin.files.splits import find_split, split_names
+from himtok_plugin.files.text import EncodingError, read_text
 from himtok_plugin.validation import abridged
 
-from .reader import IMAGE_SUFFIXES, ImageFinder, Reader, Source, find_path, list_files, split_names
+from .image_finder import ImageFinder
+from .reader import ALL, IMAGE_SUFFIXES, Reader, Source, find_path, list_files
 
+SPLITS = ("train", "val", "test")
 LIST_SUFFIX = ".txt"
 CLASSES_FILE = "classes.txt"  # some tools write it beside the labels
+_FOLDERS_OF_LABELS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
 BOX_FIELDS = 5  # class, centre x, centre y, width, height
 
 
@@ -43,71 +51,104 @@ class YoloReader(Reader):
         super().__init__(source)
         self.yaml_file = self.annotation_file("data.yaml", "dataset.yaml", "*.yaml", "*.yml")
         try:
-            settings = yaml.safe_load(self.yaml_file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            settings = yaml.safe_load(read_text(self.yaml_file))
+        except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{self.yaml_file}: is not YAML ({error})") from error
-        names = settings.get("names") if isinstance(settings, dict) else None
+        names = source.classes or (settings.get("names") if isinstance(settings, dict) else None)
         if not isinstance(names, list | dict):
-            raise ValueError(f"{self.yaml_file}: names is {abridged(names)}: expected a list or a mapping of classes")
+            expected = "a list or a mapping of classes, or --classes"
+            raise ValueError(f"{self.yaml_file}: names is {abridged(names)}: expected {expected}")
         self.names = {int(k): str(v) for k, v in (names.items() if isinstance(names, dict) else enumerate(names))}
+        self.missing: list[str] = []
         self.sources = self._sources(settings)
         # Lists may contain files outside the root, and missing ones.
         self.finder = ImageFinder(replace(source, images=None))
+        self.files = FileFinder([self.yaml_file.parent], IMAGE_SUFFIXES)
 
     def _sources(self, settings: dict[str, Any]) -> list[Path]:
         """The folders and list files of the split."""
-        split, base = self.source.split, self.yaml_file.parent
         if self.source.images is not None:
             return [find_path(self.source.root, self.source.images, (), "images")]
-        named: Any = next((settings[name] for name in split_names(split) if settings.get(name)), [])
+        if self.source.split != ALL:
+            return self._sources_of_split(settings, self.source.split)
+        found = []
+        errors: list[ValueError] = []
+        for split in SPLITS:
+            try:
+                found += self._sources_of_split(settings, split)
+            except ValueError as error:
+                errors.append(error)
+                if self._named(settings, split):
+                    self.missing.append(str(error))
+        if not found and (everything := find_in_any_case(self.yaml_file.parent, "images")) is not None:
+            return [everything]
+        if not found:
+            raise errors[0]
+        return list(dict.fromkeys(found))
+
+    @staticmethod
+    def _named(settings: dict[str, Any], split: str) -> Any:
+        """What the YAML says about a split; an empty list if nothing."""
+        return next((value for name, value in settings.items() if find_split(str(name), (split,)) and value), [])
+
+    def _sources_of_split(self, settings: dict[str, Any], split: str) -> list[Path]:
+        base = self.yaml_file.parent
+        named: Any = self._named(settings, split)
         named = [named] if isinstance(named, str) else named
         if not isinstance(named, list) or not all(isinstance(entry, str) and entry for entry in named):
             raise ValueError(
                 f"{self.yaml_file}: {split} is {abridged(named)}: expected a folder, a .txt list, or a list of these"
             )
-        own = [folder for name in split_names(split) for folder in (base / "images" / name, base / name / "images")]
+        own = [base / form.format(name) for name in split_names(split) for form in ("images/{}", "{}/images")]
         # The folder is often not where its `path` says, and some exports have "../" in front of each entry.
         tops = (base / str(settings.get("path") or ""), base)
+        named = [entry.replace("\\", "/") for entry in named]
         places = [[*(top / entry for top in tops), base / entry.lstrip("./")] for entry in named] or [own]
         if len(named) == 1 and not named[0].endswith(LIST_SUFFIX):
             places[0] += own
-        return [self._first_existing(candidates) for candidates in places]
+        return [self._first_existing(candidates, split) for candidates in places]
 
-    def _first_existing(self, candidates: list[Path]) -> Path:
-        for path in candidates:
-            if path.is_dir() or (path.suffix == LIST_SUFFIX and path.is_file()):
+    def _first_existing(self, candidates: list[Path], split: str) -> Path:
+        for candidate in candidates:
+            path = find_in_any_case(self.yaml_file.parent, str(candidate.absolute()))
+            path = path or find_in_any_case(self.yaml_file.parent, os.path.relpath(candidate, self.yaml_file.parent))
+            if path is not None and (path.is_dir() or (path.suffix.lower() == LIST_SUFFIX and path.is_file())):
                 return path
         tried = abridged(list(map(str, candidates)))
-        raise ValueError(f"--split: got {self.source.split!r}, expected a folder or list of images, none of {tried}")
+        raise ValueError(f"--split: got {split!r}, expected a folder or list of images, none of {tried}")
 
     def list_items(self, log: SkipLog) -> Sequence[Path]:
+        log.add_all(MISSING_SPLIT, self.missing)
         images: dict[Path, None] = {}
         for source in self.sources:
+            before = set(images)  # two splits may share images, and then each is read once
             for image in self._read_list(source) if source.is_file() else self._images_in(source, log):
-                if image in images:
+                if image in images and not (self.source.split == ALL and image in before):
                     log.add(REPEATED_ID, f"{source}: {image}")
                 images[image] = None
         return list(images)
 
     def _images_in(self, folder: Path, log: SkipLog) -> list[Path]:
-        images = list_files(folder, IMAGE_SUFFIXES)
+        images = list_files(folder, IMAGE_SUFFIXES, log)
         labels = _label_file(folder / "any.jpg").parent
         # If labels lie beside their images, a text file without an image may be anything.
         if labels != folder and labels.is_dir():
             known = {_label_file(image) for image in images} | {labels / CLASSES_FILE}
-            log.add_all(MISSING_IMAGE, [str(p) for p in list_files(labels, (".txt",)) if p not in known])
+            log.add_all(MISSING_IMAGE, [str(p) for p in list_files(labels, (".txt",), log) if p not in known])
         return images
 
     def _read_list(self, path: Path) -> list[Path]:
         """The images of a list, relative to it or to the root. Missing ones are logged when they are read."""
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: is not UTF-8 ({error})") from error
         images = []
-        for line in filter(None, map(str.strip, lines)):
+        for line in filter(None, map(str.strip, read_text(path).splitlines())):
             candidates = [top / line for top in (path.parent, self.yaml_file.parent, self.source.root)]
-            images.append(next((image for image in candidates if image.is_file()), candidates[0]))
+            image = next((image for image in candidates if os.path.isfile(image)), None)
+            if image is None:
+                try:
+                    image = self.files.find(line)
+                except ValueError:  # missing or ambiguous, which is logged when it is read
+                    image = candidates[0]
+            images.append(image)
         return images
 
     def read_records(self, item: Path, log: SkipLog) -> Iterator[Record]:
@@ -118,9 +159,9 @@ class YoloReader(Reader):
         incomplete: set[str] = set()
         absent: frozenset[str] | None = None
         try:
-            lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
-        except UnicodeDecodeError as error:
-            raise AnnotationError(NOT_UTF8, f"{labels}: {error}") from error
+            lines = read_text(labels).splitlines() if os.path.lexists(labels) else []
+        except EncodingError as error:
+            raise AnnotationError(NOT_UTF8, str(error)) from error
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -180,7 +221,7 @@ def _label_file(image: Path) -> Path:
     """The text file of an image: in its path, "labels" replaces the last "images"."""
     parts = list(image.parts)
     for i in range(len(parts) - 2, -1, -1):
-        if parts[i] == "images":
-            parts[i] = "labels"
+        if parts[i] in _FOLDERS_OF_LABELS:
+            parts[i] = _FOLDERS_OF_LABELS[parts[i]]
             break
     return Path(*parts).with_suffix(".txt")

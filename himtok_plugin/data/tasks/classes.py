@@ -10,6 +10,8 @@ from himtok_plugin.data.records import BAD_TEXT, AnnotationError, Record, union_
 from himtok_plugin.mask_text import MASK_PLACEHOLDER
 
 from .sample_builder import (
+    CLASSES,
+    OBJECTS_OF_CLASSES,
     Sample,
     SampleBuilder,
     check_mask_count,
@@ -25,14 +27,14 @@ from .wording import clean_text
 ABSENT_CLASSES = 3  # the most absent classes in a question of `open_vocabulary`
 
 
-@register_task("class to one mask of everything of that class, crowds included")
+@register_task("class to one mask of everything of that class, crowds included", CLASSES)
 def segment_class(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
     with_mask = [i for i, region in enumerate(record.regions) if region.mask is not None]
     for name, regions in group_by_class(record, with_mask).items():
         if name in record.incomplete_classes:
             continue  # its mask would miss objects that are not annotated
         if builder.is_sampled():
-            with builder.skip_on_error(record, name):
+            with builder.skip_on_error(record, name, regions):
                 # One bad mask skips the sample: a class mask without one of its objects would be wrong.
                 mask = union_rles([record.rle(i) for i in regions])
                 question = builder.draw("segment_class", "questions", category=clean_text(name))
@@ -42,14 +44,14 @@ def segment_class(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
                 )
 
 
-@register_task("class to a mask per object")
+@register_task("class to a mask per object", OBJECTS_OF_CLASSES)
 def segment_instances(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
     uncountable = uncountable_classes(record)
     for name, regions in group_by_class(record, record.objects(builder.log)).items():
         if name in uncountable:
             continue  # already logged, by `objects` or by the reader
         if builder.is_sampled():
-            with builder.skip_on_error(record, name):
+            with builder.skip_on_error(record, name, regions):
                 check_mask_count(regions, builder.options)
                 masks = [record.rle(i) for i in regions]
                 question = builder.draw("segment_instances", "questions", category=clean_text(name))
@@ -57,13 +59,13 @@ def segment_instances(record: Record, builder: SampleBuilder) -> Iterator[Sample
                 yield builder.build(record, name, question, answer, masks, category=name)
 
 
-@register_task("all objects, each as a line of label and mask")
+@register_task("all objects, each as a line of label and mask", OBJECTS_OF_CLASSES)
 def label_objects(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
     objects = [i for i in record.objects(builder.log) if record.regions[i].category]
     if uncountable_classes(record):
         return  # these are not all objects of the image
     if objects and builder.is_sampled():
-        with builder.skip_on_error(record, "all objects"):
+        with builder.skip_on_error(record, "all objects", objects):
             check_mask_count(objects, builder.options)
             masks = {i: record.rle(i) for i in objects}
             objects.sort(key=lambda i: (-int(coco.area(masks[i])), i))
@@ -72,14 +74,16 @@ def label_objects(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
             yield builder.build(record, "", question, answer, [masks[i] for i in objects])
 
 
-@register_task("which of some classes are in the image, each as a line of label and mask", needs_negatives=True)
+@register_task(
+    "which of some classes are in the image, each as a line of label and mask", CLASSES, needs_negatives=True
+)
 def open_vocabulary(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
     if record.present is None or not builder.is_sampled():
         return
-    with builder.skip_on_error(record, "open vocabulary"):
-        with_mask = [i for i, region in enumerate(record.regions) if region.mask is not None]
-        present = group_by_class(record, with_mask)
-        present = {name: regions for name, regions in present.items() if name not in record.incomplete_classes}
+    with_mask = [i for i, region in enumerate(record.regions) if region.mask is not None]
+    present = group_by_class(record, with_mask)
+    present = {name: regions for name, regions in present.items() if name not in record.incomplete_classes}
+    with builder.skip_on_error(record, "open vocabulary", [i for regions in present.values() for i in regions]):
         absent = {phrase.text for phrase in builder.negatives if phrase.is_class and is_absent(phrase, record)}
         absent -= present.keys()
         names = builder.rng.sample(sorted(absent), min(ABSENT_CLASSES, len(absent))) + list(present)

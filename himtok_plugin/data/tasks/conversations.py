@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from himtok_plugin.data.records import MASKS_DO_NOT_FIT, AnnotationError, Record
 from himtok_plugin.mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
 
-from .sample_builder import Sample, SampleBuilder, check_mask_count, register_task, target_masks
+from .sample_builder import TEXTS, Sample, SampleBuilder, check_mask_count, register_task, target_masks
 from .wording import check_text_with_masks, clean_text
 
 
-@register_task("the dataset's own texts: captions with a mask behind each phrase, questions and answers")
+@register_task("the dataset's own texts: captions with a mask behind each phrase, questions and answers", TEXTS)
 def converse(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
     for grounded in record.grounded_texts:
         if builder.is_sampled():
-            with builder.skip_on_error(record, f"text {grounded.id}"):
+            used = [i for piece in grounded.pieces if not isinstance(piece, str) for i in piece[1]]
+            with builder.skip_on_error(record, f"text {grounded.id}", used):
                 text, masks = "", []
                 for piece in grounded.pieces:
                     if isinstance(piece, str):
@@ -36,7 +37,7 @@ def converse(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
                 yield builder.build(record, grounded.id, question, text.strip(), masks, asks_for_masks=asks)
     for dialogue in record.dialogues:
         if builder.is_sampled():
-            with builder.skip_on_error(record, f"question {dialogue.id}"):
+            with builder.skip_on_error(record, f"question {dialogue.id}", dialogue.masks):
                 # The placeholder of the paper's code counts as a `<mask>`, as it does wherever samples are read.
                 question, answer = map(reference_placeholder_to_mask, (dialogue.question, dialogue.answer))
                 marks = "".join((question, *dialogue.options, answer)).count(MASK_PLACEHOLDER)

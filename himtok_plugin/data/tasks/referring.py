@@ -10,6 +10,10 @@ from himtok_plugin.mask_text import BOX_PLACEHOLDER
 
 from .sample_builder import (
     DEFAULT_SENTENCES,
+    EXPRESSIONS,
+    EXPRESSIONS_OF_ONE,
+    OTHER_EXPRESSIONS,
+    REFERENTS,
     Phrase,
     Sample,
     SampleBuilder,
@@ -28,12 +32,12 @@ NEGATIVE_TRIES = 50
 NO_NEGATIVE = "no expression of another image fits"
 
 
-@register_task("expression to its masks; none if nothing in the image matches")
+@register_task("expression to its masks; none if nothing in the image matches", EXPRESSIONS)
 def segment(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
     for query in record.queries:
         for text in _select_expressions(query, builder):
             if builder.is_sampled():
-                with builder.skip_on_error(record, f"query {query.id}"):
+                with builder.skip_on_error(record, f"query {query.id}", query.targets):
                     masks = target_masks(record, query.targets, builder.options)
                     expressions = [clean_text(each) for each in query.expressions]
                     if text is None:
@@ -76,32 +80,32 @@ def _referents(record: Record, log: SkipLog) -> Iterator[tuple[str, int, str]]:
                 yield f"the {name}", regions[0], name
 
 
-@register_task("first the mask of an expression, then its box")
+@register_task("first the mask of an expression, then its box", REFERENTS)
 def mask_then_box(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
     for text, region, id in _referents(record, builder.log):
         if builder.is_sampled():
-            with builder.skip_on_error(record, f"query {id}"):
+            with builder.skip_on_error(record, f"query {id}", [region]):
                 question = builder.draw("mask_then_box", "questions", expression=clean_text(text))
                 answer = builder.draw("mask_then_box", "answers")
                 yield builder.build(record, id, question, answer, [record.rle(region)], [record.box(region)])
 
 
-@register_task("mask to its description")
+@register_task("mask to its description", EXPRESSIONS_OF_ONE)
 def describe(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
     for text, region, id in _referents(record, builder.log) if record.queries else ():
         if builder.is_sampled():
-            with builder.skip_on_error(record, f"query {id}"):
+            with builder.skip_on_error(record, f"query {id}", [region]):
                 answer = builder.draw("describe", "answers", expression=clean_text(text))
                 question = builder.draw("describe", "questions")
                 yield builder.build(record, id, question, answer, [record.rle(region)], asks_for_masks=False)
 
 
-@register_task("expression to its boxes")
+@register_task("expression to its boxes", EXPRESSIONS)
 def ground(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
     for query in record.queries:
         for text in query.expressions:
             if builder.is_sampled():
-                with builder.skip_on_error(record, f"query {query.id}"):
+                with builder.skip_on_error(record, f"query {query.id}", query.targets):
                     boxes = [record.box(i) for i in query.targets]
                     check_mask_count(boxes, builder.options)
                     question = builder.draw("ground", "questions", expression=clean_text(text))
@@ -114,7 +118,7 @@ def ground(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
                     yield builder.build(record, query.id, question, answer, boxes=boxes, asks_for_masks=False)
 
 
-@register_task("expression of another image: nothing matches here", needs_negatives=True)
+@register_task("expression of another image: nothing matches here", OTHER_EXPRESSIONS, needs_negatives=True)
 def negative(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
     for id in [query.id for query in record.queries] or ([""] if record.present is not None else []):
         if builder.is_sampled():

@@ -78,6 +78,7 @@ class SampleBuilder:
         dataset, split: for the column `source`.
         task: the task that is running.
         share: how much of this task's samples is wanted, in (0, 1].
+        tasks_with_unwanted: the tasks of which a sample was not built, because of its share.
     """
 
     prompts: Prompts
@@ -89,17 +90,27 @@ class SampleBuilder:
     split: str = ""
     task: str = ""
     share: float = 1.0
+    tasks_with_unwanted: set[str] = field(default_factory=set)
 
     def is_sampled(self) -> bool:
         """Whether to build the next sample; drawn first, so that unwanted samples cost nothing."""
-        return self.share >= 1 or self.rng.random() < self.share
+        is_wanted = self.share >= 1 or self.rng.random() < self.share
+        if not is_wanted:
+            self.tasks_with_unwanted.add(self.task)
+        return is_wanted
 
     @contextmanager
-    def skip_on_error(self, record: Record, id: str) -> Iterator[None]:
-        """Log an `AnnotationError` in the block as skipped."""
+    def skip_on_error(self, record: Record, id: str, regions: Sequence[int] = ()) -> Iterator[None]:
+        """Log an `AnnotationError` in the block, which builds one sample, as skipped.
+
+        Args:
+            regions: the indices of the regions that the sample is about.
+        """
         try:
             yield
+            record.accounted.update(regions)
         except AnnotationError as error:
+            (record.lost if len(regions) > 1 else record.accounted).update(regions)
             self.log.add_error(error, f"image {record.image_id}, {id}" if id else f"image {record.image_id}")
 
     def draw(self, pool: str, kind: str, **fields: str) -> str:
@@ -154,26 +165,44 @@ class SampleBuilder:
         }
 
 
+# What tasks need of the annotations, as messages name it.
+CLASSES = "masks with classes"
+OBJECTS_OF_CLASSES = "masks of single objects with classes"
+OBJECTS = "masks of single objects"
+MASKS = "masks"
+EXPRESSIONS = "expressions"
+OTHER_EXPRESSIONS = "expressions or classes of other images"
+EXPRESSIONS_OF_ONE = "expressions of single objects with masks"
+REFERENTS = "expressions, or classes of one object in their image, with masks"
+TEXTS = "texts, or questions and answers"
+
 TaskFunction = Callable[[Record, SampleBuilder], Iterator[Sample]]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A registered task; `about` is its line in `--help`, `needs_negatives` whether it uses phrases of other images."""
+    """A registered task.
+
+    Attributes:
+        about: its line in `--help`.
+        needs: what it asks about, one of the constants above.
+        needs_negatives: whether it uses phrases of other images.
+    """
 
     function: TaskFunction
     about: str
+    needs: str
     needs_negatives: bool
 
 
 TASKS: dict[str, Task] = {}
 
 
-def register_task(about: str, needs_negatives: bool = False) -> Callable[[TaskFunction], TaskFunction]:
+def register_task(about: str, needs: str, needs_negatives: bool = False) -> Callable[[TaskFunction], TaskFunction]:
     """Register a function as the task of its name."""
 
     def register(function: TaskFunction) -> TaskFunction:
-        TASKS[function.__name__] = Task(function, about, needs_negatives)
+        TASKS[function.__name__] = Task(function, about, needs, needs_negatives)
         return function
 
     return register

@@ -81,13 +81,14 @@ class PreparedDatasetLoader(DatasetLoader):
         from himtok_plugin.data.prepare import prepare_samples
 
         logger.info(f"{job.source.name}:{job.source.split}: preparing {out} from {job.source.root}")
+        name = f"{job.source.name}:{job.source.split}"
         summary = prepare_samples(job, out)
-        if not summary.rows:
-            out.unlink()
-            raise ValueError(f"{job.source.name}:{job.source.split}: got no samples; skipped: {summary.skipped}")
-        logger.info(f"{job.source.name}:{job.source.split}: {summary.rows} samples, {summary.masks} masks")
-        for reason, count in summary.skipped.items():
-            logger.warning(f"{job.source.name}:{job.source.split}: skipped {count}: {reason}; see {out}.skipped.jsonl")
+        logger.info(f"{name}: {summary.rows} samples, {summary.masks} masks")
+        for note in summary.notes:
+            logger.warning(f"{name}: {note}")
+        for kind, losses in (("skipped", summary.skipped), ("unused", summary.unused)):
+            for reason, count in losses.items():
+                logger.warning(f"{name}: {kind} {count}: {reason}; see {out}.skipped.jsonl")
 
 
 def find_data_root(format: Format, entries: list[str]) -> Path:

@@ -88,6 +88,12 @@ def test_panoptic_bad_input_is_counted(panoptic, prepare, reason, spoil):
     root, _, content = panoptic
     spoil(content, root)
     write_json(root / "annotations" / "panoptic_val2017.json", content)
+    good = {"id": 10, "file_name": content["images"][0]["file_name"], "height": SIZE[0], "width": SIZE[1]}
+    content["images"].append(good)
+    save(root / "annotations" / "panoptic_val2017" / "good.png", np.ones((*SIZE, 3)) * (1, 0, 0))
+    segments = [{"id": 1, "category_id": content["categories"][0]["id"]}]
+    content["annotations"].append({"image_id": 10, "file_name": "good.png", "segments_info": segments})
+    write_json(root / "annotations" / "panoptic_val2017.json", content)
     _, summary, _ = prepare("coco-panoptic", root, "--split", "val", "--task", "segment_class")
     assert summary["skipped"] == {reason: 1}
 
@@ -106,7 +112,8 @@ def test_ade20k_classes(tmp_path, prepare):
     check(rows, values, {"wall": [1], "building": [2]})
     np.testing.assert_array_equal(decoded(rows[0]["ignore"][0]), values == 0)
     assert not summary["skipped"] and rows[0]["category"] == "wall"
-    assert not prepare("ade20k", tmp_path, "--task", "box_to_mask")[0]  # no single objects
+    error = prepare("ade20k", tmp_path, "--task", "box_to_mask", status=2)
+    assert "expected masks of single objects" in error and "choose --task segment_class or masks" in error
 
 
 def test_ade20k_unknown_labels_and_maps_of_another_size_are_counted(tmp_path, prepare):
@@ -114,7 +121,7 @@ def test_ade20k_unknown_labels_and_maps_of_another_size_are_counted(tmp_path, pr
     assert prepare("ade20k", tmp_path)[1]["skipped"] == {"unknown category": 1}
     assert "unknown category" in prepare("ade20k", tmp_path, "--strict", status=2)
     ade(tmp_path, np.ones((9, 9)))
-    assert prepare("ade20k", tmp_path)[1]["skipped"] == {"mask cannot be read": 1}
+    assert "(1 x mask cannot be read, for example" in prepare("ade20k", tmp_path, status=2)
 
 
 def test_ade20k_names_that_are_not_utf8_are_refused(tmp_path, prepare):
@@ -165,7 +172,7 @@ def test_pascal_context_as_png_and_as_matlab(tmp_path, prepare):
     rows, _, _ = prepare("pascal-context", top)
     check(rows, values, {"aeroplane": [2], "zebra crossing": [459]})
     (top / "trainval" / "a.mat").write_bytes(b"no matlab")
-    assert prepare("pascal-context", top)[1]["skipped"] == {"mask cannot be read": 1}
+    assert "(1 x mask cannot be read, for example" in prepare("pascal-context", top, status=2)
 
 
 def test_cityscapes_objects_groups_and_stuff(tmp_path, prepare):

@@ -104,7 +104,7 @@ def test_labelme_files_that_are_truncated_or_not_utf8_are_counted(tmp_path, prep
     text = path.read_bytes()
     for data, reason in ((text[:-9], "is not JSON"), (text.replace(b"dog", b"d\xffg"), "text is not UTF-8")):
         path.write_bytes(data)
-        assert prepare("labelme", tmp_path)[1]["skipped"] == {reason: 1}
+        assert f"(1 x {reason}, for example" in prepare("labelme", tmp_path, status=2)
 
 
 # ----- YOLO
@@ -169,8 +169,8 @@ def test_yolo_labels_without_an_image_are_counted_but_not_the_list_of_classes(tm
     (tmp_path / "labels" / "train" / "classes.txt").write_text("dog\ncup\n")
     assert prepare("yolo", tmp_path, "--task", "masks")[1]["skipped"] == {}
     (tmp_path / "images" / "train" / "a.jpg").unlink()
-    rows, summary, entries = prepare("yolo", tmp_path, "--task", "masks")
-    assert not rows and summary["skipped"] == {"image is missing": 1} and entries[0]["detail"].endswith("a.txt")
+    error, entries = prepare("yolo", tmp_path, "--task", "masks", status=2, skipped=True)
+    assert "1 x image is missing" in error and entries[0]["detail"].endswith("a.txt")
 
 
 def test_yolo_without_names_or_images_is_refused(tmp_path, prepare):
@@ -348,9 +348,9 @@ def test_png_pairs_in_folders_belong_to_the_image_in_the_same_folder(tmp_path, p
 
 def test_ambiguous_png_pairs_are_counted_and_their_class_is_incomplete(tmp_path, prepare):
     png_pairs(tmp_path, ["day1/a.jpg", "day2/a.jpg", "day2/b.jpg", "c.jpg", "c.png"], ["cups/a.png", "c.png"])
-    rows, summary, entries = prepare("png", tmp_path, "--task", "masks")
-    assert not rows and summary["skipped"] == {"name fits several files": 2}
-    assert "day1/a.jpg, day2/a.jpg" in entries[-1]["detail"]
+    error, entries = prepare("png", tmp_path, "--task", "masks", status=2, skipped=True)
+    assert "2 x name fits several files" in error
+    assert any("day1/a.jpg, day2/a.jpg" in entry["detail"] for entry in entries)
     assert "name fits several files" in prepare("png", tmp_path, "--strict", status=2)
     found = {record.image_id: record.incomplete_classes for record in records("png", tmp_path)}
     assert found == {"day1/a": {"cups"}, "day2/a": {"cups"}, "day2/b": set(), "c": set()}

@@ -101,11 +101,10 @@ def test_a_python_2_pickle_is_read(tmp_path, prepare):
     for text, expected in ((b"caf\xc3\xa9", "café"), (b"\xff", None)):
         data = pickle.dumps([plain], 0).replace(b"Vleft dog\n", b"S'" + repr(text)[2:-1].encode() + b"'\n")
         path.write_bytes(data)
-        rows, summary, _ = prepare("refcoco", tmp_path)
         if expected:
-            assert expected in rows[0]["messages"][0]["content"]
+            assert expected in prepare("refcoco", tmp_path)[0][0]["messages"][0]["content"]
         else:
-            assert not rows and summary["skipped"] == {"text is not UTF-8": 1}
+            assert "1 x text is not UTF-8" in prepare("refcoco", tmp_path, status=2)
 
 
 class Malicious:
@@ -235,8 +234,8 @@ def test_negatives_are_expressions_of_other_images_whose_class_is_absent(tmp_pat
 
 def test_an_image_with_all_classes_has_no_negative_which_is_counted(tmp_path, prepare):
     lay_out(tmp_path)  # image 1 has both classes
-    rows, summary, _ = prepare("refcoco", tmp_path, "--task", "negative", "--split", "train")
-    assert not rows and summary["skipped"] == {"no expression of another image fits": 2}
+    error = prepare("refcoco", tmp_path, "--task", "negative", "--split", "train", status=2)
+    assert "2 x no expression of another image fits" in error
 
 
 def test_missing_files_are_named(tmp_path, prepare):

@@ -56,8 +56,8 @@ def test_every_mask_of_every_shard_is_a_sample_for_stage_1(root, prepare):
 
 
 def test_other_tasks_need_unpacked_images(root, prepare, tmp_path):
-    rows, summary, _ = prepare("sa1b", root, "--task", "box_to_mask")
-    assert not rows and set(summary["skipped"]) == {"image is missing"}
+    error = prepare("sa1b", root, "--task", "box_to_mask", status=2)
+    assert "(9 x image is missing" in error and "choose --task masks" in error
     for number in (1, 2, 3):
         write_image(tmp_path / "pictures" / f"sa_{number}.jpg", SIZE)
     rows, _, _ = prepare("sa1b", root, "--task", "box_to_mask", "--images", tmp_path / "pictures")
