@@ -19,7 +19,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .records import NOT_JSON, NOT_UTF8, AnnotationError
+from himtok_plugin.files.text import EncodingError, decode_text, skip_mark
+
+from .records import NOT_JSON, NOT_UTF8, TOO_LARGE, AnnotationError, normal_id
 
 CHUNK = 1 << 20  # bytes read at a time; elements may be longer
 MAX_ELEMENT = 1 << 30
@@ -36,7 +38,7 @@ def iter_elements(path: Path) -> Iterator[tuple[str | None, int, int, Any]]:
     latin-1, so that characters are bytes: for anything but ASCII, read the element again with `read_json_at`.
 
     Raises:
-        ValueError: not JSON, or truncated; names the byte.
+        ValueError: not JSON, or truncated; names the byte. Not UTF-8, but UTF-16 or UTF-32.
     """
     with open(path, "rb") as file:
         yield from _Walker(file, path).document()
@@ -45,12 +47,9 @@ def iter_elements(path: Path) -> Iterator[tuple[str | None, int, int, Any]]:
 class _Walker:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path = file, path
-        self._text, self._at, self._before = "", 0, 0  # before: bytes that were discarded in front of the text
+        self._text, self._at = "", 0
+        self._before = skip_mark(file, str(path))  # bytes in front of the text
         self._ended = False
-        if (mark := file.read(3)) != b"\xef\xbb\xbf":
-            file.seek(0)
-        else:
-            self._before = len(mark)
 
     def document(self) -> Iterator[tuple[str | None, int, int, Any]]:
         first = self._take("{[", "an object or a list")
@@ -184,10 +183,11 @@ class RangeIndex:
 
 
 def id_to_int(id: Any) -> int:
-    """An integer for an id: integers stay as they are, other values are hashed."""
-    if isinstance(id, int) and -(1 << 60) < id < 1 << 60:
-        return id
-    digest = blake2b(repr(id).encode("utf-8", "surrogatepass"), digest_size=7).digest()
+    """An integer for an id, equal for all its forms (`normal_id`): numbers stay as they are, other ids are hashed."""
+    own = normal_id(id)
+    if isinstance(own, int) and -(1 << 60) < own < 1 << 60:
+        return own
+    digest = blake2b(repr(id if own is None else own).encode("utf-8", "surrogatepass"), digest_size=7).digest()
     return (1 << 61) + int.from_bytes(digest)
 
 
@@ -208,19 +208,36 @@ def read_json_at(path: Path, where: Range) -> Any:
     status = os.stat(path)
     file = _open_cached(path, status.st_ino, status.st_size, status.st_mtime_ns)
     file.seek(where[0])
-    return parse_json(file.read(where[1]), f"{path} at byte {where[0]}")
+    try:
+        return parse_json(file.read(where[1]), str(path))
+    except AnnotationError as error:
+        raise AnnotationError(error.reason, f"at byte {where[0]} of {error.detail}") from error
+
+
+def parse_json_file(path: Path) -> Any:
+    """Parse a whole file of JSON.
+
+    Raises:
+        AnnotationError: in no encoding of Unicode, not JSON, or larger than MAX_ELEMENT bytes.
+        OSError: it cannot be read.
+    """
+    if (size := os.path.getsize(path)) > MAX_ELEMENT:
+        raise AnnotationError(TOO_LARGE, f"{path}: got {size} bytes, expected at most {MAX_ELEMENT}")
+    return parse_json(path.read_bytes(), str(path))
 
 
 def parse_json(data: bytes, name: str) -> Any:
-    """Parse JSON.
+    """Parse JSON in any encoding of Unicode, with or without a byte order mark.
 
+    Args:
+        name: of the file, for errors.
     Raises:
-        AnnotationError: not UTF-8, or not JSON; `name` says where.
+        AnnotationError: in another encoding, or not JSON.
     """
     try:
-        return json.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise AnnotationError(NOT_UTF8, f"{name}: {error}") from error
+        return json.loads(decode_text(data, name))
+    except EncodingError as error:
+        raise AnnotationError(NOT_UTF8, str(error)) from error
     except (ValueError, RecursionError) as error:
         raise AnnotationError(NOT_JSON, f"{name}: {error}") from error
 

@@ -198,7 +198,7 @@ def _explain_no_rows(reader: Reader, items: Sequence[Any], job: PrepareJob, summ
     records = (record for number in sorted(numbers) for record in read_or_skip(reader, items[int(number)], SkipLog()))
     found = survey(records, Prompts.load(job.prompts), job.options)
     reasons = {**summary.skipped, **summary.unused}
-    return explain_no_rows(job.source.name, summary.images, job.tasks, reasons, summary.examples, found)
+    return explain_no_rows(job.source.name, summary.images, job.tasks, reasons, summary.examples, found, reader.hint)
 
 
 def _batch_items(order: Iterable[int], items: Sequence[Any], size: int) -> Iterator[list[tuple[int, Any]]]:

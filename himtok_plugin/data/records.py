@@ -7,6 +7,8 @@ them. Annotations that cannot be used are added to a `SkipLog`, which counts the
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,30 +19,51 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
 from himtok_plugin.masks import load_mask
-from himtok_plugin.masks.rle import MAX_PIXELS, check_size, mask_to_rle, rle_to_mask
-from himtok_plugin.validation import abridged, is_integer
+from himtok_plugin.masks.polygons import polygons_to_rle
+from himtok_plugin.masks.rle import check_size, mask_to_rle, rle_to_mask
+from himtok_plugin.validation import abridged, finite_numbers, is_integer
 
 Rle = dict[str, Any]
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, the end exclusive
 
 # Reasons for skipping an annotation; each is a key in the summary of a run.
 MISSING_IMAGE = "image is missing"
+AMBIGUOUS = "name fits several files"
+UNREADABLE_FILE = "file cannot be read"
+MISSING_SPLIT = "split is missing"
+UNREADABLE_FOLDER = "folder cannot be read"
 WRONG_SIZE = "image has another size than its annotation"
 UNREADABLE_IMAGE = "image cannot be read"
-TURNED_IMAGE = "image is stored turned or mirrored (EXIF orientation)"
+TURNED_IMAGE = "annotation does not belong to the upright image (EXIF orientation)"
+DEEP_IMAGE = "image has more than 8 bits per channel"
 UNKNOWN_CATEGORY = "unknown category"
 REPEATED_ID = "id occurs more than once"
 UNKNOWN_ID = "id is not in the file"
 BAD_MASK = "mask cannot be read"
+BAD_POLYGON = "part of an object cannot be drawn; its other parts are kept"
 EMPTY_MASK = "mask has no pixels"
 CROWD = "crowd: no single object"
 NOT_UTF8 = "text is not UTF-8"
 BAD_TEXT = "text is empty or holds a placeholder"
 NOT_JSON = "is not JSON"
+TOO_LARGE = "file is too large"
 BAD_ENTRY = "entry lacks a field"
 BAD_BOX = "box is not x1 < x2, y1 < y2 within its image"
 MASKS_DO_NOT_FIT = "masks do not fit the placeholders of the text"
 TOO_MANY = "more objects than max_masks"
+# Remarks about what was read in another way than it is written.
+BAD_SIZE = "size in the annotations is no size, so the image's own is used"
+# Reasons for which no row asks about a valid image or object. These do not stop a strict run.
+NO_ANNOTATIONS = "image has no annotations"
+NO_ROW = "image has nothing that the tasks ask about"
+BOX_ONLY = "annotation is a box without a mask"
+INCOMPLETE_CLASS = "its class has an object without a mask in this image (a box, a bad mask, or not annotated)"
+INCOMPLETE_IMAGE = "another object of its image has no mask, or is a crowd"
+NOT_COUNTABLE = "its class is a crowd or has no single objects in this image"
+NO_CLASS = "mask has no class"
+NO_EXPRESSION = "no expression refers to it"
+LOST_WITH_ROW = "its row was skipped for another reason"
+NOT_ASKED = "no task asks about it"
 
 
 class AnnotationError(ValueError):
@@ -67,12 +90,18 @@ class SkipLog:
     Attributes:
         counts: reason -> number of skipped annotations.
         entries: (reason, detail) of each, in order.
+        unused: (reason, detail) of each valid image or object that is in no row.
+        notes: what the user has to know about how the dataset was read.
+        remarks: (what, example) of what was read in another way than it is written.
     """
 
     def __init__(self, strict: bool = False) -> None:
         self.strict = strict
         self.counts: Counter[str] = Counter()
         self.entries: list[tuple[str, str]] = []
+        self.unused: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self.remarks: list[tuple[str, str]] = []
 
     def add(self, reason: str, detail: str) -> None:
         """Count a skipped annotation.
@@ -94,6 +123,14 @@ class SkipLog:
     def add_all(self, reason: str, details: Sequence[str]) -> None:
         for detail in details:
             self.add(reason, detail)
+
+    def remark(self, what: str, example: str) -> None:
+        """Count something that was read in another way than it is written; a strict run goes on."""
+        self.remarks.append((what, example))
+
+    def add_unused(self, reason: str, detail: str) -> None:
+        """Count a valid image or object that is in no row; a strict run goes on."""
+        self.unused.append((reason, detail))
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +260,8 @@ class Record:
         incomplete_classes: the classes with objects that may have no mask here, so that no question may be about all
             of them.
         void: unlabelled pixels.
+        accounted: the indices of the regions that a row is about, or that are in a log alone.
+        lost: the indices of the regions of rows that were skipped, together with other regions.
     """
 
     image: str | None
@@ -236,6 +275,8 @@ class Record:
     absent: frozenset[str] | None = None
     incomplete_classes: frozenset[str] = frozenset()
     void: RegionMask = None
+    accounted: set[int] = field(default_factory=set, init=False, repr=False)
+    lost: set[int] = field(default_factory=set, init=False, repr=False)
     _encoded: dict[int, Any] = field(default_factory=dict, init=False, repr=False)
     _objects: list[int] = field(default_factory=list, init=False, repr=False)
 
@@ -249,6 +290,15 @@ class Record:
                     self._objects.append(i)
             self._objects.append(-1)  # marks that this was done
         return self._objects[:-1]
+
+    @property
+    def has_logged_crowds(self) -> bool:
+        """Whether `objects` was called, so that crowds are in a log."""
+        return bool(self._objects)
+
+    def has_bad_mask(self, index: int) -> bool:
+        """Whether a task has tried to rasterise the region's mask, in vain."""
+        return isinstance(self._encoded.get(index), AnnotationError)
 
     def rle(self, index: int) -> Rle:
         """The region's mask, rasterised once.
@@ -287,14 +337,14 @@ def clip_box(box: Sequence[float], size: tuple[int, int] | None) -> Box:
         AnnotationError: not four numbers, or nothing of it is within the image.
     """
     try:
-        x1, y1, x2, y2 = (float(value) for value in box)
-    except (TypeError, ValueError) as error:
-        raise AnnotationError(BAD_BOX, f"got {abridged(box)}") from error
+        x1, y1, x2, y2 = finite_numbers(box).tolist()
+    except ValueError as error:
+        raise AnnotationError(BAD_BOX, f"got {abridged(box)}, expected four finite numbers") from error
     if size is not None:
         h, w = size
         x1, x2, y1, y2 = max(x1, 0.0), min(x2, float(w)), max(y1, 0.0), min(y2, float(h))
     if not (x1 < x2 and y1 < y2):  # false for NaN as well
-        raise AnnotationError(BAD_BOX, f"got {abridged(list(box))} in an image of (h, w) = {size}")
+        raise AnnotationError(BAD_BOX, f"got {abridged(box)} in an image of (h, w) = {size}")
     return x1, y1, x2, y2
 
 
@@ -339,6 +389,8 @@ def _rasterise(mask: RegionMask, size: tuple[int, int] | None) -> Rle:
             raise ValueError(
                 f"polygons have size (h, w) = {tuple(own)}: expected {tuple(size)}, the size of their image"
             )
+        if not mask["polygons"]:
+            raise ValueError(f"polygons is {abridged(mask['polygons'])}: expected at least one [x1, y1, x2, y2, ...]")
         return polygons_to_rle(mask["polygons"], own)
     elif isinstance(mask, dict) and "counts" in mask:
         own = mask.get("size", size)
@@ -352,47 +404,53 @@ def _rasterise(mask: RegionMask, size: tuple[int, int] | None) -> Rle:
     return mask_to_rle(found)
 
 
-def polygons_to_rle(polygons: Sequence[Sequence[float]], size: Sequence[int]) -> Rle:
-    """The union of COCO polygons [[x1, y1, x2, y2, …], …] as RLE, filled as pycocotools fills them.
+def annotated_size(height: Any, width: Any, log: SkipLog, where: str) -> tuple[int, int] | None:
+    """(h, w) from two fields of an annotation; whole floats and text, which some exports write, are accepted.
 
-    Points may lie outside the image, by at most its width or height; the polygon is clipped.
-
-    Raises:
-        ValueError: no polygons, fewer than three points in one, or points farther away.
+    Args:
+        log: gets a remark if the fields have values and these are no size.
+        where: the file with the annotation.
+    Returns:
+        None if the fields have no values or wrong ones: then the image's own size counts.
     """
-    h, w = check_size(size)
-    if not isinstance(polygons, Sequence) or isinstance(polygons, str | bytes) or not polygons:
-        raise ValueError(f"polygons is {abridged(polygons)}: expected a list of lists [x1, y1, x2, y2, ...]")
-    checked = []
-    for i, polygon in enumerate(polygons):
-        try:
-            flat = np.asarray(polygon, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"polygons[{i}] is {abridged(polygon)}: expected numbers [x1, y1, x2, y2, ...]") from error
-        if flat.ndim != 1 or flat.size % 2 or flat.size < 6:
-            raise ValueError(f"polygons[{i}] is {abridged(polygon)}: expected x, y of at least three points")
-        checked.append(flat)
-    points = np.concatenate(checked).reshape(-1, 2)
-    (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-    # pycocotools samples the sides in steps of 1/5 pixel with 32-bit counters: far points cost memory, or overflow.
-    far = not (x1 >= -w and y1 >= -h and x2 <= 2 * w and y2 <= 2 * h)  # true for NaN as well
-    if far or max(x2, y2) > MAX_PIXELS:
-        raise ValueError(f"polygons reach from ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}): expected 0 <= x <= {w}, y <= {h}")
-    runs = coco.frPyObjects([polygon.tolist() for polygon in checked], h, w)
-    merged = coco.merge(runs) if len(runs) > 1 else runs[0]
-    return {"size": [h, w], "counts": merged["counts"].decode("ascii")}
-
-
-def parse_size(height: Any, width: Any) -> tuple[int, int]:
-    """(h, w) from two fields of an annotation; whole floats, which some exports write, are accepted.
-
-    Raises:
-        AnnotationError: not two positive integers.
-    """
-    values = [int(v) if isinstance(v, float) and v.is_integer() else v for v in (height, width)]
+    if height in (None, "") and width in (None, ""):
+        return None
     try:
-        if not all(is_integer(value) for value in values):
-            raise ValueError(f"got height {abridged(height)}, width {abridged(width)}")
-        return check_size(values)
-    except ValueError as error:
-        raise AnnotationError(WRONG_SIZE, str(error)) from error
+        return check_size([_parse_whole_number(height), _parse_whole_number(width)])
+    except ValueError:
+        found = f"height {abridged(height)}, width {abridged(width)}"
+        log.remark(BAD_SIZE, f"{where}: got {found}, expected whole numbers above 0")
+        return None
+
+
+def _parse_whole_number(value: Any) -> Any:
+    """640, 640.0, "640" and "640.0" as 640; anything else unchanged."""
+    try:
+        number = float(value) if isinstance(value, str | float) else value
+        return int(number) if isinstance(number, float) and number.is_integer() else number
+    except ValueError:
+        return value
+
+
+def normal_id(value: Any) -> int | str | None:
+    """An id in the form in which it is compared: 1, 1.0, "1" and "1.0" are the same id; None: it is none.
+
+    Text with leading zeros stays text: "007" and "7" may be two images.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        number = _WHOLE_NUMBER.fullmatch(text)
+        return int(number[1]) if number and len(text) <= _LONGEST_NUMBER else text or None
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value) if value.is_integer() else repr(value)
+    return int(value) if is_integer(value) else None
+
+
+def id_text(value: Any) -> str:
+    """An id as text; empty if it is none."""
+    own = normal_id(value)
+    return "" if own is None else str(own)
+
+
+_WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0*)?")
+_LONGEST_NUMBER = 40  # characters; longer ones are no numbers of annotations

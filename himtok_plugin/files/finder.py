@@ -191,6 +191,27 @@ class FileFinder:
         return f"{_abridge(name)} in {tried}{reason}"
 
 
+def find_in_any_case(folder: Path, name: str) -> Path | None:
+    """The file or folder of a relative path, whose parts may differ in case from those on disk; None: there is none.
+
+    The exact one wins; of several others, the first by name.
+    """
+    if os.path.exists(path := folder / name):
+        return path
+    path = folder
+    for part in Path(name).parts:
+        if not os.path.exists(path / part):
+            try:
+                equal = sorted(own for own in os.listdir(path) if fold_name(own) == fold_name(part))
+            except OSError:
+                return None
+            if not equal:
+                return None
+            part = equal[0]
+        path = path / part
+    return path
+
+
 def _abridge(name: str) -> str:
     return name if len(name) <= 160 else f"{name[:100]}…{name[-40:]} ({len(name)} characters)"
 

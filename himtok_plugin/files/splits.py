@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 _OTHER_NAMES = {"train": ("training",), "val": ("valid", "validation"), "test": ("testing",)}
-SPLITS = frozenset(_OTHER_NAMES)
+SPLITS = tuple(_OTHER_NAMES)
 _SPLIT_OF = {other: split for split, names in _OTHER_NAMES.items() for other in (split, *names)}
 _WORDS = "|".join(sorted(_SPLIT_OF, key=len, reverse=True))
 _FOLDER = re.compile(

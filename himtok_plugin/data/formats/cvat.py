@@ -1,8 +1,8 @@
 """The user's own CVAT export: one XML with polygons, masks, boxes and ellipses, of images or of a video's tracks.
 
 Contract: one record per `<image>` ("CVAT for images 1.1") or per frame ("CVAT for video 1.1", see `cvat_tracks`); of an
-image, only its byte range is kept until it is read. A split is the subset of that name, or the file of that name. Shapes
-with the same label and group are one region. An attribute called expression, description or caption is an expression
+image, only its byte range is kept until it is read. A split is the subset of that name, or the file of that name.
+Shapes with the same label and group are one region. An attribute called expression, description or caption is an expression
 for its shape. Entities of a document type are not expanded.
 """
 

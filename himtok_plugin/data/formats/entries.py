@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from himtok_plugin.data.byte_ranges import Range, RangeIndex, iter_elements, read_json_at
-from himtok_plugin.data.records import BAD_ENTRY, AnnotationError, SkipLog
+from himtok_plugin.data.records import BAD_ENTRY, UNREADABLE_FILE, AnnotationError, SkipLog
+from himtok_plugin.files.splits import has_split_name
+from himtok_plugin.files.text import skip_mark, strip_mark
 from himtok_plugin.validation import abridged
-
-from .reader import has_split_name
 
 PARQUET = ".parquet"
 _ROW_GROUP = -1  # in place of a range's length: the begin is the number of a row group
@@ -40,20 +40,31 @@ class EntryFiles:
         """(number of the file, (begin, length)) of each entry.
 
         Raises:
-            ValueError: a file that does not have the format of its suffix, or is truncated.
+            ValueError: no file can be read; if others can, a file that does not have the format of its suffix, or is
+            truncated, is skipped.
         """
-        return ConcatenatedSequence([_EntryRanges(self._ranges(path)) for path in self.paths])
+        found, errors = [], []
+        for path in self.paths:
+            try:
+                found.append(_EntryRanges(self._ranges(path)))
+            except (ValueError, OSError) as error:
+                errors.append(error)
+                found.append(_EntryRanges(RangeIndex()))
+        if errors and len(errors) == len(self.paths):
+            raise errors[0]
+        log.add_all(UNREADABLE_FILE, [str(error) for error in errors])
+        return ConcatenatedSequence(found)
 
     def _ranges(self, path: Path) -> RangeIndex:
         ranges = RangeIndex()
-        if path.suffix == PARQUET:
+        if path.suffix.lower() == PARQUET:
             for group in range(_open_parquet(path).num_row_groups):
                 ranges.add(0, group, _ROW_GROUP)
-        elif path.suffix == ".jsonl" or _has_lines(path):
-            at = 0
+        elif path.suffix.lower() == ".jsonl" or _has_lines(path):
             with open(path, "rb") as file:
+                at = skip_mark(file, str(path))
                 for line in file:
-                    if line.strip():
+                    if strip_mark(line).strip():
                         ranges.add(0, at, len(line))
                     at += len(line)
         else:
@@ -76,7 +87,7 @@ class EntryFiles:
         file, (begin, length) = item
         path = self.paths[file]
         if length == _ROW_GROUP:
-            table = _open_parquet(path).read_row_group(begin)
+            table = _read_row_group(path, begin)
             for batch in table.to_batches(max_chunksize=64):
                 for n, row in enumerate(batch.to_pylist()):
                     yield f"{path.name}, row group {begin}, row {n}", row
@@ -120,8 +131,7 @@ def _whole_file(path: Path) -> RangeIndex:
     """The range of all but the byte order mark."""
     ranges = RangeIndex()
     with open(path, "rb") as file:
-        mark = file.read(3)
-    begin = len(mark) if mark == b"\xef\xbb\xbf" else 0
+        begin = skip_mark(file, str(path))
     ranges.add(0, begin, path.stat().st_size - begin)
     return ranges
 
@@ -129,6 +139,7 @@ def _whole_file(path: Path) -> RangeIndex:
 def _has_lines(path: Path) -> bool:
     """Whether a `.json` file holds one object per line: whether its second line starts with an object as well."""
     with open(path, "rb") as file:
+        skip_mark(file, str(path))
         first, second = file.readline(1 << 20).strip(), file.read(1)
     return first.startswith(b"{") and first.endswith(b"}") and second == b"{"
 
@@ -141,6 +152,15 @@ def _open_parquet(path: Path) -> Any:
         return ParquetFile(path)
     except ArrowException as error:
         raise ValueError(f"{path}: is not Parquet ({error})") from error
+
+
+def _read_row_group(path: Path, number: int) -> Any:
+    from pyarrow import ArrowException
+
+    try:
+        return _open_parquet(path).read_row_group(number)
+    except (ArrowException, OSError) as error:
+        raise AnnotationError(UNREADABLE_FILE, f"{path}, row group {number}: {error}") from error
 
 
 def find_entry_files(
@@ -160,7 +180,7 @@ def find_entry_files(
         path = given if given.is_absolute() or given.exists() else root / given
         if path.is_file():
             return [path]
-        found = sorted(p for p in path.glob("*") if p.suffix in _SUFFIXES)
+        found = sorted(p for p in path.glob("*") if p.suffix.lower() in _SUFFIXES)
         if split is not None and any(has_split_name(p.stem, other) for p in found for other in (split, *_SPLITS)):
             found = [p for p in found if has_split_name(p.stem, split)]
         if not found:

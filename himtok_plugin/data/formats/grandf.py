@@ -18,7 +18,8 @@ from himtok_plugin.validation import abridged
 
 from .coco_index import CocoIndex, has_coco_layout, segmentation_mask
 from .entries import ConcatenatedSequence, EntryFiles, find_entry_files, first_field
-from .reader import ImageFinder, Reader, Source
+from .image_finder import ImageFinder
+from .reader import Reader, Source
 from .refer import IMAGE_FOLDERS
 
 NOT_IN_CAPTION = "phrase is not in its caption, or overlaps another"
@@ -45,7 +46,7 @@ class GrandfReader(Reader):
 
     def read_records(self, item: Any, log: SkipLog) -> Iterator[Record]:
         number, where = item
-        entries = self.files.load(where) if number == 0 else _load_coco_entry(self.coco[number - 1], *where[:2])
+        entries = self.files.load(where) if number == 0 else _load_coco_entry(self.coco[number - 1], *where)
         for name, entry in entries:
             if len(entry) == 1 and isinstance(only := next(iter(entry.values())), dict):
                 entry = only  # RefCOCOg-GCG: {"581857": {…}}
@@ -58,7 +59,7 @@ class GrandfReader(Reader):
         caption = first_field(entry, "caption")
         if not isinstance(caption, str):
             raise AnnotationError(BAD_ENTRY, f"caption is {abridged(caption)}: expected a text")
-        path, size = self.finder.find_by_base_name(first_field(entry, "file_name", "img_file_name", "image"))
+        path, size = self.finder.find(first_field(entry, "file_name", "img_file_name", "image"))
         regions: list[Region] = []
         spans: list[tuple[int, int, tuple[int, ...]]] = []
         for phrase, place, masks in _grounded_phrases(entry, size):

@@ -10,13 +10,15 @@ import base64
 import binascii
 import io
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from himtok_plugin.data.byte_ranges import parse_json
+from himtok_plugin.data.byte_ranges import parse_json_file
+from himtok_plugin.data.polygon_checks import convert_good_parts
 from himtok_plugin.data.records import (
     BAD_ENTRY,
     BAD_MASK,
@@ -25,14 +27,17 @@ from himtok_plugin.data.records import (
     Record,
     Region,
     SkipLog,
+    annotated_size,
     class_names,
-    parse_size,
-    polygons_to_rle,
 )
+from himtok_plugin.files.splits import split_names
 from himtok_plugin.masks import load_mask
-from himtok_plugin.validation import abridged
+from himtok_plugin.masks.polygons import polygons_to_mask
+from himtok_plugin.masks.rle import MAX_PIXELS
+from himtok_plugin.validation import abridged, finite_numbers
 
-from .reader import ImageFinder, Reader, Source, list_files, split_names
+from .image_finder import ImageFinder
+from .reader import Reader, Source, list_files
 
 
 class LabelMeReader(Reader):
@@ -44,17 +49,17 @@ class LabelMeReader(Reader):
         self.finder = ImageFinder(source, (str(self.folder.absolute()), ""))
 
     def list_items(self, log: SkipLog) -> Sequence[Path]:
-        files = list_files(self.folder, (".json",))
+        files = list_files(self.folder, (".json",), log)
         if not files:
             raise ValueError(f"{self.folder}: holds no *.json, expected a LabelMe folder")
         return files
 
     def read_records(self, item: Path, log: SkipLog) -> Iterator[Record]:
+        entry = parse_json_file(item)
+        if not isinstance(entry, dict) or not isinstance(entry.get("shapes"), list):
+            raise AnnotationError(BAD_ENTRY, f"{item}: has no shapes: expected a LabelMe file")
         try:
-            entry = parse_json(item.read_bytes(), item.name)
-            if not isinstance(entry, dict) or not isinstance(entry.get("shapes"), list):
-                raise AnnotationError(BAD_ENTRY, "has no shapes: expected a LabelMe file")
-            path, size = self._image(item, entry)
+            path, size = self._image(item, entry, log)
         except AnnotationError as error:
             raise AnnotationError(error.reason, f"{item}: {error.detail}") from error
         regions: list[Region] = []
@@ -63,7 +68,8 @@ class LabelMeReader(Reader):
         for shapes in _group_shapes(entry["shapes"]):
             label = str(shapes[0].get("label"))
             try:
-                region = Region(_shapes_to_mask(shapes, size), label, id=f"{item.stem}/{len(regions)}")
+                mask = _shapes_to_mask(shapes, size, log, f"{item}: {label!r}")
+                region = Region(mask, label, id=f"{item.stem}/{len(regions)}")
             except AnnotationError as error:
                 log.add(error.reason, f"{item}: {label!r}: {error.detail}")
                 incomplete.add(label)
@@ -83,13 +89,9 @@ class LabelMeReader(Reader):
             incomplete_classes=frozenset(incomplete),
         )
 
-    def _image(self, annotation: Path, entry: dict[str, Any]) -> tuple[str, tuple[int, int]]:
-        size = parse_size(entry.get("imageHeight"), entry.get("imageWidth"))
-        name = str(entry.get("imagePath") or f"{annotation.stem}.jpg").replace("\\", "/")
-        path = annotation.parent / name
-        if not path.is_file():  # it may be a path of another machine; then the image usually lies beside its JSON
-            path = annotation.parent / Path(name).name
-        return self.finder.find(str(path.absolute()), size)
+    def _image(self, annotation: Path, entry: dict[str, Any], log: SkipLog) -> tuple[str, tuple[int, int]]:
+        size = annotated_size(entry.get("imageHeight"), entry.get("imageWidth"), log, annotation.name)
+        return self.finder.find(entry.get("imagePath") or annotation.stem, size, near=annotation.parent)
 
 
 def _group_shapes(shapes: list[Any]) -> list[list[dict[str, Any]]]:
@@ -103,18 +105,18 @@ def _group_shapes(shapes: list[Any]) -> list[list[dict[str, Any]]]:
     return list(objects.values())
 
 
-def _shapes_to_mask(shapes: list[dict[str, Any]], size: tuple[int, int]) -> Any:
+def _shapes_to_mask(shapes: list[dict[str, Any]], size: tuple[int, int], log: SkipLog, where: str) -> Any:
     kinds = {shape.get("shape_type") or "polygon" for shape in shapes}
     if kinds <= {"polygon", "rectangle"}:
-        return {"size": list(size), "polygons": [_shape_to_polygon(shape) for shape in shapes]}
-    masks = [_rasterise_shape(shape, size) for shape in shapes]
+        return {"size": list(size), "polygons": convert_good_parts(_shape_to_polygon, shapes, log, where)}
+    masks = convert_good_parts(partial(_rasterise_shape, size=size), shapes, log, where)
     return np.logical_or.reduce(masks)
 
 
 def _parse_points(shape: dict[str, Any], least: int) -> np.ndarray:
     try:
-        points = np.asarray(shape.get("points"), dtype=np.float64)
-        if points.ndim != 2 or points.shape[1] != 2 or len(points) < least or not np.isfinite(points).all():
+        points = np.array([finite_numbers(point) for point in shape.get("points") or ()])
+        if points.ndim != 2 or points.shape[1] != 2 or len(points) < least or np.abs(points).max() > MAX_PIXELS:
             raise ValueError(f"shape {points.shape}")
     except (TypeError, ValueError) as error:
         raise AnnotationError(
@@ -136,7 +138,7 @@ def _rasterise_shape(shape: dict[str, Any], size: tuple[int, int]) -> np.ndarray
     kind = shape.get("shape_type") or "polygon"
     if kind in ("polygon", "rectangle"):
         try:
-            return load_mask(polygons_to_rle([_shape_to_polygon(shape)], size))
+            return polygons_to_mask([_shape_to_polygon(shape)], size)
         except ValueError as error:
             raise AnnotationError(BAD_MASK, str(error)) from error
     if kind == "circle":  # its centre and a point on the circle
@@ -148,7 +150,7 @@ def _rasterise_shape(shape: dict[str, Any], size: tuple[int, int]) -> np.ndarray
         corner = np.rint(_parse_points(shape, 1)[0]).astype(int)
         try:
             part = load_mask(_decode_image(shape.get("mask")))
-        except (ValueError, OSError) as error:
+        except Exception as error:  # PIL's readers raise nearly anything on damaged files, and on very large ones
             raise AnnotationError(BAD_MASK, f"mask: {error}") from error
         return paste_mask(part, (int(corner[1]), int(corner[0])), size)
     raise AnnotationError(BAD_MASK, f"shape_type is {kind!r}: expected polygon, rectangle, circle or mask")

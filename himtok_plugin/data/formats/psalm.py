@@ -22,13 +22,15 @@ from himtok_plugin.data.records import (
     Record,
     Region,
     SkipLog,
-    parse_size,
+    annotated_size,
 )
+from himtok_plugin.files.splits import find_split
 from himtok_plugin.validation import abridged
 
 from .coco_index import segmentation_mask, xywh_to_xyxy
 from .entries import PARQUET, EntryFiles, find_entry_files, first_field
-from .reader import ImageFinder, Reader, Source
+from .image_finder import ImageFinder
+from .reader import Reader, Source
 from .refer import IMAGE_FOLDERS
 
 
@@ -54,14 +56,14 @@ class PsalmReader(Reader):
 
     def read_records(self, item: Any, log: SkipLog) -> Iterator[Record]:
         for name, entry in self.files.load(item):
-            if entry.get("split") not in (None, self.source.split):
+            if entry.get("split") is not None and find_split(str(entry["split"]), (self.source.split,)) is None:
                 continue
             try:
-                yield self._record(name, entry)
+                yield self._record(name, entry, log)
             except AnnotationError as error:
                 log.add(error.reason, f"{name}: {error.detail}")
 
-    def _record(self, name: str, entry: dict[str, Any]) -> Record:
+    def _record(self, name: str, entry: dict[str, Any], log: SkipLog) -> Record:
         info = _parse_field(first_field(entry, "image_info", "raw_image_info"), dict)
         annotations = _parse_field(first_field(entry, "anns", "raw_anns"), (list, dict))
         annotations = [annotations] if isinstance(annotations, dict) else annotations
@@ -70,7 +72,8 @@ class PsalmReader(Reader):
         if self.extract_to is not None and isinstance(picture, dict) and picture.get("bytes"):
             _extract_image(picture["bytes"], self.extract_to / Path(str(info.get("file_name"))).name)
         try:
-            path, size = self.finder.find(info.get("file_name"), parse_size(info.get("height"), info.get("width")))
+            own = annotated_size(info.get("height"), info.get("width"), log, name)
+            path, size = self.finder.find(info.get("file_name"), own)
         except AnnotationError as error:
             if error.reason == MISSING_IMAGE and isinstance(picture, dict) and picture.get("bytes"):
                 raise AnnotationError(
@@ -93,7 +96,7 @@ def _parse_field(value: Any, kind: Any) -> Any:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise AnnotationError(BAD_ENTRY, f"{abridged(value)} is not JSON ({error})") from error
     if not isinstance(value, kind):
         raise AnnotationError(BAD_ENTRY, f"got {abridged(value)}")

@@ -13,6 +13,7 @@ from typing import Any
 from himtok_plugin.data.byte_ranges import Range, RangeIndex, find_repeated, id_to_int, iter_elements, read_json_at
 from himtok_plugin.data.records import (
     BAD_ENTRY,
+    BAD_MASK,
     REPEATED_ID,
     UNKNOWN_ID,
     AnnotationError,
@@ -20,13 +21,16 @@ from himtok_plugin.data.records import (
     Record,
     Region,
     SkipLog,
+    normal_id,
 )
+from himtok_plugin.files.finder import FileFinder
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER, MASK_PLACEHOLDER
 from himtok_plugin.validation import abridged
 
 from .coco_index import segmentation_mask
 from .entries import EntryFiles, find_entry_files, first_field
-from .reader import ImageFinder, Reader, Source
+from .image_finder import ImageFinder, find_mask
+from .reader import IMAGE_SUFFIXES, Reader, Source
 from .refer import IMAGE_FOLDERS
 
 ANSWERS = {"yes": "Yes", "no": "No"}
@@ -91,7 +95,9 @@ class VqaReader(Reader):
         question, answer = read_json_at(self.questions, item[0]), read_json_at(self.answers, item[1])
         name = f"question {question.get('question_id')}"
         try:
-            image = first_field(question, "image_id")
+            image = normal_id(first_field(question, "image_id"))
+            if not isinstance(image, int):
+                raise AnnotationError(BAD_ENTRY, f"image_id is {abridged(question.get('image_id'))}: expected a number")
             path, size = self.finder.find(f"COCO_{self.source.split}2014_{image:012}.jpg")
             text = _text_field(answer, "multiple_choice_answer")
             dialogue = Dialogue(
@@ -108,7 +114,7 @@ def _index_by_question(path: Path, key: str, log: SkipLog) -> RangeIndex:
     for found, begin, length, value in iter_elements(path):
         if found != key or not length:
             continue
-        if not isinstance(value, dict) or not isinstance(value.get("question_id"), int):
+        if not isinstance(value, dict) or normal_id(value.get("question_id")) is None:
             log.add(BAD_ENTRY, f"{path.name}: {abridged(value)} has no question_id")
             continue
         ranges.add(value["question_id"], begin, length)
@@ -132,6 +138,7 @@ class MaskPerceptionReader(Reader):
         files = find_entry_files(source.root, source.annotations, ("*.jsonl", "*.json", "*.parquet"), split)
         self.files = EntryFiles(files, fields=("question", "text", "answer"))
         self.finder = ImageFinder(source, ("images", "", *IMAGE_FOLDERS))
+        self.masks = FileFinder([source.root, source.root / "masks"], IMAGE_SUFFIXES)
 
     def list_items(self, log: SkipLog) -> Sequence[Any]:
         return self.files.list_items(log)
@@ -144,7 +151,7 @@ class MaskPerceptionReader(Reader):
                 log.add(error.reason, f"{name}: {error.detail}")
 
     def _record(self, name: str, entry: dict[str, Any]) -> Record:
-        path, size = self.finder.find_by_base_name(first_field(entry, "image", "image_path", "file_name"))
+        path, size = self.finder.find(first_field(entry, "image", "image_path", "file_name"))
         masks = entry.get("masks", entry.get("mask"))
         masks = masks if isinstance(masks, list) else [] if masks is None else [masks]
         regions = tuple(Region(self._mask(mask, size)) for mask in masks)
@@ -166,7 +173,7 @@ class MaskPerceptionReader(Reader):
 
     def _mask(self, mask: Any, size: tuple[int, int]) -> Any:
         if isinstance(mask, str):
-            return str(self.source.root / mask)
+            return str(find_mask(self.masks, mask, BAD_MASK))
         if isinstance(mask, dict) and "polygons" in mask:
             return mask
         return segmentation_mask(mask, size)

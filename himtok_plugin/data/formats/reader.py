@@ -8,24 +8,31 @@ in attributes of the reader, which is pickled after `list_items` was called and 
 from __future__ import annotations
 
 import os
-import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import Image, ImageFile
 
+from himtok_plugin.data.class_maps import ClassMap
 from himtok_plugin.data.records import (
+    DEEP_IMAGE,
     MISSING_IMAGE,
     TURNED_IMAGE,
+    UNREADABLE_FOLDER,
     UNREADABLE_IMAGE,
-    WRONG_SIZE,
     AnnotationError,
     Record,
     SkipLog,
 )
+from himtok_plugin.files.finder import find_in_any_case
+from himtok_plugin.files.images import read_header
+from himtok_plugin.files.walking import walk_files
+
+ALL = "all"  # the split that stands for the whole of a dataset
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,12 @@ class Source:
         split: one of the format's splits.
         annotations: the annotation file or folder; None: its usual place below `root`.
         images: the folder of images; None: its usual place below `root`.
-        check_images: whether every image must exist, stored upright and with the annotated size.
+        check_images: whether every image must exist, with the annotated size and 8 bits per channel.
         relative_paths: whether samples get image paths relative to `root`, for use with ROOT_IMAGE_DIR.
         category: the class of every mask, for formats without classes.
+        classes: pixel value, colour, class index or category id -> name, for formats that do not name their classes.
+        crowds: whether annotations with `iscrowd` are single "objects", "groups" of objects, or what the file shows
+            ("auto", see `crowds.py`).
     """
 
     name: str
@@ -51,6 +61,8 @@ class Source:
     check_images: bool = True
     relative_paths: bool = False
     category: str | None = None
+    classes: ClassMap | None = None
+    crowds: str = "auto"
 
 
 class Reader(ABC):
@@ -60,6 +72,7 @@ class Reader(ABC):
         source: see `Source`.
     """
 
+    hint = ""  # what the error of a conversion without rows says about this format
     items_per_call = 16  # items that a worker process gets at a time
 
     def __init__(self, source: Source) -> None:
@@ -82,6 +95,20 @@ class Reader(ABC):
             AnnotationError: the rest of the item cannot be read.
         """
 
+    @classmethod
+    def parts(cls, source: Source, splits: Sequence[str]) -> list[Source]:
+        """What a dataset without files for all of it consists of: its splits.
+
+        Args:
+            source: of the split "all".
+            splits: the format's other splits.
+        """
+        return [replace(source, split=split) for split in splits]
+
+    def choose_tasks(self) -> tuple[tuple[str, ...], str]:
+        """The tasks that the annotations can serve, and why; for formats without default tasks, after `list_items`."""
+        raise NotImplementedError
+
     def annotation_file(self, *candidates: str) -> Path:
         """The file given as `Source.annotations`, or the first of `candidates` that exists below the root."""
         return find_path(self.source.root, self.source.annotations, candidates, "annotations")
@@ -92,150 +119,96 @@ class Reader(ABC):
         return tuple(names) if len(names) == 1 else ()
 
 
+class NothingFoundError(ValueError):
+    """A dataset's files are not where they usually lie."""
+
+
 def find_path(root: Path, given: Path | None, candidates: Sequence[str], what: str) -> Path:
     """The path that was given, or the first of `candidates` (wildcards allowed) that exists below `root`.
 
+    Without wildcards, a candidate is found in any case: CVAT keeps the capital of a subset "Train".
+
     Raises:
-        ValueError: none exists.
+        NothingFoundError: no candidate exists.
+        ValueError: the path that was given does not exist.
     """
     if given is not None:
-        path = given if given.is_absolute() or given.exists() else root / given
-        if not path.exists():
-            raise ValueError(f"{what}: got {str(given)!r}, which does not exist")
+        path = given if given.is_absolute() or os.path.exists(given) else root / given
+        if not os.path.exists(path):
+            raise ValueError(f"--{what}: got {str(given)!r:.300}, which does not exist")
         return path
     if not root.is_dir():
         raise ValueError(f"--root: got {str(root)!r}, expected a folder")
     for candidate in candidates:
-        found = sorted(root.glob(candidate)) if any(c in candidate for c in "*?") else [root / candidate]
-        for path in found:
-            if path.exists():
-                return path
-    raise ValueError(f"{what}: found none of {', '.join(candidates)} in {root}; name it with --{what}")
+        if any(c in candidate for c in "*?"):
+            if found := next(iter(sorted(root.glob(candidate))), None):
+                return found
+        elif (path_in_any_case := find_in_any_case(root, candidate)) is not None:
+            return path_in_any_case
+    raise NothingFoundError(f"{what}: found none of {', '.join(candidates)} in {root}; name it with --{what}")
 
 
-_OTHER_NAMES = {"train": ("training",), "val": ("valid", "validation"), "test": ("testing",)}
-
-
-def split_names(split: str) -> tuple[str, ...]:
-    """The names that a split has in files and folders, its own name first; Roboflow's `val` is `valid`."""
-    return (split, *_OTHER_NAMES.get(split, ()))
-
-
-def has_split_name(name: str, split: str) -> bool:
-    """Whether a file name contains the split as a word: "refcoco_val.json" and "val2017" do, "retrieval" does not."""
-    words = "|".join(map(re.escape, split_names(split)))
-    return re.search(rf"(?<![a-z])({words})(?![a-z])", name, re.IGNORECASE) is not None
-
-
-class ImageFinder:
-    """Finds images by their names in the annotations.
+def read_upright_size(path: Path, annotated: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(h, w) from an image's header, as viewers show the image (see `files/images.py`).
 
     Args:
-        source: if its `images` is set, only this folder is searched.
-        folders: folders below the root, searched in this order, but first where the last image was found.
-    """
-
-    def __init__(self, source: Source, folders: Sequence[str] = ("",)) -> None:
-        self._source = source
-        if source.images is not None:
-            self._folders = [find_path(source.root, source.images, (), "images")]
-        else:
-            self._folders = [source.root / folder for folder in folders]
-            self._folders = [folder for folder in self._folders if folder.is_dir()] or [source.root]
-
-    def find(self, name: Any, size: tuple[int, int] | None = None) -> tuple[str, tuple[int, int]]:
-        """Find an image: (path for samples, (h, w)).
-
-        Args:
-            name: relative to one of the folders.
-            size: (h, w) as annotated; None: unknown.
-        Returns:
-            The size is the file's; without `check_images` it is the annotated one.
-        Raises:
-            AnnotationError: missing, unreadable, stored rotated or mirrored, or of another size.
-        """
-        if not isinstance(name, str) or not name:
-            raise AnnotationError(MISSING_IMAGE, f"got {name!r} for its name")
-        path = self._path(name)
-        if not self._source.check_images and size is not None:
-            return self._sample_path(path), size
-        actual = read_upright_size(path)
-        if size is not None and actual != tuple(size):
-            raise AnnotationError(WRONG_SIZE, f"{path} has (h, w) = {actual}, its annotation {tuple(size)}")
-        return self._sample_path(path), actual
-
-    def find_by_base_name(self, name: Any, size: tuple[int, int] | None = None) -> tuple[str, tuple[int, int]]:
-        """Like `find`, then by the base name alone: "data/coco2014/train2014/x.jpg" is a path of another machine."""
-        name = name[0] if isinstance(name, list) and name else name
-        try:
-            return self.find(name, size)
-        except AnnotationError as error:
-            if error.reason != MISSING_IMAGE or not isinstance(name, str) or Path(name).name in ("", name):
-                raise
-            return self.find(Path(name).name, size)
-
-    def has_image(self, name: str) -> bool:
-        """Whether an image is in one of the folders."""
-        return any((folder / name).is_file() for folder in self._folders)
-
-    def _path(self, name: str) -> Path:
-        for i, folder in enumerate(self._folders):
-            path = folder / name
-            if path.is_file():
-                if i:
-                    self._folders.insert(0, self._folders.pop(i))
-                return path
-        if not self._source.check_images:
-            return self._folders[0] / name
-        tried = ", ".join(str(folder) for folder in self._folders[:4])
-        raise AnnotationError(MISSING_IMAGE, f"{name} in {tried}")
-
-    def _sample_path(self, path: Path) -> str:
-        if self._source.relative_paths:
-            return Path(os.path.relpath(path, self._source.root)).as_posix()
-        return str(path.absolute())
-
-
-def read_upright_size(path: Path) -> tuple[int, int]:
-    """(h, w) from an image's header.
-
+        annotated: (h, w) in the annotation, to detect one that was made for the stored pixels of a turned image.
     Raises:
-        AnnotationError: not an image, or one with an EXIF orientation. Annotation tools and the code of most datasets
-            rotate such an image, ms-swift passes the stored pixels to the model: masks would not fit.
+        AnnotationError: not an image, a truncated one, too large for PIL, or with more than 8 bits per channel; or its
+            annotation belongs to the stored pixels.
     """
     try:
-        with Image.open(path) as image:
-            size = image.height, image.width
-            orientation = _orientation(image)
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # larger images are an error of PIL
+            header = read_header(image)
+            if not _has_end(image):
+                image.load()  # slow, and an error if pixels are missing
     except FileNotFoundError as error:
         raise AnnotationError(MISSING_IMAGE, str(path)) from error
     except Exception as error:  # PIL's readers raise nearly anything on damaged files
         raise AnnotationError(UNREADABLE_IMAGE, f"{path}: {error}") from error
-    if orientation in _TURNED:
-        raise AnnotationError(
-            TURNED_IMAGE, f"{path}: orientation {orientation}: store it upright (mogrify -auto-orient)"
-        )
-    return size
-
-
-_UPRIGHT, _TURNED = 1, range(2, 9)  # EXIF orientations; viewers treat all other numbers as upright
-
-
-def _orientation(image: Image.Image) -> int:
     try:
-        # The base class's method, because PNG's own decodes the whole image first.
-        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, _UPRIGHT)
-    except Exception:  # viewers ignore damaged EXIF data, too
-        return _UPRIGHT
+        header.check_depth(str(path))
+    except ValueError as error:
+        raise AnnotationError(DEEP_IMAGE, str(error)) from error
+    if annotated is not None and header.size != tuple(annotated) == header.stored_size:
+        raise AnnotationError(
+            TURNED_IMAGE, f"{path} has (h, w) = {header.size}, its annotation {tuple(annotated)}{header.frame_note}"
+        )
+    return header.size
 
 
-def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """All files with one of the suffixes (lower case), in subfolders as well, sorted by name."""
-    found = []
-    for where, folders, names in os.walk(folder):
-        folders.sort()
-        found += [Path(where, name) for name in sorted(names) if Path(name).suffix.lower() in suffixes]
-    return found
+def _has_end(image: ImageFile.ImageFile) -> bool:
+    """Whether an image's file ends as its format does; if not, it may be truncated."""
+    if (file := image.fp) is None or image.format not in _ENDS:
+        return False
+    at = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(end - _END_BYTES, 0))
+    tail = file.read(_END_BYTES)
+    file.seek(at)
+    return _ENDS[image.format] in tail
+
+
+_END_BYTES = 64  # programs may append zeros or a line break
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+
+
+def list_files(folder: Path, suffixes: Sequence[str], log: SkipLog | None = None) -> list[Path]:
+    """All files with one of the suffixes (lower case), in subfolders as well, also behind links, sorted by name.
+
+    Args:
+        log: gets the folders that cannot be listed; None: the first one is an error.
+    Raises:
+        OSError: without `log`.
+    """
+
+    def report(error: OSError) -> None:
+        if log is None:
+            raise error
+        log.add(UNREADABLE_FOLDER, f"{error.filename}: {error.strerror}")
+
+    return [path for path in walk_files(folder, report) if path.suffix.lower() in suffixes]
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

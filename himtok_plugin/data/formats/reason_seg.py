@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from himtok_plugin.data.byte_ranges import parse_json
+from himtok_plugin.data.byte_ranges import parse_json, parse_json_file
 from himtok_plugin.data.records import (
     BAD_ENTRY,
     NOT_UTF8,
@@ -24,9 +24,10 @@ from himtok_plugin.data.records import (
     Region,
     SkipLog,
 )
-from himtok_plugin.validation import abridged
+from himtok_plugin.validation import abridged, finite_numbers
 
-from .reader import ImageFinder, Reader, Source, find_path, list_files
+from .image_finder import ImageFinder
+from .reader import Reader, Source, find_path, list_files
 
 TARGET, IGNORE = 1, 255
 UNUSED_LABEL = "flag"
@@ -44,11 +45,11 @@ class ReasonSegReader(Reader):
         self.finder = ImageFinder(source, (str(self.folder.absolute()), "images", f"images/{split}"))
 
     def list_items(self, log: SkipLog) -> Sequence[Path]:
-        return list_files(self.folder, (".json",))
+        return list_files(self.folder, (".json",), log)
 
     def read_records(self, item: Path, log: SkipLog) -> Iterator[Record]:
+        entry = _load_annotation(item)
         try:
-            entry = _load_annotation(item)
             texts = entry.get("text") if isinstance(entry, dict) else None
             texts = [texts] if isinstance(texts, str) else texts
             if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
@@ -72,26 +73,21 @@ class ReasonSegReader(Reader):
         yield Record(path, size, item.stem, tuple(targets), (query,))
 
     def _image(self, annotation: Path) -> tuple[str, tuple[int, int]]:
-        errors = []
-        for suffix in (".jpg", ".png", ".jpeg"):
-            try:
-                # The annotation has no image size: the image must exist.
-                return self.finder.find(annotation.stem + suffix)
-            except AnnotationError as error:
-                errors.append(error)
-        raise errors[0]
+        # The annotation has no image size: the image must exist.
+        return self.finder.find(f"{annotation.stem}.jpg", near=annotation.parent, any_suffix=True)
 
 
 def _load_annotation(path: Path) -> Any:
-    """Parse a file; like in the authors' code, one that is not UTF-8 is decoded as cp1252."""
-    data = path.read_bytes()
+    """Parse a file; like in the authors' code, one in no encoding of Unicode is decoded as cp1252."""
     try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        data = data.decode("cp1252", "replace").encode("utf-8")
-        if "\ufffd".encode() in data:
-            raise AnnotationError(NOT_UTF8, "neither UTF-8 nor cp1252") from None
-    return parse_json(data, path.name)
+        return parse_json_file(path)
+    except AnnotationError as error:
+        if error.reason != NOT_UTF8:
+            raise
+    data = path.read_bytes().decode("cp1252", "replace").encode("utf-8")
+    if "\ufffd".encode() in data:
+        raise AnnotationError(NOT_UTF8, f"{path}: neither UTF-8 nor cp1252")
+    return parse_json(data, str(path))
 
 
 Shape = tuple[list[tuple[float, float]], int]  # points, value
@@ -109,7 +105,7 @@ def _parse_shapes(shapes: Any) -> Iterator[Shape]:
         if label == UNUSED_LABEL:
             continue
         try:
-            points = [(float(x), float(y)) for x, y in shape.get("points")]
+            points = [(x, y) for x, y in (finite_numbers(point).tolist() for point in shape.get("points"))]
             if not points or not all(abs(v) < MAX_COORDINATE for point in points for v in point):
                 raise ValueError(f"{abridged(points)}")
         except (TypeError, ValueError) as error:

@@ -20,13 +20,14 @@ from himtok_plugin.data.records import (
     Record,
     Region,
     SkipLog,
-    parse_size,
+    annotated_size,
 )
 from himtok_plugin.metrics.boxes import boxes_in_text
-from himtok_plugin.validation import abridged
+from himtok_plugin.validation import abridged, finite_numbers
 
 from .entries import EntryFiles, find_entry_files, first_field
-from .reader import ImageFinder, Reader, Source
+from .image_finder import ImageFinder
+from .reader import Reader, Source
 from .refer import IMAGE_FOLDERS
 
 _IMAGE = re.compile(r"<img>(.*?)</img>")
@@ -51,16 +52,14 @@ class RecReader(Reader):
                 yield (
                     self._conversation_record(name, entry)
                     if "conversations" in entry
-                    else self._box_record(name, entry)
+                    else self._box_record(name, entry, log)
                 )
             except AnnotationError as error:
                 log.add(error.reason, f"{name}: {error.detail}")
 
-    def _box_record(self, name: str, entry: dict[str, Any]) -> Record:
-        annotated = None
-        if entry.get("height") is not None and entry.get("width") is not None:
-            annotated = parse_size(entry["height"], entry["width"])
-        path, size = self.finder.find_by_base_name(first_field(entry, "image", "img_path", "file_name"), annotated)
+    def _box_record(self, name: str, entry: dict[str, Any], log: SkipLog) -> Record:
+        annotated = annotated_size(entry.get("height"), entry.get("width"), log, name)
+        path, size = self.finder.find(first_field(entry, "image", "img_path", "file_name"), annotated)
         texts = first_field(entry, "sent", "expression", "caption", "text", "ref")
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
@@ -78,7 +77,7 @@ class RecReader(Reader):
             raise AnnotationError(BAD_ENTRY, f"conversations is {abridged(turns)}: expected a list of turns")
         text = "\n".join(str(turn.get("value", turn.get("content", ""))) for turn in turns)
         named = _IMAGE.search(text)
-        path, size = self.finder.find_by_base_name(named[1].strip() if named else first_field(entry, "image", "images"))
+        path, size = self.finder.find(named[1].strip() if named else first_field(entry, "image", "images"))
         regions: list[Region] = []
         queries: list[Query] = []
         for phrase, boxes in dict.fromkeys(_REFERENT.findall(text)):
@@ -93,7 +92,7 @@ class RecReader(Reader):
 
 def _parse_box(box: Any) -> Box:
     try:
-        x1, y1, x2, y2 = (float(value) for value in box)
-    except (TypeError, ValueError) as error:
+        x1, y1, x2, y2 = finite_numbers(box).tolist()
+    except ValueError as error:
         raise AnnotationError(BAD_BOX, f"got {abridged(box)}: expected x1, y1, x2, y2") from error
     return x1, y1, x2, y2

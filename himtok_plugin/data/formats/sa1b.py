@@ -12,12 +12,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from himtok_plugin.data.byte_ranges import parse_json
-from himtok_plugin.data.records import BAD_ENTRY, NOT_JSON, AnnotationError, Record, Region, SkipLog, parse_size
+from himtok_plugin.data.byte_ranges import MAX_ELEMENT, parse_json, parse_json_file
+from himtok_plugin.data.records import (
+    BAD_ENTRY,
+    NOT_JSON,
+    TOO_LARGE,
+    UNREADABLE_FILE,
+    WRONG_SIZE,
+    AnnotationError,
+    Record,
+    Region,
+    SkipLog,
+    annotated_size,
+)
+from himtok_plugin.masks.rle import check_size
 from himtok_plugin.validation import abridged
 
 from .coco_index import segmentation_mask, xywh_to_xyxy
-from .reader import ImageFinder, Reader, Source, list_files
+from .image_finder import ImageFinder
+from .reader import Reader, Source, list_files
+
+WHOLE_FILE = -1  # in place of the length of a tar file's member
 
 
 class Sa1bReader(Reader):
@@ -44,36 +59,40 @@ class Sa1bReader(Reader):
     def list_items(self, log: SkipLog) -> Sequence[tuple[int, int, int]]:
         found = []
         for i, path in enumerate(self.files):
-            if path.suffix == ".json":
-                found.append((i, 0, -1))
+            if path.suffix.lower() == ".json":
+                found.append((i, 0, WHOLE_FILE))
                 continue
+            before = len(found)
             try:
                 with tarfile.open(path, "r:") as archive:
                     while (member := archive.next()) is not None:
                         archive.members = []  # type: ignore[attr-defined] # it would keep every member in memory
-                        if member.isfile() and member.name.endswith(".json"):
+                        if member.isfile() and member.name.lower().endswith(".json"):
                             found.append((i, member.offset_data, member.size))
-            except (tarfile.TarError, EOFError) as error:
-                raise ValueError(f"{path}: is not an uncompressed tar ({error})") from error
+            except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+                if len(self.files) == 1 and len(found) == before:
+                    raise ValueError(f"{path}: is not an uncompressed tar ({error})") from error
+                rest = f", read up to its member {len(found) - before}" if len(found) > before else ""
+                log.add(UNREADABLE_FILE, f"{path}: is not an uncompressed tar ({error}){rest}")
         return found
 
     def read_records(self, item: tuple[int, int, int], log: SkipLog) -> Iterator[Record]:
         file, begin, length = item
         path = self.files[file]
-        name = path.name if length < 0 else f"{path.name} at byte {begin}"
-        with open(path, "rb") as stream:
-            stream.seek(begin)
-            data = stream.read(length)
-        if 0 <= length != len(data):
-            raise AnnotationError(NOT_JSON, f"{name}: the tar is truncated")
-        entry = parse_json(data, name)
+        name = path.name if length == WHOLE_FILE else f"{path.name} at byte {begin}"
+        entry = parse_json_file(path) if length == WHOLE_FILE else _parse_member(path, begin, length)
         image = entry.get("image") if isinstance(entry, dict) else None
         annotations = entry.get("annotations") if isinstance(entry, dict) else None
         if not isinstance(image, dict) or not isinstance(annotations, list):
             raise AnnotationError(BAD_ENTRY, f"{name}: expected image and annotations")
         try:
-            size = parse_size(image.get("height"), image.get("width"))
-            image_path = self.finder.find(image.get("file_name"), size)[0] if self.finder is not None else None
+            size = annotated_size(image.get("height"), image.get("width"), log, path.name)
+            image_path = None
+            if self.finder is not None:
+                image_path, size = self.finder.find(image.get("file_name"), size)
+            size = size or _size_of_masks(annotations)
+            if size is None:
+                raise AnnotationError(WRONG_SIZE, "got no height and width, and no mask with a size")
         except AnnotationError as error:
             raise AnnotationError(error.reason, f"{name}: {error.detail}") from error
         regions = []
@@ -86,6 +105,31 @@ class Sa1bReader(Reader):
         category = self.source.category if len(regions) < len(annotations) else None
         incomplete = frozenset(filter(None, [category]))
         yield Record(image_path, size, str(image.get("image_id")), tuple(regions), incomplete_classes=incomplete)
+
+
+def _parse_member(path: Path, begin: int, length: int) -> Any:
+    """Parse a member of a tar file by its byte range."""
+    name = f"{path.name} at byte {begin}"
+    if length > MAX_ELEMENT:
+        raise AnnotationError(TOO_LARGE, f"{name}: got a member of {length} bytes, expected at most {MAX_ELEMENT}")
+    with open(path, "rb") as stream:
+        stream.seek(begin)
+        data = stream.read(length)
+    if length != len(data):
+        raise AnnotationError(NOT_JSON, f"{name}: the tar is truncated")
+    return parse_json(data, name)
+
+
+def _size_of_masks(annotations: list[Any]) -> tuple[int, int] | None:
+    """(h, w) of the first mask in RLE, which has its image's size; None: there is none."""
+    for annotation in annotations:
+        segmentation = annotation.get("segmentation") if isinstance(annotation, dict) else None
+        if isinstance(segmentation, dict) and segmentation.get("size") is not None:
+            try:
+                return check_size(segmentation["size"])
+            except ValueError:
+                return None  # its own error says more
+    return None
 
 
 def _annotated_region(annotation: Any, size: tuple[int, int], category: str | None) -> Region:

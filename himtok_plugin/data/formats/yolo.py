@@ -47,6 +47,8 @@ BOX_FIELDS = 5  # class, centre x, centre y, width, height
 class YoloReader(Reader):
     """`data.yaml` (or the file given as `annotations`) with `names` and the images of each split."""
 
+    hint = "a line of a YOLO polygon is: class x1 y1 x2 y2 x3 y3 …; five numbers are a box"
+
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self.yaml_file = self.annotation_file("data.yaml", "dataset.yaml", "*.yaml", "*.yml")

@@ -96,7 +96,7 @@ def test_the_chunk_size_of_reading_changes_nothing(dataset, prepare, monkeypatch
         ("mask cannot be read", lambda c: c["annotations"][0].update(segmentation="x")),
         ("mask cannot be read", lambda c: c["annotations"][2]["segmentation"].update(size=[64, 48])),
         ("id is not in the file", lambda c: c["annotations"][0].update(image_id=1234)),
-        ("id occurs more than once", lambda c: c["annotations"][0].update(id=12)),
+        ("id occurs more than once", lambda c: c["annotations"].append(dict(c["annotations"][0]))),
         ("id occurs more than once", lambda c: c["categories"].append({"id": 1, "name": "cat"})),
         ("entry lacks a field", lambda c: c["annotations"].append("nothing")),
         ("entry lacks a field", lambda c: c["annotations"].append({"id": 99})),
@@ -298,7 +298,7 @@ def test_lvis_classes_that_are_not_exhaustive_are_incomplete(tmp_path, prepare):
         ({"dog"}, lambda c: c["annotations"][0].pop("segmentation")),  # a box only
         ({"dog"}, lambda c: c["annotations"][0].update(segmentation="x")),
         ({"dog"}, lambda c: c["annotations"][0].update(bbox=["a"])),
-        ({"dog"}, lambda c: c["annotations"][0].update(id=2)),  # the second annotation with an id is left out
+        (set(), lambda c: c["annotations"][0].update(id=2)),  # two objects, although they have the same id
         (set(), lambda c: c["annotations"][0].update(category_id=99)),
         (set(), lambda c: c["annotations"][0].update(image_id=1234)),
         ({"dog", "traffic light"}, lambda c: c["annotations"][0].update(caption="damaged")),

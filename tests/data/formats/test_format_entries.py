@@ -105,7 +105,7 @@ def test_images_inside_parquet_files_are_extracted(tmp_path, prepare):
         ("mask cannot be read", psalm(1, [{"size": [64, 48], "counts": [64 * 48]}], "x")),
         (
             "image has another size than its annotation",
-            {**psalm(1, [], "x"), "image_info": {"file_name": "x", "height": 0}},
+            {**psalm(1, [], "x"), "image_info": {**psalm(1, [], "x")["image_info"], "height": 9}},
         ),
     ],
 )

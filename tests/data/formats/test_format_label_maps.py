@@ -128,7 +128,7 @@ def test_ade20k_names_that_are_not_utf8_are_refused(tmp_path, prepare):
     ade(tmp_path, blocks(1, 2))
     path = tmp_path / "objectInfo150.txt"
     path.write_bytes(path.read_bytes().replace(b"wall", b"w\xe4nde"))
-    assert "objectInfo150.txt: is not UTF-8" in prepare("ade20k", tmp_path, status=2)
+    assert "objectInfo150.txt: got byte 0xe4 at 54, which is not UTF-8" in prepare("ade20k", tmp_path, status=2)
 
 
 def voc(root, classes, objects):
