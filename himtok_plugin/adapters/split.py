@@ -3,17 +3,14 @@
 vLLM loads LoRA weights, but no trained token embeddings. `split_adapter` writes OUT/base, a copy of the base model with
 the adapter's token embeddings, and OUT/adapter, the LoRA weights alone. Together they give the answers of the original
 adapter, and several adapters of the kind can be trained on OUT/base later. Everything is checked before anything is
-written, and OUT appears only when it is complete.
+written, and both folders appear only when they are complete.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +26,7 @@ from himtok_plugin.checkpoints.adapter_files import (
 from himtok_plugin.checkpoints.json_files import read_json_object, read_optional_json_object
 from himtok_plugin.checkpoints.model_folder import check_adapter_folder, check_model_folder
 from himtok_plugin.checkpoints.safetensors_files import WeightsFiles, save_file
+from himtok_plugin.files.output_folder import OutputFolder
 from himtok_plugin.lmm.vocabulary import MaskVocabulary, extend_tokenizer
 from himtok_plugin.mask_tokenizer import MaskTokenizerConfig
 from himtok_plugin.mask_tokenizer.released_weights import download_from_hub
@@ -50,31 +48,37 @@ NOT_COPIED = (
 
 
 def split_adapter(
-    adapter: Path, out: Path, base: str | None = None, progress: ProgressCallback = lambda done, total: None
+    adapter: Path,
+    out: Path,
+    base: str | None = None,
+    progress: ProgressCallback = lambda done, total: None,
+    force: bool = True,
 ) -> None:
-    """Write OUT/base and OUT/adapter. Folders of these names in `out` are replaced.
+    """Write OUT/base and OUT/adapter, and replace those that an earlier split has written there.
 
     Args:
         adapter: folder of a LoRA adapter with trained token embeddings.
         out: folder to write.
         base: folder or hub id of the base model; None takes the one that the adapter names.
         progress: called with (files written, files in all) after each weights file of the base model.
+        force: replace what an earlier split has written to `out`.
     Raises:
         ValueError: it is no such adapter, vLLM could not load its other weights either, the base model is not found or
-            does not fit, a file is truncated, or `out` holds the adapter or the base model.
+            does not fit, a file is truncated, or `out` holds the adapter, the base model, or files of others.
     """
     files = AdapterFiles.open(adapter)
     _check_adapter(files)
     check_adapter_folder(adapter)
     base_folder = find_base_model(files, base)
     _check_sources_are_kept(out, adapter, base_folder)
+    get_output_folder(out).check(force)
     check_model_folder(base_folder)
     weights = WeightsFiles.open(base_folder)
     tokenizer = _extend_base_tokenizer(files, base_folder)
     # A text tokenizer with unused ids (Phi-4) has ids beyond its size.
     num_tokens = 0 if tokenizer is None else max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
     changes = EmbeddingChanges.find(files, weights, num_tokens)
-    with _complete_folders(out) as new:
+    with get_output_folder(out).fill() as new:
         new_base, new_adapter = new / PLAIN_BASE, new / PLAIN_ADAPTER
         _copy_other_files(base_folder, new_base)
         write_weights(weights, changes, new_base, progress)
@@ -86,6 +90,11 @@ def split_adapter(
             shutil.rmtree(new_base / SIDECAR_FOLDER, ignore_errors=True)
             shutil.copytree(adapter / SIDECAR_FOLDER, new_base / SIDECAR_FOLDER)
         _write_plain_adapter(files, new_adapter, (out / PLAIN_BASE).resolve())
+
+
+def get_output_folder(out: Path) -> OutputFolder:
+    """Return the folder of a split adapter."""
+    return OutputFolder(out, "himtok split-adapter", parts=(PLAIN_BASE, PLAIN_ADAPTER))
 
 
 def find_base_model(adapter: AdapterFiles, base: str | None = None) -> Path:
@@ -208,22 +217,3 @@ def _copy_other_files(source: Path, out: Path) -> None:
         return [name for name in names if any(fnmatch(name, pattern) for pattern in NOT_COPIED)]
 
     shutil.copytree(source, out, ignore=ignore, copy_function=shutil.copyfile)
-
-
-@contextmanager
-def _complete_folders(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `out`, whose folders replace those of `out` after a block without errors."""
-    out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
-        new.mkdir()
-        yield new
-        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-            os.replace(new, out)
-            return
-        old.mkdir()
-        for part in sorted(new.iterdir()):
-            if (out / part.name).exists():
-                os.replace(out / part.name, old / part.name)
-            os.replace(part, out / part.name)

@@ -13,7 +13,7 @@ import sys
 
 import typer
 
-from . import adapters, bench, demo, mask_codes, prepare, scores  # noqa: F401 - importing registers their verbs
+from . import adapters, bench, decoding, demo, mask_codes, prepare, scores  # noqa: F401 - importing registers their verbs
 from .common import BAD_INPUT, INTERRUPTED, app
 
 

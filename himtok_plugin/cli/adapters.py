@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import ForceOption, OutFolder, app, check_writable, hide_progress_bars_in_pipes, progress, stdout_to_stderr
+from .common import ForceOption, OutFolder, app, hide_progress_bars_in_pipes, progress, stdout_to_stderr
 
 
 @app.command("split-adapter")
@@ -30,8 +30,7 @@ def split_adapter(
     with stdout_to_stderr():
         from himtok_plugin.adapters import split
 
-    check_writable(out, force)
     hide_progress_bars_in_pipes()
     with stdout_to_stderr(), progress("file") as report:
-        split.split_adapter(adapter, out, base, report)
+        split.split_adapter(adapter, out, base, report, force)
     print(out)

@@ -53,7 +53,9 @@ MaskTokenizerOption = Annotated[
     str, typer.Option("--mask_tokenizer", help="Folder, himtok.pth or hub id; `default` ships with the package.")
 ]
 OutFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Write to OUT even if it is not empty.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace what an earlier run of this command has written to OUT.")
+]
 JsonOption = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE|-", help="Write the result as JSON; - prints it to stdout."),
@@ -72,7 +74,7 @@ def print_table(scores: Mapping[str, float | int | None]) -> None:
     table.add_column("value", justify="right")
     for name, value in scores.items():
         table.add_row(name, "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # names are not markup
 
 
 def write_json_output(result: Any, target: str | None) -> bool:
@@ -87,14 +89,6 @@ def write_json_output(result: Any, target: str | None) -> bool:
     return target == "-"
 
 
-def check_writable(out: Path, force: bool) -> None:
-    """Raise a ValueError if `out` is a file, or a folder that is not empty unless `force`."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is a file, expected a folder to write")
-    if not force and out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out}: is not empty; pass --force to write to it anyway")
-
-
 def mask_tokenizer_from_option(name: str, device: str | None = None) -> MaskTokenizer:
     """Load the mask tokenizer of `--mask_tokenizer` in evaluation mode, on the device of `--device`."""
     from himtok_plugin.mask_tokenizer import MaskTokenizer
@@ -103,6 +97,13 @@ def mask_tokenizer_from_option(name: str, device: str | None = None) -> MaskToke
     hide_progress_bars_in_pipes()
     with stdout_to_stderr():
         return MaskTokenizer.from_pretrained(name).eval().to(device)
+
+
+def warn_if_untrained(model: MaskTokenizer) -> None:
+    """Warn about an untrained mask tokenizer; only `tokenize`, whose output is trained on, rejects it."""
+    if not model.config.codebook_ready:
+        what = "codebook_ready is false: it is not trained, its codes carry no information"
+        print(f"warning: mask tokenizer {model.name_or_path!r}: {what}", file=sys.stderr)
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import FAILED, ForceOption, OutFolder, app, check_writable, print_table
+from himtok_plugin.files.output_folder import OutputFolder
+
+from .common import FAILED, ForceOption, OutFolder, app, print_table
 
 
 @app.command()
@@ -30,9 +32,11 @@ def demo(
 
     Writes scores and a picture of images, true masks and predicted masks to OUT.
     """
-    check_writable(out, force)
     from himtok_plugin.demo.run import CommandFailed, Demo
     from himtok_plugin.demo.training import FULL, QUICK, TrainingDemo
+
+    writes = TrainingDemo.WRITES if train or quick else Demo.WRITES
+    OutputFolder(out, "himtok demo").claim(writes, force)
 
     with _demo_progress() as report:
         try:

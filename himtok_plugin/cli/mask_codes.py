@@ -1,9 +1,8 @@
-"""`himtok init|convert|encode|decode|tokenize`: create mask tokenizers, and convert masks to codes and back."""
+"""`himtok init|convert|encode|tokenize`: create mask tokenizers, and convert masks to codes."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from himtok_plugin.files.output_folder import OutputFolder
 from himtok_plugin.jobs.processes import environment_int
 
 from .common import (
-    NOTHING_TO_DO,
     SIZE_NAMES,
     SOME_REJECTED,
     ForceOption,
@@ -24,18 +23,17 @@ from .common import (
     OutFolder,
     app,
     check_seed,
-    check_writable,
     count_free_cores,
     hide_progress_bars_in_pipes,
     mask_tokenizer_from_option,
     print_table,
     progress,
     stdout_to_stderr,
+    warn_if_untrained,
 )
 
 if TYPE_CHECKING:
     from himtok_plugin.internvl_chat.convert import ConversionReport
-    from himtok_plugin.mask_tokenizer import MaskTokenizer
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
@@ -65,15 +63,16 @@ def init(
     Writes a folder with random weights, the start of stage 1.
     """
     fields = dict(_parse_override(text) for text in overrides or [])
-    check_writable(out, force)
+    folder = OutputFolder(out, "himtok init")
+    folder.check(force)
     import torch
 
     from himtok_plugin.mask_tokenizer import build_mask_tokenizer
 
     hide_progress_bars_in_pipes()
     torch.manual_seed(seed)
-    with stdout_to_stderr():
-        build_mask_tokenizer(size, **fields).save_pretrained(out)
+    with stdout_to_stderr(), folder.fill() as new:
+        build_mask_tokenizer(size, **fields).save_pretrained(new)
     print(out)
 
 
@@ -103,11 +102,11 @@ def convert(
     """
     with stdout_to_stderr():
         from himtok_plugin.internvl_chat.convert import convert_chat_model, convert_released_mask_tokenizer
-        from himtok_plugin.internvl_chat.output_folder import check_output_is_apart
+        from himtok_plugin.internvl_chat.output_folder import check_output_is_apart, get_output_folder
 
-    if Path(model).exists():  # before check_writable, whose advice to pass --force would be wrong here
+    if Path(model).exists():  # before the check whose advice to pass --force would be wrong here
         check_output_is_apart(Path(model), out)
-    check_writable(out, force)
+    get_output_folder(out).check(force)
     hide_progress_bars_in_pipes()
     if (released := _released_file(Path(model))) is not None:
         given = {"--skip_tokenizer": skip_tokenizer, "--image_token_id": image_token_id is not None}
@@ -164,7 +163,7 @@ def encode(
     Prints a line per image, such as <|mt_start|><|mt_7|><|mt_3|><|mt_end|>.
     """
     model = mask_tokenizer_from_option(mask_tokenizer)
-    _warn_if_untrained(model)
+    warn_if_untrained(model)
     from tqdm import tqdm
 
     from himtok_plugin.prediction.mask_files import encode_files
@@ -173,34 +172,6 @@ def encode(
     for result in tqdm(encoded, total=len(masks), unit="mask", disable=None, leave=False):
         entry = {"mask": str(result.path), "codes": result.codes, "text": result.text}
         tqdm.write(json.dumps(entry) if as_json else result.text)
-
-
-@app.command()
-def decode(
-    text: Annotated[str, typer.Argument(metavar="TEXT|FILE|-", help="Text with masks, a file, or - for stdin.")],
-    size: Annotated[tuple[int, int], typer.Option("--size", metavar="H W", help="Height and width of the PNG files.")],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder of mask_0.png, mask_1.png, ...")],
-    mask_tokenizer: MaskTokenizerOption = "default",
-) -> None:
-    """Decode mask text to PNG files.
-
-    Writes a file per mask in the text and prints its path. Exit status 1 if no mask has a usable code.
-    """
-    text = _read_text(text)
-    model = mask_tokenizer_from_option(mask_tokenizer)
-    _warn_if_untrained(model)
-    from himtok_plugin.prediction.mask_files import decode_to_files
-
-    decoded = decode_to_files(text, size, model, output)
-    for i, mask in enumerate(decoded):
-        if not mask.span.complete:
-            found = f"decoded from {len(mask.span.codes)} codes" if mask.path else "no usable code, no PNG written"
-            print(f"mask {i} (characters {mask.span.start} to {mask.span.end}) is incomplete: {found}", file=sys.stderr)
-        if mask.path:
-            print(mask.path)
-    if not any(mask.path for mask in decoded):
-        print("no mask in the text", file=sys.stderr)
-        raise typer.Exit(NOTHING_TO_DO)
 
 
 @app.command()
@@ -253,13 +224,6 @@ def tokenize(
         raise typer.Exit(SOME_REJECTED)
 
 
-def _warn_if_untrained(model: MaskTokenizer) -> None:
-    """Warn about an untrained mask tokenizer; only `tokenize`, whose output is trained on, rejects it."""
-    if not model.config.codebook_ready:
-        what = "codebook_ready is false: it is not trained, its codes carry no information"
-        print(f"warning: mask tokenizer {model.name_or_path!r}: {what}", file=sys.stderr)
-
-
 @contextmanager
 def _row_progress(shown: bool) -> Iterator[Callable[[int, int, int], None]]:
     """A progress bar on stderr from the first report on; yields the function to call with (done, total, rejected)."""
@@ -291,11 +255,3 @@ def _parse_override(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
-
-
-def _read_text(source: str) -> str:
-    if source == "-":
-        return sys.stdin.read()
-    if os.path.isfile(source):  # unlike Path.is_file, accepts a text that is too long for a file name
-        return Path(source).read_text(encoding="utf-8")
-    return source

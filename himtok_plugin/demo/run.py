@@ -23,6 +23,7 @@ from himtok_plugin.data.generated.scenes import write_rows
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER
 from himtok_plugin.mask_tokenizer.released_weights import SIDECAR_FOLDER
 from himtok_plugin.masks import load_mask
+from himtok_plugin.masks.drawing import to_rgb
 
 from .figure import DemoRow, draw_demo_figure
 
@@ -44,6 +45,9 @@ class DemoFolder:
         folder: everything is written here.
         report: called with the name of the current step and its progress.
     """
+
+    # What it writes into its folder; `himtok demo` replaces these only where it has written them itself.
+    WRITES: tuple[str, ...] = ("held_out", "scores.json", "demo.png")
 
     def __init__(self, folder: Path, report: OnStep) -> None:
         self.folder = folder.resolve()
@@ -137,7 +141,7 @@ class DemoFolder:
         with (self.folder / f"{name}.jsonl").open(encoding="utf-8") as file:
             results = [json.loads(line) for line in file]
         for result in _choose_varied(results, PICTURE_ROWS):
-            image = Image.open(_image_path(result["images"][0])).convert("RGB")
+            image = to_rgb(Image.open(_image_path(result["images"][0])))
             size = (image.height, image.width)
             truth = Masks.load(result["target_masks"], size).union() if result["target_masks"] else np.zeros(size, bool)
             growth: dict[int, np.ndarray] = {}
@@ -157,6 +161,8 @@ class DemoFolder:
 
 class Demo(DemoFolder):
     """Segments held-out scenes with a trained checkpoint; for the arguments see `DemoFolder`."""
+
+    WRITES = (*DemoFolder.WRITES, "results.jsonl", "results.jsonl.run.json", "inference_results.log")
 
     def run(self, checkpoint: str | os.PathLike | None = None, count: int = SCENES) -> dict[str, Any]:
         """Generate scenes, run inference, score and draw.

@@ -88,6 +88,16 @@ class TrainingDemo(DemoFolder):
         plan: size of the run.
     """
 
+    WRITES = (
+        *DemoFolder.WRITES,
+        *("masks.jsonl", "held_out_masks.jsonl", "train", "lmm", "mask_tokenizer_untrained"),
+        *(f"stage{number}" for number in (1, 2, 3)),
+        *(f"stage{number}.log" for number in (1, 2, 3)),
+        *(f"stage{number}_results.jsonl" for number in (2, 3)),
+        *(f"stage{number}_results.jsonl.run.json" for number in (2, 3)),
+        *(f"inference_stage{number}_results.log" for number in (2, 3)),
+    )
+
     def __init__(self, folder: Path, plan: DemoPlan, report: OnStep) -> None:
         super().__init__(folder, report)
         self.plan = plan

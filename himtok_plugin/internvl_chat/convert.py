@@ -1,8 +1,8 @@
 """Converts an InternVL chat model, such as the released HiMTok model, to a folder for transformers, ms-swift and vLLM.
 
 `convert_chat_model` validates the configuration, the headers of the weights files, the text tokenizer and a tied output
-head before it writes or deletes anything. It deletes config.json first and writes it last, so that the folder of an
-interrupted conversion does not load. `convert_released_mask_tokenizer` does the same for a mask tokenizer alone.
+head before it writes anything, and replaces the files of an earlier conversion when the new ones are complete.
+`convert_released_mask_tokenizer` does the same for a mask tokenizer alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .chat_checkpoint import ChatCheckpoint, open_chat_checkpoint
 from .chat_config import IMAGE_TOKEN_IDS, build_internvl_config, check_config, get_llm_architecture
 from .fast_tokenizer import IMAGE_CONTEXT, build_fast_tokenizer
 from .key_mapping import EMBEDDINGS, TensorRule, list_tensor_rules
-from .output_folder import check_output_is_apart, clear_output_folder
+from .output_folder import check_output_is_apart, get_output_folder
 from .processor import TURN_END, build_generation_config, build_processor
 from .tokenizer_files import read_added_tokens
 from .weight_conversion import (
@@ -73,17 +73,19 @@ def convert_chat_model(
 
     Args:
         name: folder or hub id.
-        out: folder to write; the files of an earlier conversion there are removed.
+        out: folder to write; the files of an earlier conversion there are replaced.
         skip_tokenizer: do not write the text tokenizer, the processor and the chat template.
         image_token_id: id of `<IMG_CONTEXT>`; None takes it from the tokenizer's files.
         progress: called with (tensors written, tensors in all) after each file.
     Raises:
         ValueError: this is not an InternVL chat model, keys are missing or unknown, a file is truncated, transformers'
             InternVL does not support a setting, the vocabulary is too small for the mask tokens, or `out` holds the
-            files to convert.
+            files to convert or those of another model.
     """
     checkpoint = open_chat_checkpoint(name)
     check_output_is_apart(checkpoint.folder, out)
+    folder = get_output_folder(out)
+    folder.check(force=True)
     config = checkpoint.config
     check_config(config)
     rules = list_tensor_rules(config)
@@ -102,18 +104,18 @@ def convert_chat_model(
     generation = build_generation_config(config, tokenizer, ids.get(TURN_END), num_mask_tokens)
     check_tied_tensors(checkpoint, rules)
 
-    clear_output_folder(out)
-    convert_weights(checkpoint, rules, out, progress)
-    if separate_mask_tokenizer is not None:
-        separate_mask_tokenizer.save_pretrained(out / SIDECAR_FOLDER)
-    elif mask_config is not None:
-        (out / SIDECAR_FOLDER).mkdir(exist_ok=True)
-        convert_mask_tokenizer(checkpoint, out / SIDECAR_FOLDER)
-        mask_config.save_pretrained(out / SIDECAR_FOLDER)
-    if processor is not None:
-        processor.save_pretrained(out)
-    generation.save_pretrained(out)
-    converted_config.save_pretrained(out)
+    with folder.fill() as new:
+        convert_weights(checkpoint, rules, new, progress)
+        if separate_mask_tokenizer is not None:
+            separate_mask_tokenizer.save_pretrained(new / SIDECAR_FOLDER)
+        elif mask_config is not None:
+            (new / SIDECAR_FOLDER).mkdir()
+            convert_mask_tokenizer(checkpoint, new / SIDECAR_FOLDER)
+            mask_config.save_pretrained(new / SIDECAR_FOLDER)
+        if processor is not None:
+            processor.save_pretrained(new)
+        generation.save_pretrained(new)
+        converted_config.save_pretrained(new)
     vocabulary_size = config["llm_config"]["vocab_size"]
     return ConversionReport(codebook_size, vocabulary_size, image_token_id, is_image_token_known, TURN_END in ids)
 
@@ -122,12 +124,12 @@ def convert_released_mask_tokenizer(file: Path, out: Path) -> None:
     """Convert a weights file that holds only a mask tokenizer, such as himtok.pth.
 
     Raises:
-        ValueError: the file does not hold a mask tokenizer, or `out` holds the file to convert.
+        ValueError: the file does not hold a mask tokenizer, or `out` holds the file to convert or another model.
     """
     model = MaskTokenizer.from_released(file)
     check_output_is_apart(file, out)
-    clear_output_folder(out)
-    model.save_pretrained(out)
+    with get_output_folder(out).fill() as new:
+        model.save_pretrained(new)
 
 
 def _read_mask_tokenizer(checkpoint: ChatCheckpoint) -> tuple[MaskTokenizerConfig | None, MaskTokenizer | None]:

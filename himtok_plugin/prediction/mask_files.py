@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from himtok_plugin.files.images import to_upright_rgb
 from himtok_plugin.mask_text import MaskSpan, codes_to_text, text_to_codes
 from himtok_plugin.mask_tokenizer.modeling import MaskTokenizer
 from himtok_plugin.masks import load_mask, to_square
+from himtok_plugin.masks.drawing import overlay
 
 from .predictor import Answer, MaskPredictor
 
@@ -34,10 +36,11 @@ class EncodedFile:
 
 @dataclass(frozen=True)
 class DecodedSpan:
-    """A mask in a text and the PNG written for it; `path` is None if the span has no code."""
+    """A mask in a text, its pixels (bool (h, w)) and the PNG written for it; both are None if the span has no code."""
 
     span: MaskSpan
     path: Path | None
+    mask: np.ndarray | None = None
 
 
 def encode_files(paths: Sequence[Path], mask_tokenizer: MaskTokenizer, candidates: int = 1) -> Iterator[EncodedFile]:
@@ -60,29 +63,57 @@ def encode_files(paths: Sequence[Path], mask_tokenizer: MaskTokenizer, candidate
 
 
 def decode_to_files(
-    text: str, size: tuple[int, int], mask_tokenizer: MaskTokenizer, folder: Path, threshold: float = 0.5
+    text: str,
+    size: tuple[int, int] | Sequence[tuple[int, int]],
+    mask_tokenizer: MaskTokenizer,
+    folder: Path,
+    threshold: float = 0.5,
+    first: int = 0,
 ) -> list[DecodedSpan]:
-    """Write every mask of a text as `folder/mask_<i>.png`, where i counts all masks of the text from 0.
+    """Write every mask of a text as `folder/mask_<i>.png`, where i counts all masks of the text from `first`.
 
     Args:
         text: any text; a malformed mask is decoded from the codes that it has.
-        size: (h, w) of the PNG files.
+        size: (h, w) of all PNG files, or a list with one for each mask in the text.
         mask_tokenizer: decodes on its device.
         folder: created if there is a mask to write.
         threshold: mask probability from which a pixel is foreground.
+        first: number of the first file.
     Returns:
         One entry per mask in the text, in order.
+    Raises:
+        ValueError: a size is not two positive integers, or their number is not that of the masks.
     """
     config = mask_tokenizer.config
     spans = text_to_codes(text, config.codebook_size, config.num_mask_tokens)
-    predicted = MaskPredictor(mask_tokenizer, "hard", threshold)([Answer(text, size)])[0]
-    masks = {mask.start: mask.mask for mask in predicted}
+    sizes = size if isinstance(size, list) else [size] * len(spans)
+    if len(sizes) != len(spans):
+        raise ValueError(f"size: got {len(sizes)}, expected one, or one for each of the {len(spans)} masks")
+    # Each mask is an answer of its own, because an answer has one size.
+    answers = [Answer(text[span.start : span.end], own) for span, own in zip(spans, sizes, strict=True)]
+    predicted = MaskPredictor(mask_tokenizer, "hard", threshold)(answers)
     decoded = []
-    for i, span in enumerate(spans):
-        path = None
-        if span.start in masks:
+    for i, (span, masks) in enumerate(zip(spans, predicted, strict=True), first):
+        path = mask = None
+        if masks:
+            mask = masks[0].mask
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"mask_{i}.png"
-            Image.fromarray(masks[span.start].astype(np.uint8) * 255).save(path)
-        decoded.append(DecodedSpan(span, path))
+            Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+        decoded.append(DecodedSpan(span, path, mask))
     return decoded
+
+
+def write_overlay(image: Path, masks: Sequence[np.ndarray], path: Path) -> Path:
+    """Write an image with masks drawn on it, each in its own colour, and return the path.
+
+    Args:
+        image: the image's file; it is turned upright as viewers show it.
+        masks: bool (h, w) of the upright image's size.
+        path: the PNG file.
+    Raises:
+        ValueError: a mask has another size than the image.
+    """
+    with Image.open(image) as opened:
+        overlay(to_upright_rgb(opened, str(image)), masks).save(path)
+    return path

@@ -110,16 +110,21 @@ def test_other_files_ride_along_and_states_of_training_do_not(adapter, tmp_path)
     assert config["base_model_name_or_path"] == str(new_base) and config["trainable_token_indices"] is None
 
 
-def test_command_prints_the_folder_and_overwrites_only_with_force(himtok, adapter, tmp_path):
+def test_command_prints_the_folder_and_replaces_only_its_own_files_with_force(himtok, adapter, tmp_path):
     out = tmp_path / "out"
     status, printed, _ = himtok("split-adapter", adapter.folder, out)
     assert status == 0 and printed.strip() == str(out)
     (out / "mine.txt").write_text("kept")
-    (out / "base" / "old.txt").write_text("replaced")
     status, _, error = himtok("split-adapter", adapter.folder, out)
     assert status == 2 and "is not empty; pass --force" in error
     assert himtok("split-adapter", adapter.folder, out, "--force")[0] == 0
-    assert (out / "mine.txt").exists() and not (out / "base" / "old.txt").exists()
+    assert (out / "mine.txt").exists()
+    (out / "base" / "other.txt").write_text("another's")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for force in ((), ("--force",)):
+        status, _, error = himtok("split-adapter", adapter.folder, out, *force)
+        assert status == 2 and "got base/other.txt, which no earlier `himtok split-adapter` has written" in error
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 

@@ -14,6 +14,7 @@ def test_the_shipped_checkpoint_segments_held_out_scenes(tmp_path):
     scores = scores["40 held-out scenes"]
     assert scores["cIoU"] > 0.8 and scores["N-acc"] > 0.9 and scores["T-acc"] > 0.95  # 0.847, 0.991, 0.999 of 1,000
     assert Image.open(tmp_path / "demo.png").width > 200
+    assert {path.name for path in tmp_path.iterdir()} == set(Demo.WRITES)
 
 
 @pytest.mark.slow
@@ -34,6 +35,7 @@ def test_the_training_demo_writes_checkpoints_scores_and_a_picture(tmp_path):
     assert (tmp_path / "stage3" / "checkpoint-4" / "mask_tokenizer" / "config.json").is_file()
     assert Image.open(tmp_path / "demo.png").width > 200
     assert ("stage 1", 1, 1) in reported
+    assert {path.name for path in tmp_path.iterdir()} <= set(TrainingDemo.WRITES)
 
 
 def test_a_failed_command_names_its_log_file(tmp_path):

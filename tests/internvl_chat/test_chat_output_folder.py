@@ -1,6 +1,7 @@
-"""The output folder of a conversion is never its source, and never a mixture of two conversions."""
+"""The output folder of a conversion is never its source, never another model's, never a mixture of two conversions."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tiny_models import random_squares, released_state
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from himtok_plugin import MaskTokenizer
+from himtok_plugin.files.output_folder import MANIFEST, UNFINISHED
 from himtok_plugin.internvl_chat import weight_conversion
 from himtok_plugin.internvl_chat.convert import convert_chat_model
 
@@ -95,9 +97,51 @@ def test_files_of_an_earlier_conversion_are_removed_and_others_kept(himtok, tmp_
     assert found == content(tmp_path / "fresh")
 
 
+ANOTHER_MODEL = {
+    "a model": ("config.json", "model.safetensors", "tokenizer.json"),
+    "weights alone": ("pytorch_model-00001-of-00002.bin",),
+    "a text tokenizer": ("tokenizer_config.json",),
+    "an adapter": ("adapter_config.json", "adapter_model.safetensors"),
+    "a mask tokenizer": ("mask_tokenizer/config.json", "mask_tokenizer/model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", ANOTHER_MODEL)
+@pytest.mark.parametrize("alone", [True, False], ids=["mask tokenizer alone", "chat model"])
+def test_another_model_is_never_replaced(himtok, tmp_path, released, kind, alone):
+    for name in ANOTHER_MODEL[kind]:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("another's")
+    before = content(tmp_path / "out")
+    source = released if alone else chat_model().write(tmp_path / "source")
+    for force in ((), ("--force",)):
+        status, _, err = himtok("convert", source, tmp_path / "out", *([] if alone else [SKIP]), *force)
+        assert (
+            status == 2 and f"got {ANOTHER_MODEL[kind][0]}" in err and "no earlier `himtok convert` has written" in err
+        )
+        assert content(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "model-00001-of-00003.safetensors", "mask_tokenizer/more"])
+def test_a_file_that_has_changed_or_come_since_a_conversion_is_not_replaced(himtok, tmp_path, out, name):
+    path = out / name
+    path.write_bytes(path.read_bytes()[:-1] + b"\x07" if path.exists() else b"new")
+    before = content(out)
+    status, _, err = himtok("convert", chat_model().write(tmp_path / "source"), out, SKIP, "--force")
+    assert status == 2 and f"got {name}, which no earlier" in err
+    assert content(out) == before
+
+
+def test_a_folder_converted_before_there_were_manifests_is_kept(himtok, tmp_path, out):
+    (out / MANIFEST).unlink()
+    before = content(out)
+    status, _, err = himtok("convert", chat_model().write(tmp_path / "source"), out, SKIP, "--force")
+    assert status == 2 and "move or delete the rest yourself" in err and content(out) == before
+
+
 def test_a_mask_tokenizer_alone_replaces_an_earlier_conversion(himtok, out, released):
     assert himtok("convert", released, out, "--force")[0] == 0
-    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", MANIFEST}
     squares = random_squares(2)
     assert torch.equal(MaskTokenizer.from_pretrained(out).encode(squares), mask_tokenizer().encode(squares))
 
@@ -115,8 +159,11 @@ def test_links_are_replaced_and_their_targets_kept(himtok, tmp_path, out):
 
 
 @pytest.mark.parametrize("written", [0, 1, 2])
-def test_an_interrupted_conversion_does_not_load(himtok, tmp_path, out, monkeypatch, written):
+def test_an_interrupted_conversion_leaves_the_earlier_one_and_can_be_repeated(
+    himtok, tmp_path, out, monkeypatch, written
+):
     """It fails at either file of the model, and at the mask tokenizer."""
+    before = content(out)
     source = chat_model().write(tmp_path / "source", shards=2)
     save_file, count = weight_conversion.save_file, 0
 
@@ -128,24 +175,37 @@ def test_an_interrupted_conversion_does_not_load(himtok, tmp_path, out, monkeypa
         save_file(*arguments, **options)
 
     monkeypatch.setattr(weight_conversion, "save_file", fail_later)
-    status, _, err = himtok("convert", source, out, SKIP, "--force")
-    assert status == 2 and "no space left on device" in err
-    assert not (out / "config.json").exists()
-    left = {str(path.relative_to(out)) for path in out.rglob("*") if path.stat().st_size and path.is_file()}
-    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    assert left - {"model.safetensors.index.json"} == set(shards[:written]), left
-    with pytest.raises((OSError, ValueError)):
-        AutoConfig.from_pretrained(out)
+    for folder in (out, tmp_path / "new"):
+        count = 0
+        status, _, err = himtok("convert", source, folder, SKIP, "--force")
+        assert status == 2 and "no space left on device" in err
+    assert content(out) == before and not (tmp_path / "new").exists()
     monkeypatch.undo()
     assert himtok("convert", source, out, SKIP, "--force")[0] == 0
     AutoModelForImageTextToText.from_pretrained(out)
 
 
-def test_a_conversion_interrupted_while_the_folder_is_cleared_does_not_load(himtok, tmp_path, out):
-    (out / "chat_template.json").mkdir()  # a folder, which cannot be removed like a file
-    status, _, err = himtok("convert", chat_model().write(tmp_path / "source"), out, SKIP, "--force")
-    assert status == 2 and "chat_template.json" in err
-    assert not (out / "config.json").exists()
+def test_a_killed_conversion_can_be_repeated(himtok, tmp_path, out):
+    """A kill leaves a temporary folder, or, while files are moved, files of both conversions."""
+    source = chat_model().write(tmp_path / "source")
+    (tmp_path / "new" / UNFINISHED).mkdir(parents=True)
+    (tmp_path / "new" / UNFINISHED / "model.safetensors").write_text("half")
+    assert himtok("convert", source, tmp_path / "new", SKIP)[0] == 0
+    move, moved = os.replace, []
+
+    def kill_later(old, new):
+        if UNFINISHED in str(old):
+            moved.append(new)
+            if len(moved) > 2:
+                raise KeyboardInterrupt
+        move(old, new)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", kill_later)
+        assert himtok("convert", source, out, SKIP, "--force")[0] == 130
+    assert not (out / "config.json").exists()  # nothing loads the mixture
+    assert himtok("convert", source, out, SKIP, "--force")[0] == 0
+    assert content(out) == content(tmp_path / "new")
 
 
 def test_a_rejected_model_leaves_an_earlier_conversion_as_it_is(himtok, tmp_path, out):
@@ -166,7 +226,7 @@ def test_the_configuration_is_written_last(tmp_path, monkeypatch):
 
     def save_and_record(*arguments, **options):
         save_file(*arguments, **options)
-        has_config.append((tmp_path / "out" / "config.json").exists())
+        has_config.append((tmp_path / "out" / UNFINISHED / "config.json").exists())
 
     monkeypatch.setattr(weight_conversion, "save_file", save_and_record)
     convert_chat_model(str(source), tmp_path / "out", skip_tokenizer=True)
