@@ -9,6 +9,9 @@ that has an entry point of its name in the group `swift.plugin_arguments`. Proce
 (data-loader workers, the server that `swift eval` starts) have another command line and read the plugins from an
 environment variable.
 
+`swift` itself waits for such a process and does not pass signals on, so a server would survive the SIGTERM that its
+`swift deploy` gets. With a plugin, `swift deploy` therefore becomes the server's process instead of starting one.
+
 `--external_plugins …/himtok_plugin/plugin/himtok.py`, ms-swift's own flag, means `--plugin himtok`. ms-swift's second
 command, `megatron`, has argument classes of its own, without these options: there both flags are an error.
 
@@ -56,7 +59,9 @@ def run() -> None:
         return
     try:
         refuse_megatron(argv, sys.orig_argv)
-        if is_swift_command(argv[0]) or (argv[0] == "-m" and is_swift_module(sys.orig_argv)):
+        if is_server_launcher(argv, sys.orig_argv):
+            _become_server()
+        elif is_swift_command(argv[0]) or (argv[0] == "-m" and is_swift_module(sys.orig_argv)):
             _prepare_command(argv)
         else:
             activate_inherited()
@@ -116,6 +121,33 @@ def is_swift_module(command_line: list[str]) -> bool:
     """Return whether a whole command line is `python -m swift.cli.<verb>`; `main` only starts other processes."""
     package, _, verb = _module_of(command_line).rpartition(".")
     return package == "swift.cli" and verb != "main"
+
+
+def is_server_launcher(argv: list[str], command_line: list[str]) -> bool:
+    """Whether this process is `swift deploy` or `python -m swift.cli.main deploy`, which start the server.
+
+    Args:
+        argv: `sys.argv` as it is when Python starts, `-m` before the arguments of a module.
+        command_line: `sys.orig_argv`.
+    """
+    launches = _module_of(command_line) == "swift.cli.main" if argv[0] == "-m" else os.path.basename(argv[0]) == "swift"
+    return launches and argv[1:2] == ["deploy"] and os.name == "posix"
+
+
+def _become_server() -> None:
+    """Let `subprocess.run`, by which ms-swift starts the server, replace this process if the server has a plugin."""
+    import subprocess
+
+    start = subprocess.run
+
+    def run(command: Any, *args: Any, **options: Any) -> Any:
+        is_server = isinstance(command, list) and len(command) > 1 and is_swift_command(command[1])
+        if is_server and requested_plugins(command[2:]):
+            sys.stdout.flush()
+            os.execv(command[0], command)
+        return start(command, *args, **options)
+
+    subprocess.run = run  # type: ignore[assignment]
 
 
 def refuse_megatron(argv: list[str], command_line: list[str]) -> None:

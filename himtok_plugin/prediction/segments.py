@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
+
 from himtok_plugin.masks import mask_bbox, to_rle
 from himtok_plugin.masks.polygons import mask_polygons
 
@@ -21,16 +23,22 @@ _SENTENCE_END = re.compile(r"[.;!?]\s+")
 _JOINING = re.compile(r"^(?:[\s,;.]|and\s)+")
 
 
-def segment_to_dict(mask: PredictedMask, label: str | None = None) -> dict[str, Any]:
+def segment_to_dict(
+    mask: PredictedMask, label: str | None = None, max_outline_sides: int | None = None
+) -> dict[str, Any]:
     """Convert a mask to a JSON object.
 
+    Args:
+        mask: of the image's size.
+        label: what the text calls it.
+        max_outline_sides: see `outline`.
     Returns:
-        size [h, w] and counts (COCO RLE); polygon, see `masks.polygons.mask_polygons`; bbox [x1, y1, x2, y2] in pixels,
+        size [h, w] and counts (COCO RLE); polygon, see `outline`; bbox [x1, y1, x2, y2] in pixels,
         x2 and y2 exclusive, zeros for an empty mask; score, codes and complete, see `PredictedMask`; label.
     """
     return {
         **to_rle(mask.mask),
-        "polygon": mask_polygons(mask.mask),
+        "polygon": outline(mask.mask, max_outline_sides),
         "bbox": list(mask_bbox(mask.mask)),
         "score": mask.score,
         "codes": mask.codes,
@@ -39,15 +47,41 @@ def segment_to_dict(mask: PredictedMask, label: str | None = None) -> dict[str, 
     }
 
 
-def make_segments(text: str, masks: list[PredictedMask]) -> list[dict[str, Any]]:
+def outline(mask: np.ndarray, max_sides: int | None = None) -> list[list[int]] | None:
+    """Outline a mask, see `masks.polygons.mask_polygons`, in time that depends on the size of what it shows.
+
+    Args:
+        mask: bool (h, w).
+        max_sides: number of pixel sides between foreground and background up to which it is outlined; None: no limit.
+            A mask of noise has as many as it has pixels.
+    Returns:
+        The polygons; None for a mask with more sides.
+    """
+    if max_sides == 0:
+        return None
+    x1, y1, x2, y2 = mask_bbox(mask)
+    part = np.pad(mask[y1:y2, x1:x2], 1)
+    if max_sides is not None and sum(np.count_nonzero(np.diff(part, axis=axis)) for axis in (0, 1)) > max_sides:
+        return None
+    return [
+        [number + (y1 if i % 2 else x1) for i, number in enumerate(polygon)]
+        for polygon in mask_polygons(mask[y1:y2, x1:x2])
+    ]
+
+
+def make_segments(text: str, masks: list[PredictedMask], max_outline_sides: int | None = None) -> list[dict[str, Any]]:
     """Convert the masks of an answer, each with the label that the text before it has.
 
     Args:
         text: the answer.
         masks: its masks, in order; `start` and `end` are their places in the text.
+        max_outline_sides: see `outline`.
     """
     ends = [0, *(mask.end for mask in masks)]
-    return [segment_to_dict(mask, find_label(text[end : mask.start])) for end, mask in zip(ends, masks, strict=False)]
+    return [
+        segment_to_dict(mask, find_label(text[end : mask.start]), max_outline_sides)
+        for end, mask in zip(ends, masks, strict=False)
+    ]
 
 
 def find_label(text: str) -> str | None:

@@ -33,6 +33,27 @@ def deployed(root: Path, start_seconds: float = START_SECONDS, **options):
         yield wait_until_healthy(port, process, log, start_seconds)
 
 
+@contextmanager
+def deployed_here(**options):
+    """Address of a server in a thread of this process, and its `SwiftDeploy`: without ten seconds of imports."""
+    import uvicorn
+    from swift.pipelines.infer.deploy import SwiftDeploy
+
+    server = SwiftDeploy(flags(**{"max_batch_size": 4, "verbose": False, "log_interval": -1, **options}))
+    server.jsonl_writer = None  # as `SwiftDeploy.run` sets it
+    port = find_free_port()
+    http = uvicorn.Server(uvicorn.Config(server.app, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=http.run, daemon=True)
+    thread.start()
+    try:
+        while not http.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{port}/v1", server
+    finally:
+        http.should_exit = True
+        thread.join(timeout=30)
+
+
 def find_free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -26,6 +26,24 @@ _WEIGHTS = (
     "entropy_weight",
     "prefix_loss_weight",
 )
+_COUNTS_FROM_0 = (
+    "continuous_warmup_steps",
+    "dead_code_steps",
+    "max_request_images",
+    "max_request_masks",
+    "max_outline_sides",
+    "shutdown_seconds",
+)
+_COUNTS_FROM_1 = (
+    "max_image_pixels",
+    "max_request_pixels",
+    "max_request_bytes",
+    "max_choices",
+    "max_beams",
+    "max_answer_tokens",
+    "max_active_requests",
+    "answer_threads",
+)
 _CHOICES = {
     "mask_rows_init": ("noise", "codebook"),
     "mask_decoding": ("soft", "hard"),
@@ -74,11 +92,12 @@ def _check_numbers(args: Any) -> None:
     for name in ("detokenizer_lr", "mask_rows_lr"):
         value = getattr(args, name)
         _expect(value is None or (_is_number(value) and value > 0), name, value, "a finite number > 0 or None")
-    for name in ("continuous_warmup_steps", "dead_code_steps", "max_request_masks"):
+    for name in _COUNTS_FROM_0:
         value = getattr(args, name)
         _expect(_is_integer(value) and value >= 0, name, value, "an integer >= 0")
-    pixels = args.max_image_pixels
-    _expect(_is_integer(pixels) and pixels >= 1, "max_image_pixels", pixels, "an integer >= 1")
+    for name in _COUNTS_FROM_1:
+        value = getattr(args, name)
+        _expect(_is_integer(value) and value >= 1, name, value, "an integer >= 1")
     levels = args.num_coarse_levels
     _expect(
         _is_integer(levels) and 1 <= levels <= MAX_COARSE_LEVELS,

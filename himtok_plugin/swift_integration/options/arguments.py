@@ -101,7 +101,30 @@ class HimTokArguments:
         [], "Numbers of mask tokens after which `swift deploy` streams a preview, each >= 1. A request can override it."
     )
     max_image_pixels: int = _option(2**25, "Maximum number of pixels of an image in a request to `swift deploy`, >= 1.")
+    max_request_images: int = _option(16, "Maximum number of images, videos and audios of a request together, >= 0.")
+    max_request_pixels: int = _option(2**26, "Maximum number of pixels of a request's images together, >= 1.")
+    max_request_bytes: int = _option(
+        2**26, "Maximum size of a request's body, and of all that the server downloads for it, in bytes, >= 1."
+    )
     max_request_masks: int = _option(16, "Maximum number of masks in a request to `swift deploy`, >= 0.")
+    max_choices: int = _option(8, "Maximum number of answers to a request (`n`), >= 1.")
+    max_beams: int = _option(8, "Maximum number of beams of a request (`num_beams`), >= 1.")
+    max_answer_tokens: int = _option(
+        8192, "Maximum number of tokens of an answer (`max_tokens`), >= 1. Also the default without --max_new_tokens."
+    )
+    max_active_requests: int = _option(
+        256, "Number of requests that are answered or wait at a time, >= 1. Further ones get status 503."
+    )
+    max_outline_sides: int = _option(
+        2**16, "Pixel sides of a mask's outline above which its segment has no polygon, >= 0. 0: no polygons."
+    )
+    answer_threads: int = _option(2, "Threads that read images and draw masks for clients of `swift deploy`, >= 1.")
+    allow_private_urls: bool = _option(
+        False, "Whether requests to `swift deploy` can have URLs of private, loopback and other internal addresses."
+    )
+    shutdown_seconds: int = _option(
+        30, "Seconds within which `swift deploy` answers the requests in progress after SIGTERM, >= 0."
+    )
 
     # Reinforcement learning
     reward_prefix_weight: float = _option(

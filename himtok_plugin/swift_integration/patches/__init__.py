@@ -2,8 +2,8 @@
 
 Contract: `apply` is idempotent and runs before ms-swift loads a model or a dataset. Each patch function says what it
 changes, why, when it can go, and which upstream issue it relates to. The table lists all functions that `around` and
-`add` (replacing.py) replace. Patches also change two attributes of RowPreprocessor (rows.py), the request type of the
-server (deploying.py) and a name of evalscope's (evaluating.py). A replacement leaves everything without masks to the
+`add` (replacing.py) replace. Patches also change two attributes of RowPreprocessor (rows.py), the server's routes
+(deploying.py) and a name of evalscope's (evaluating.py). A replacement leaves everything without masks to the
 original. options/ changes ms-swift's argument classes while ms-swift is imported.
 
 The patches are for ms-swift 4.6, which setup.py pins, and transformers 5.19. Other versions can differ:
@@ -16,7 +16,7 @@ Does not know how masks are read, predicted or trained: a patch only connects ms
 
 File        Replaced                                           so that
 ----------  -------------------------------------------------  -------
-rows        DatasetLoader._load_dataset_path                   rows have the name of their file
+rows        DatasetLoader._load_dataset_path                   files without rows are refused; rows have their name
             DatasetLoader._load_repo_dataset                   or of their dataset on the hub
             RowPreprocessor.prepare_dataset                    rows have numbers, and columns of masks stay strings
             RowPreprocessor.batched_preprocess                 the masks of every row are checked and kept
@@ -50,8 +50,12 @@ answering   InferEngine.__init__                               every engine gene
             SwiftInfer.infer_single                            also with `--stream` and in dialogues
             SwiftInfer._prepare_val_dataset                    `--resume_result` skips rows with results
             SwiftInfer.infer_dataset                           no result of several processes on CPUs is lost
-deploying   SwiftDeploy._register_app                          a bad request fails alone
+deploying   SwiftDeploy._register_app                          all routes check requests
             SwiftDeploy.infer_async (new)                      chat requests have masks, responses segments
+            SwiftDeploy.run                                    the server ends in time
+            TransformersEngine._infer                          a request that fails in a batch fails alone
+            TransformersEngine._fetch_infer_requests           and one without a client is skipped
+            InferEngine.set_default_max_tokens                 no request takes the room of others
             TransformersEngine._infer_stream                   streams have masks
             InferStreamer._get_response                        and send each when it closes
             StreamerMixin.__next__                             a stream that fails ends with its error
@@ -71,6 +75,7 @@ def apply() -> None:
 
     if getattr(Template, _MARK, False):
         return
+    rows.check_dataset_files()
     rows.number_rows()
     rows.keep_mask_columns()
     rows.pickle_streamed_datasets()
@@ -94,6 +99,8 @@ def apply() -> None:
     answering.resume_results()
     answering.gather_results_on_cpus()
     deploying.serve_segments()
+    deploying.isolate_requests()
+    deploying.end_server()
     deploying.flush_streams_at_masks()
     deploying.raise_stream_errors()
     evaluating.list_evalscope_benchmarks()

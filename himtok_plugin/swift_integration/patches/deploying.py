@@ -3,52 +3,49 @@
 from __future__ import annotations
 
 from functools import partial
-from http import HTTPStatus
 
 from .replacing import add, around
 
 
 def serve_segments() -> None:
-    """What: chat requests can have masks, and responses have segments. A bad request fails alone, with status 400 and
-    ms-swift's error format.
-    Why: requests and responses have fixed fields. An error in one request of a batch fails all of them. The `openai`
-    package shows no text of an error in FastAPI's format.
-    Goes when: a plugin can extend requests and responses, and the server isolates errors.
-    Upstream: modelscope/ms-swift#7045 (one bad sample fails the others; there in `swift infer`).
+    """What: chat requests can have masks, and responses have segments. All routes check what clients send, within
+    limits that are options, and load the images of a request once.
+    Why: requests and responses have fixed fields. ms-swift checks few of them and limits nothing, reads the server's
+    files, and answers many bad requests with status 500.
+    Goes when: a plugin can extend requests and responses, and the server checks requests.
+    Upstream: none known (looked 2026-11-28).
     """
     import swift.pipelines.infer.deploy as deploy
-    from fastapi.exceptions import RequestValidationError
     from swift.infer_engine import TransformersEngine
 
     from himtok_plugin.swift_integration.answering.engine_logprobs import infer_with_logprobs, needs_logprobs
     from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
     from himtok_plugin.swift_integration.serving.answers import answer_with_segments
-    from himtok_plugin.swift_integration.serving.chat_requests import (
-        SegmentChatRequest,
-        SegmentInferRequest,
-        summarize_validation_errors,
-    )
+    from himtok_plugin.swift_integration.serving.chat_requests import SegmentInferRequest
+    from himtok_plugin.swift_integration.serving.generation_limits import limit_generation
+    from himtok_plugin.swift_integration.serving.routes import add_routes
     from himtok_plugin.swift_integration.serving.segment_stream import PROBABILITIES_ATTRIBUTE
 
     SwiftDeploy = deploy.SwiftDeploy
-
-    async def refuse(request, error):
-        return SwiftDeploy.create_error_response(HTTPStatus.BAD_REQUEST, summarize_validation_errors(error.errors()))
 
     @around(SwiftDeploy, "_register_app")  # not `__init__`: plugins are imported inside it
     def register_app(original, self):
         original(self)
         self.infer_engine.strict = False
-        self.app.add_exception_handler(RequestValidationError, refuse)
+        add_routes(self)
 
     @add(SwiftDeploy, "infer_async", hides=TransformersEngine.infer_async)  # through SwiftInfer.__getattr__
     async def infer_async(self, infer_request, request_config=None, **kwargs):
         infer, runtime = self.infer_engine.infer_async, get_mask_runtime(self.template)
-        if runtime is None or not isinstance(infer_request, SegmentInferRequest):
+        if not isinstance(infer_request, SegmentInferRequest):
+            return await infer(infer_request, request_config, **kwargs)
+        limit_generation(request_config, self.args, self.infer_engine.max_model_len)
+        if runtime is None:
             return await infer(infer_request, request_config, **kwargs)
         if needs_logprobs(self.infer_engine, runtime.settings, request_config.stream):
             infer = partial(infer_with_logprobs, infer)
-        return await answer_with_segments(runtime, infer, infer_request, request_config, **kwargs)
+        threads = self.himtok_desk.threads
+        return await answer_with_segments(runtime, infer, infer_request, request_config, threads, **kwargs)
 
     @around(TransformersEngine, "_infer_stream")
     def infer_stream(original, self, *args, **kwargs):
@@ -59,8 +56,61 @@ def serve_segments() -> None:
                     setattr(chunk, PROBABILITIES_ATTRIBUTE, runtime.generation.bind_probabilities(i))
             yield chunks
 
-    # FastAPI parses a request as the type of this annotation.
-    SwiftDeploy.create_chat_completion.__annotations__["request"] = deploy.ChatCompletionRequest = SegmentChatRequest
+
+def isolate_requests() -> None:
+    """What: a request that fails in a batch fails alone, and one whose client is gone is skipped.
+    Why: an error in one request of a batch fails all of them, and its prompt can take the room for the others' answers.
+    Goes when: ms-swift's engine isolates errors.
+    Upstream: modelscope/ms-swift#7045 (one bad sample fails the others; there in `swift infer`).
+    """
+    from swift.infer_engine import InferEngine, TransformersEngine
+
+    from himtok_plugin.swift_integration.serving.isolated_batches import answer_in_parts, check_room, stream_in_parts
+
+    @around(TransformersEngine, "_infer")
+    def infer(original, self, infer_requests, request_config, **kwargs):
+        if getattr(self, "strict", True):
+            return original(self, infer_requests, request_config, **kwargs)
+        run = stream_in_parts if request_config.stream else answer_in_parts
+        return run(lambda part: original(self, part, request_config, **kwargs), infer_requests)
+
+    @around(InferEngine, "set_default_max_tokens")
+    def set_default_max_tokens(original, self, request_config, inputs):
+        mask = inputs.get("attention_mask")
+        if not getattr(self, "strict", True) and getattr(mask, "ndim", 0) == 2:
+            check_room(mask.sum(1).tolist(), request_config.max_tokens, self.max_model_len)
+        return original(self, request_config, inputs)
+
+    @around(TransformersEngine, "_fetch_infer_requests")
+    def fetch_infer_requests(original, self):
+        batch = original(self)
+        if batch is None:
+            return None
+        kwargs, queues = batch
+        waiting = [
+            (request, queue)
+            for request, queue in zip(kwargs["infer_requests"], queues, strict=True)
+            if not getattr(request, "is_abandoned", False)
+        ]
+        if not waiting:
+            return None
+        return {**kwargs, "infer_requests": [request for request, _ in waiting]}, [queue for _, queue in waiting]
+
+
+def end_server() -> None:
+    """What: after SIGTERM the server answers the requests in progress, within --shutdown_seconds, and exits.
+    Why: uvicorn waits for them without limit, and ms-swift sets none.
+    Goes when: ms-swift passes uvicorn a limit.
+    Upstream: none known (looked 2026-11-29).
+    """
+    import swift.pipelines.infer.deploy as deploy
+
+    from himtok_plugin.swift_integration.serving.ending import end_in_time
+
+    @around(deploy.SwiftDeploy, "run")
+    def run(original, self):
+        with end_in_time(deploy, self.args.shutdown_seconds):
+            return original(self)
 
 
 def flush_streams_at_masks() -> None:

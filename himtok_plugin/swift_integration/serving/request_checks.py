@@ -1,22 +1,22 @@
-"""Checks of a chat request to `swift deploy`: its images, its masks, its previews and their limits."""
+"""Checks of a request's masks, and the request that the engine gets, from a client's JSON.
+
+Contract: `read_conversation` and `load_request_media` together make everything that a template reads from a request.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-from swift.template import StdTemplateInputs
-from swift.template.vision_utils import load_file
-
-from himtok_plugin.mask_text import (
-    MASK_PLACEHOLDER,
-    count_placeholders,
-)
+from himtok_plugin.mask_text import MASK_PLACEHOLDER, count_placeholders
 from himtok_plugin.masks import load_mask
 from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
+from himtok_plugin.swift_integration.options.arguments import HimTokArguments
+from himtok_plugin.validation import abridged
 
-from .chat_requests import SegmentInferRequest, shorten_reason
+from .chat_requests import SegmentInferRequest
+from .message_texts import MEDIA, Conversation, check_media_tokens, check_tags, read_messages, read_sources
 
 _RLE_KEYS = {"size", "counts"}  # neither paths, which are the server's files, nor polygons, which can take long to draw
 
@@ -29,25 +29,40 @@ class RequestImage:
     size: tuple[int, int]
 
 
-def check_request(request: SegmentInferRequest, runtime: MaskRuntime) -> RequestImage | None:
-    """Check a request's images and masks. Nothing large is allocated for a request beyond the limits.
+def read_conversation(body: Mapping[str, Any], media_tokens: Iterable[str]) -> Conversation:
+    """Read the messages and media of a request.
 
-    Returns:
-        The first image; None for a request without images.
-
+    Args:
+        body: the request's JSON.
+        media_tokens: see `message_texts.find_media_tokens`; none for a model that reads texts only.
     Raises:
-        ValueError: an image or a mask is bad or exceeds a limit of the server.
+        ValueError: a message or a medium is bad, or a text would be taken for a medium.
     """
-    settings = runtime.settings
-    try:
-        inputs = StdTemplateInputs.from_dict(asdict(request))  # as the template reads it later
-    except Exception as error:
-        raise ValueError(f"messages: {shorten_reason(error)}: expected messages with role and content") from error
-    sizes = [
-        _check_image_size(image, f"images[{i}]", settings.max_image_pixels) for i, image in enumerate(inputs.images)
-    ]
-    masks = request.masks
-    texts = [message["content"] for message in inputs.messages if isinstance(message.get("content"), str)]
+    conversation = read_messages(body.get("messages"))
+    for kind in MEDIA:
+        beside = read_sources(body.get(f"{kind}s"), kind)
+        inside = conversation.media[kind]
+        if beside and inside:
+            raise ValueError(f"{kind}s: got {len(beside)} beside {len(inside)} in the messages, expected one of both")
+        conversation.media[kind] = inside or beside
+    if media_tokens:
+        check_tags(conversation)
+        for name in ("messages", "tools", "objects", "chat_template_kwargs"):
+            check_media_tokens(conversation.messages if name == "messages" else body.get(name), media_tokens)
+    return conversation
+
+
+def check_masks(request: SegmentInferRequest, settings: HimTokArguments) -> None:
+    """Check a request's masks. Nothing large is allocated for a request beyond the limits.
+
+    Args:
+        request: with the sizes of its images.
+        settings: the server's options.
+    Raises:
+        ValueError: a mask is bad, or there are too many or too few.
+    """
+    masks, sizes = request.masks, request.sizes or []
+    texts = [message["content"] for message in request.messages if isinstance(message.get("content"), str)]
     placeholders = sum(count_placeholders(text) for text in texts)
     if len(masks) > settings.max_request_masks:
         raise ValueError(f"masks: got {len(masks)}, expected at most {settings.max_request_masks}")
@@ -59,7 +74,6 @@ def check_request(request: SegmentInferRequest, runtime: MaskRuntime) -> Request
         raise ValueError("masks: got no image, expected the image that the masks belong to")
     for i, mask in enumerate(masks):
         _check_mask(mask, sizes[0], f"masks[{i}]")
-    return RequestImage(inputs.images[0], sizes[0]) if sizes else None
 
 
 def resolve_previews(previews: list[int] | None, runtime: MaskRuntime) -> list[int]:
@@ -73,28 +87,16 @@ def resolve_previews(previews: list[int] | None, runtime: MaskRuntime) -> list[i
     limit = runtime.num_mask_tokens
     wrong = next((n for n in previews if not 1 <= n <= limit), None)
     if wrong is not None:
-        raise ValueError(f"mask_previews: got {wrong!r}, expected numbers of tokens from 1 to {limit}")
+        raise ValueError(f"mask_previews: got {abridged(wrong)}, expected numbers of tokens from 1 to {limit}")
     return previews
-
-
-def _check_image_size(image: Any, name: str, max_pixels: int) -> tuple[int, int]:
-    """Return an image's size (h, w) from its header, without decoding it."""
-    try:
-        with Image.open(load_file(image)) as opened:
-            h, w = opened.height, opened.width
-    except Exception as error:  # base64, PIL, the file system and downloads raise different types
-        raise ValueError(f"{name}: cannot be read ({shorten_reason(error)}), expected an image") from error
-    if h * w > max_pixels:
-        raise ValueError(f"{name}: got {h} x {w} = {h * w} pixels, expected at most {max_pixels}")
-    return h, w
 
 
 def _check_mask(mask: Any, size: tuple[int, int], name: str) -> None:
     if not isinstance(mask, dict) or set(mask) != _RLE_KEYS:
-        raise ValueError(f"{name}: got {mask!r:.80}, expected a COCO RLE {{'size': [h, w], 'counts': …}}")
+        raise ValueError(f"{name}: got {abridged(mask)}, expected a COCO RLE {{'size': [h, w], 'counts': …}}")
     if mask["size"] != list(size):  # before a mask of that size is allocated
-        raise ValueError(f"{name}: got size {mask['size']!r:.80}, expected {list(size)}, the first image's [h, w]")
+        raise ValueError(f"{name}: got size {abridged(mask['size'])}, expected {list(size)}, the first image's [h, w]")
     try:
         load_mask(mask, size)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{name}: {error!s:.300}") from error

@@ -44,7 +44,7 @@ def add_segments(runtime: MaskRuntime, response: Any, image: RequestImage | None
         if masks is None:  # an engine other than ms-swift's own
             row = {"images": [] if image is None else [image.source]}
             masks = predict_masks_from_text(runtime, message.content, row, get_logprobs(choice))
-        segments = make_segments(message.content, masks)
+        segments = make_segments(message.content, masks, runtime.settings.max_outline_sides)
         choice.message = SegmentMessage(**copy_fields(message, ChatMessage), segments=segments)
 
 

@@ -111,7 +111,7 @@ class SegmentStream:
         (masks,) = self.runtime.predict([Answer(text, image.size, probabilities)])
         if masks and refine and self.runtime.settings.refiner in SAM_KINDS:
             masks = refine_with_sam(self.runtime, load_sample_image(image.source), masks)
-        return make_segments(text, masks)
+        return make_segments(text, masks, self.runtime.settings.max_outline_sides)
 
 
 def should_flush(text: str, previews: list[int]) -> bool:
