@@ -65,7 +65,8 @@ class CocoReader(Reader):
     def list_items(self, log: SkipLog) -> Sequence[Any]:
         index = CocoIndex.read(self.path, log)
         if not index.categories:
-            raise ValueError(f"{self.path}: has no categories: expected a file in COCO's layout")
+            found = f"none that can be read ({log.entries[-1][1]})" if log.entries else "none"
+            raise ValueError(f"{self.path}: categories: got {found}, expected a file in COCO's layout")
         self.names = {**self.category_names(index), **self._given_names(index, log)}
         self.crowds_are_objects = index.crowds.are_objects(self.source.crowds, self.path, log)
         return index.image_items()

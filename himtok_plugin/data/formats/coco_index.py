@@ -228,7 +228,8 @@ def segmentation_mask(segmentation: Any, size: tuple[int, int], has_box: bool = 
     if not isinstance(segmentation, list):
         raise AnnotationError(BAD_MASK, f"segmentation is {abridged(segmentation)}: expected polygons or RLE")
     if not segmentation:
-        raise AnnotationError(EMPTY_MASK, "segmentation is []")
+        beside = ", beside a box: expected segmentation polygons or RLE" if has_box else ""
+        raise AnnotationError(EMPTY_MASK, f"segmentation is []{beside}")
     return {"size": list(size), "polygons": segmentation}
 
 

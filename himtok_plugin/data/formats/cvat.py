@@ -2,8 +2,8 @@
 
 Contract: one record per `<image>` ("CVAT for images 1.1") or per frame ("CVAT for video 1.1", see `cvat_tracks`); of an
 image, only its byte range is kept until it is read. A split is the subset of that name, or the file of that name.
-Shapes with the same label and group are one region. An attribute called expression, description or caption is an expression
-for its shape. Entities of a document type are not expanded.
+Shapes with the same label and group are one region. An attribute called expression, description or caption is an
+expression for its shape. Entities of a document type are not expanded.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from himtok_plugin.data.records import (
 )
 from himtok_plugin.files.finder import find_in_any_case
 from himtok_plugin.files.splits import find_split, split_names
+from himtok_plugin.files.text import read_text
 from himtok_plugin.masks.polygons import polygons_to_mask
 from himtok_plugin.masks.rle import rle_to_mask
 from himtok_plugin.validation import abridged
@@ -49,6 +50,7 @@ from .reader import ALL, IMAGE_SUFFIXES, Reader, Source, find_path, list_files
 
 EXPRESSION_ATTRIBUTES = ("expression", "description", "caption")
 _DECLARATION_BYTES = 200  # an XML declaration is at the beginning of its file
+NOT_READ = "track of a video beside <image> elements is not read"
 NO_SUBSET = {"", "default"}  # CVAT's names for no subset
 
 
@@ -80,6 +82,10 @@ class CvatReader(Reader):
                 found = f"one of {', '.join(sorted(subsets))}" if subsets else "a file named with --annotations"
                 raise ValueError(f"--split: got {split!r}, expected all or {found}, for {self.path}")
         if images:
+            if b"<track" in self.path.read_bytes():
+                log.add_all(
+                    NOT_READ, [f"{self.path}: track {track.id}" for track in read_tracks(self.path, log).tracks]
+                )
             return [where for where, _ in images]
         return self._list_frames(log)
 
@@ -90,6 +96,8 @@ class CvatReader(Reader):
         for track in video.tracks:
             for number, shape in interpolate_track(track, video, log):
                 shapes.setdefault(number, []).append(ElementTree.tostring(shape))
+        if video.tracks and not shapes:
+            raise ValueError(f"{self.path}: has {len(video.tracks)} tracks, expected one that is visible in a frame")
         if not shapes:
             return []
         folder = find_path(self.source.root, self.source.images, ("images", "."), "images")
@@ -188,6 +196,8 @@ def image_ranges(path: Path) -> list[tuple[Range, str]]:
         with open(path, "rb") as file:
             parser.ParseFile(file)
     except expat.ExpatError as error:
+        if find_xml_encoding(path).upper() == "UTF-8":
+            read_text(path)  # an error that says more, if it is text in another encoding
         raise ValueError(f"{path}: is not XML ({error})") from error
     named = {name.strip() for name in of_tasks}
     of_all = named.pop() if len(named) == 1 else ""

@@ -148,7 +148,7 @@ class ReferReader(Reader):
         known: dict[Any, int] = {}
         queries = []
         for ref in refs:
-            name = f"image {image.get('id')}, ref {ref.get('ref_id')}"
+            name = f"{self.refs_file.name}, image {image.get('id')}, ref {ref.get('ref_id')}"
             try:
                 targets = [self._target(id, annotations, regions, known, size) for id in annotation_ids(ref["ann_id"])]
                 expressions = tuple(_ref_expressions(ref["sentences"], name, log))
@@ -219,6 +219,6 @@ def _ref_expressions(sentences: list[Any], name: str, log: SkipLog) -> Iterator[
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            log.add(NOT_UTF8, f"{name}: {error}")
+            log.add(NOT_UTF8, f"{name}: {error}: save the file as UTF-8")
             continue
         yield " ".join(text.split())
