@@ -25,6 +25,7 @@ from himtok_plugin.jobs.resumable_output import REJECTED, ResumableOutput
 from himtok_plugin.mask_tokenizer import MaskTokenizer
 from himtok_plugin.mask_tokenizer.code_search import check_candidates
 
+from .row_files import NO_ROWS, has_rows, iter_lines
 from .sample_reading import ReadBatch, read_samples
 from .samples import CODES
 
@@ -76,7 +77,7 @@ def write_codes(
     """Write the rows of `source` with `mask_codes` to `out`. Under torchrun, every process calls this.
 
     Args:
-        source: JSONL.
+        source: JSON lines, or a JSON list of rows.
         out: JSONL; see `jobs/resumable_output.py` for the files beside it.
         mask_tokenizer: trained, in evaluation mode, on the device that encodes.
         candidates: codes tried at every position, see `MaskTokenizer.encode`; 1 gives the codes of training.
@@ -99,9 +100,12 @@ def write_codes(
             f"mask tokenizer {mask_tokenizer.name_or_path!r}: codebook_ready is false, so its codes are meaningless: "
             "expected one that stage 1 has trained"
         )
+    if not has_rows(source):
+        raise ValueError(f"{source}: {NO_ROWS}")
     with Processes.from_environment() as processes:
         fingerprint = encoder_fingerprint(mask_tokenizer, searched=candidates > 1)
-        output = ResumableOutput(source, out, {"candidates": candidates, "mask_tokenizer": fingerprint}, processes)
+        made_by: dict[str, str | int] = {"candidates": candidates, "mask_tokenizer": fingerprint}
+        output = ResumableOutput(source, out, made_by, processes, iter_lines)
         if (complete := output.begin(overwrite)) is not None:
             return CodesSummary(output.rows, output.rows, 0, 0, 0, complete["rejected"])
         encoder = _Encoder(mask_tokenizer, batch_size, candidates)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from himtok_plugin.files.images import ImageHeader
 from himtok_plugin.jobs.resumable_output import REJECTED
 from himtok_plugin.jobs.worker_pool import map_ordered
 from himtok_plugin.mask_text import MASK_PLACEHOLDER, count_placeholders, reference_placeholder_to_mask
@@ -29,7 +30,7 @@ from .samples import (
     PLAIN_COLUMNS,
     TEXT_KEYS,
     find_file,
-    first_image_size,
+    first_image_header,
     load_squares,
     parse_row,
     row_masks,
@@ -91,8 +92,9 @@ def _read_sample(number: int, line: bytes, side: int, squares: dict[bytes, np.nd
         _check_placeholders(row, len(masks or ()), name)
         if masks is None:
             return ReadSample(line)
-        size = _required_image_size(row, name) if masks else None
-        loaded = load_squares(dict(enumerate(masks)), side, size, name)
+        header = _required_image_header(row, name) if masks else None
+        size, note = (None, "") if header is None else (header.size, header.frame_note)
+        loaded = load_squares(dict(enumerate(masks)), side, size, name, note)
     except ValueError as error:
         text = line.decode("utf-8", "backslashreplace")
         reject = json.dumps({"row": number, "error": str(error), "line": text}, ensure_ascii=False)
@@ -144,18 +146,21 @@ def _iter_texts(value: Any) -> Iterator[str]:
             yield from _iter_texts(value.get(key))
 
 
-def _required_image_size(row: dict[str, Any], name: str) -> tuple[int, int] | None:
-    """(h, w) of the row's first image; None without an image file: no image, a URL, or an image in base64.
+def _required_image_header(row: dict[str, Any], name: str) -> ImageHeader | None:
+    """The header of the row's first image; None without an image file: no image, a URL, or an image in base64.
 
     Raises:
-        ValueError: an image file that is missing or cannot be read, so that the size of the masks cannot be checked.
+        ValueError: an image file that is missing or cannot be read, so that the size of the masks cannot be checked; or
+            an image that ms-swift would show white.
     """
-    size = first_image_size(row)
-    path = _first_image_path(row) if size is None else None
+    header = first_image_header(row)
+    if header is not None:
+        header.check_depth(f"{name}: images[0]")
+    path = _first_image_path(row) if header is None else None
     if path is not None:
         reason = "not a readable image" if os.path.exists(find_file(path)) else "no such file"
         raise ValueError(f"{name}: images[0] {path!r:.200}: {reason}, expected the image of the masks")
-    return size
+    return header
 
 
 def _first_image_path(row: dict[str, Any]) -> str | None:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from himtok_plugin.files.images import ImageHeader, open_header
 from himtok_plugin.masks import load_mask, to_square
 from himtok_plugin.validation import abridged
 
@@ -72,7 +72,7 @@ def as_list(value: Any, name: str) -> list[Any]:
     if isinstance(value, (str, dict)):
         return [value]
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{name}: got {value!r:.80}, expected a list")
+        raise ValueError(f"{name}: got {abridged(value)}, expected a list")
     return list(value)
 
 
@@ -81,7 +81,9 @@ def drop_nulls(mask: Any) -> Any:
     return {key: value for key, value in mask.items() if value is not None} if isinstance(mask, dict) else mask
 
 
-def load_squares(sources: Mapping[int, Any], side: int, size: tuple[int, int] | None, name: str) -> np.ndarray:
+def load_squares(
+    sources: Mapping[int, Any], side: int, size: tuple[int, int] | None, name: str, frame_note: str = ""
+) -> np.ndarray:
     """Load masks of a row as squares.
 
     Args:
@@ -89,6 +91,7 @@ def load_squares(sources: Mapping[int, Any], side: int, size: tuple[int, int] | 
         side: side of the squares.
         size: (h, w) that every mask must have; None: any.
         name: the row's name in errors.
+        frame_note: `ImageHeader.frame_note` of the image, the end of errors.
 
     Returns:
         uint8 (m, s, s), which takes a quarter of the memory of float32 on the way to the device; there `.float() / 255`
@@ -101,7 +104,7 @@ def load_squares(sources: Mapping[int, Any], side: int, size: tuple[int, int] | 
         try:
             square[:] = np.rint(to_square(load_mask(find_file(source), size), side) * 255)
         except ValueError as error:
-            raise ValueError(f"{name}: masks[{i}]: {error}") from error
+            raise ValueError(f"{name}: masks[{i}]: {error}{frame_note}") from error
     return squares
 
 
@@ -114,7 +117,13 @@ def find_file(source: Any) -> Any:
 
 
 def first_image_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(h, w) of the row's first image, from its header.
+    """(h, w) of the row's first image as viewers show it; None as for `first_image_header`."""
+    header = first_image_header(row)
+    return None if header is None else header.size
+
+
+def first_image_header(row: Mapping[str, Any]) -> ImageHeader | None:
+    """The header of the row's first image.
 
     Returns:
         None for a row without images, and for an image that is not a readable file, such as a URL. Training, which
@@ -126,7 +135,6 @@ def first_image_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
     if not isinstance(path, str):
         return None
     try:
-        with Image.open(find_file(path)) as image:
-            return image.height, image.width
+        return open_header(find_file(path))
     except Exception:  # PIL's readers raise nearly anything on damaged files
         return None

@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from himtok_plugin.data.samples import find_file
-from himtok_plugin.masks.drawing import COLORS, overlay
+from himtok_plugin.masks.drawing import COLORS, overlay, to_rgb
 from himtok_plugin.pages.environment import render_page
 
-from .comparison import Difference, ResultDifference, RunComparison, result_key
-from .results import drop_low_scores, get_question, load_result_masks, read_results
+from .comparison import Difference, ResultDifference, RunComparison
+from .results import ERROR, PREDICTED, drop_low_scores, get_question, load_result_masks, read_results
 
 SHOWN = 20  # results that got worse, and as many that got better
 LONGEST_SIDE = 480  # of a picture, in pixels
@@ -46,14 +46,10 @@ def write_comparison_page(
     """
     fell = [row for row in comparison.rows[:shown] if row.b < row.a]
     rose = [row for row in comparison.rows[::-1][:shown] if row.b > row.a]
-    wanted = {row.key for row in (*fell, *rose)}
-    in_a, in_b = (
-        {key: row for number, row in read_results(file) if (key := result_key(row, number)) in wanted}
-        for file in (a, b)
-    )
+    in_a, in_b = (_read_lines(file, {each.lines[i] for each in (*fell, *rose)}) for i, file in enumerate((a, b)))
 
     def show(rows: Sequence[ResultDifference]) -> list[dict[str, Any]]:
-        return [_show_row(each, in_a[each.key], in_b[each.key], root, min_score) for each in rows]
+        return [_show_row(each, in_a[each.lines[0]], in_b[each.lines[1]], root, min_score) for each in rows]
 
     sections = [{"title": "b is worse", "rows": show(fell)}, {"title": "b is better", "rows": show(rose)}]
     page = render_page(
@@ -66,6 +62,15 @@ def write_comparison_page(
         sections=sections,
     )
     path.write_bytes(page)
+
+
+def _read_lines(path: str | Path, lines: set[int]) -> dict[int, dict[str, Any]]:
+    """Read the results on these lines. One with an error has no masks and shows the error as its answer."""
+    found = {line: row for line, row in read_results(path) if line in lines}
+    return {
+        line: row if row.get(ERROR) is None else {**row, PREDICTED: [], "response": f"error: {row[ERROR]}"}
+        for line, row in found.items()
+    }
 
 
 def _show_metric(each: Difference) -> dict[str, Any]:
@@ -115,7 +120,8 @@ def _load_image(row: dict[str, Any], size: tuple[int, int]) -> Image.Image:
     images = row.get("images") or []
     first = images[0].get("path") if images and isinstance(images[0], dict) else images[0] if images else None
     try:
-        image = Image.open(find_file(first)).convert("RGB")
+        with Image.open(find_file(first)) as opened:
+            image = to_rgb(opened)
     except Exception:  # PIL's readers raise nearly any exception on damaged files; the masks can be shown without it
         image = None
     if image is None or (image.height, image.width) != tuple(size):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import blake2b
 from itertools import islice
@@ -47,6 +47,12 @@ class OutputPart:
         self._file.flush()
 
 
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, with their line ends."""
+    with open(path, "rb") as file:
+        yield from file
+
+
 class ResumableOutput:
     """The output file OUT and the temporary files next to it.
 
@@ -55,10 +61,19 @@ class ResumableOutput:
         out: the output file.
         made_by: name -> fingerprint of everything else that the output depends on.
         processes: the processes that write it.
+        lines_of: yields the lines of the input, each with a line end.
     """
 
-    def __init__(self, source: Path, out: Path, made_by: dict[str, str | int], processes: Processes) -> None:
+    def __init__(
+        self,
+        source: Path,
+        out: Path,
+        made_by: dict[str, str | int],
+        processes: Processes,
+        lines_of: Callable[[Path], Iterator[bytes]] = read_lines,
+    ) -> None:
         self.source, self.out = source, out
+        self._lines_of = lines_of
         self.processes = processes
         self.rows = 0  # lines of the input, known after `begin`
         self._made_by = made_by
@@ -85,7 +100,7 @@ class ResumableOutput:
         if self.out.exists() and self.out.samefile(self.source):
             raise ValueError(f"OUT is {str(self.out)!r}, the input itself: expected another file")
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        rows, digest = _count_lines(self.source)
+        rows, digest = self._count_lines()
         expected = {"input": digest, **self._made_by, "processes": self.processes.count}
         state = None if overwrite else self._read_state()
         if state is not None:
@@ -150,9 +165,17 @@ class ResumableOutput:
 
     def own_lines(self, finished: int) -> Iterator[tuple[int, bytes]]:
         """Input lines of this process after the first `finished`, with their line numbers, which start at 1."""
-        with open(self.source, "rb") as file:
-            own = ((n, line) for n, line in enumerate(file, 1) if self._owner(n) == self.processes.rank)
-            yield from islice(own, finished, None)
+        lines = enumerate(self._lines_of(self.source), 1)
+        own = ((n, line) for n, line in lines if self._owner(n) == self.processes.rank)
+        yield from islice(own, finished, None)
+
+    def _count_lines(self) -> tuple[int, str]:
+        """Number of lines of the input, and a fingerprint of its content."""
+        rows, digest = 0, blake2b(digest_size=16)
+        for line in self._lines_of(self.source):
+            rows += 1
+            digest.update(line)
+        return rows, digest.hexdigest()
 
     def _owner(self, number: int) -> int:
         return (number - 1) // BLOCK % self.processes.count
@@ -193,16 +216,6 @@ class ResumableOutput:
 
 def _beside(out: Path, suffix: str) -> Path:
     return out.with_name(out.name + suffix)
-
-
-def _count_lines(path: Path) -> tuple[int, str]:
-    """Number of lines of a file, and a fingerprint of its content."""
-    rows, digest = 0, blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        for line in file:
-            rows += 1
-            digest.update(line)
-    return rows, digest.hexdigest()
 
 
 @contextmanager

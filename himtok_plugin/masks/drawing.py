@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from himtok_plugin.files.images import to_upright_rgb
+
 # Bright colours of different hue and lightness, so that neighbouring masks can be distinguished on photographs.
 COLORS = ((230, 60, 60), (50, 130, 246), (60, 190, 90), (250, 180, 30), (170, 90, 220), (30, 200, 210), (245, 120, 190))
 TRUTH_COLOR, PREDICTION_COLOR = (40, 200, 110), (240, 50, 180)
@@ -100,8 +102,12 @@ def draw_comparison(image: Image.Image | np.ndarray, target: np.ndarray, predict
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
-    """PIL image, or uint8 (h, w) or (h, w, 3), as a PIL image in mode RGB."""
-    return (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).convert("RGB")
+    """PIL image, or uint8 (h, w) or (h, w, 3), as a PIL image in mode RGB, turned upright by its EXIF orientation.
+
+    Raises:
+        ValueError: more than 8 bits per channel.
+    """
+    return to_upright_rgb(image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)), "image")
 
 
 def to_grey(mask: np.ndarray, name: str) -> Image.Image:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from himtok_plugin.files.images import make_upright
 from himtok_plugin.validation import abridged
 
 from .polygons import polygons_to_mask
@@ -46,6 +47,8 @@ def load_mask(source: MaskSource | Tensor, size: tuple[int, int] | None = None) 
     - Colour images with equal channels are read as grey. With black and one other colour, foreground is the other
       colour. All others are rejected. Transparent pixels count as black; if the colour is the same everywhere, the
       alpha channel is the mask.
+
+    Image files and PIL images with an EXIF orientation are turned upright, as photos are.
 
     Args:
         source: path, PIL image, array or tensor (h, w), COCO RLE {"size": [h, w], "counts": str | bytes | list of int},
@@ -98,9 +101,10 @@ def _from_file(path: str | Path) -> np.ndarray:
 
 
 def _from_image(image: Image.Image, name: str) -> np.ndarray:
+    noisy = image.format in LOSSY_FORMATS
+    image = make_upright(image)
     if image.mode == "P" and "transparency" not in image.info:
         return _from_palette(image, name)
-    noisy = image.format in LOSSY_FORMATS
     if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
         return _binarise(np.asarray(image), name, noisy)
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image
 
+from himtok_plugin.files.images import make_upright
 from himtok_plugin.validation import is_integer
 
 from .rle import check_size
@@ -35,6 +36,7 @@ def to_square(mask: MaskSource | Tensor, s: int = RELEASED_SIDE) -> np.ndarray:
         ValueError: `load_mask` rejects the source, or `s` is not a positive integer.
     """
     check_side("s", s)
+    mask = make_upright(mask) if isinstance(mask, Image.Image) else mask
     foreground = load_mask(mask)
     mask = as_array(np.asarray(mask) if isinstance(mask, Image.Image) and mask.mode == "L" else mask)
     grey = isinstance(mask, np.ndarray) and mask.dtype == np.uint8 and len(np.unique(mask)) > 2

@@ -13,11 +13,13 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from himtok_plugin.data.prepare import atomic_write
+from himtok_plugin.data.row_files import NO_ROWS, iter_rows
 from himtok_plugin.data.samples import parse_row
 from himtok_plugin.jobs.worker_pool import map_ordered
 
@@ -37,6 +39,7 @@ class CheckReport:
         rows, masks, boxes: their numbers in the file.
         empty: samples without a mask.
         images: different images.
+        turned: images, counted in every row, that are turned upright by their EXIF orientation.
         bad_rows: samples with at least one fault.
         faults: kind -> number.
         examples: (row, kind, description) of the first faults.
@@ -49,6 +52,7 @@ class CheckReport:
     boxes: int = 0
     empty: int = 0
     images: int = 0
+    turned: int = 0
     bad_rows: int = 0
     faults: dict[str, int] = field(default_factory=dict)
     examples: list[tuple[int, str, str]] = field(default_factory=list)
@@ -100,6 +104,7 @@ def check_file(
             report.masks += sample.masks
             report.boxes += sample.boxes
             report.empty += not sample.masks
+            report.turned += sample.turned
             report.bad_rows += bool(sample.faults)
             for kind, what in sample.faults:
                 if strict:
@@ -115,7 +120,7 @@ def check_file(
         if on_progress is not None:
             on_progress(*consumed)
     if not report.rows:
-        raise ValueError(f"{path}: has no rows")
+        raise ValueError(f"{path}: {NO_ROWS}")
     report.faults = dict(faults.most_common())
     ids = np.array(images, dtype=np.uint64)
     report.images = len(np.unique(ids))
@@ -157,21 +162,20 @@ def _leaks_against(
 
 
 def _iter_image_ids(path: Path, root: Path | None) -> Iterator[int]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield from image_ids(parse_row(line), root)
-                except ValueError as error:
-                    raise ValueError(f"{path}: row {number}: {error}") from error
+    for number, line, _, _ in iter_rows(path):
+        if line.strip():
+            try:
+                yield from image_ids(parse_row(line), root)
+            except ValueError as error:
+                raise ValueError(f"{path}: row {number}: {error}") from error
 
 
 def _write_rest(path: Path, leaked_rows: np.ndarray, out: Path) -> None:
     if out.exists() and out.samefile(path):
         raise ValueError(f"--without_leaks is {str(out)!r}, the input itself: expected another file")
     leaked = set(leaked_rows.tolist())
-    with open(path, "rb") as file, atomic_write(out) as kept:
-        for number, line in enumerate(file, 1):
+    with atomic_write(out) as kept:
+        for number, line, _, _ in iter_rows(path):
             if number not in leaked and line.strip():
                 kept.write(line.rstrip(b"\r\n") + b"\n")
 
@@ -184,12 +188,11 @@ def _check_blocks(
     waiting: list[tuple[list[bytes], int]] = []
 
     def blocks() -> Iterator[list[bytes]]:
-        with open(path, "rb") as file:
-            at = 0
-            while lines := [line for _, line in zip(range(LINES_PER_CALL), file, strict=False)]:
-                at += sum(map(len, lines))
-                waiting.append((lines, at))
-                yield lines
+        rows = iter_rows(path)
+        while block := list(islice(rows, LINES_PER_CALL)):
+            lines = [row.line for row in block]
+            waiting.append((lines, block[-1].end))
+            yield lines
 
     for checked in map_ordered(SampleChecker(root), blocks(), num_workers):
         lines, at = waiting.pop(0)

@@ -13,8 +13,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from himtok_plugin.data.samples import (
     ANSWER_COLUMNS,
     CODES,
@@ -25,6 +23,7 @@ from himtok_plugin.data.samples import (
     row_masks,
     row_messages,
 )
+from himtok_plugin.files.images import UPRIGHT, ImageHeader, open_header
 from himtok_plugin.mask_text import (
     BOX_PLACEHOLDER,
     IMAGE_PLACEHOLDER,
@@ -33,7 +32,7 @@ from himtok_plugin.mask_text import (
 )
 from himtok_plugin.masks import load_mask
 from himtok_plugin.masks.run_lengths import Runs
-from himtok_plugin.validation import abridged
+from himtok_plugin.validation import abridged, finite_numbers
 
 Faults = list[tuple[str, str]]  # (kind, description)
 
@@ -53,6 +52,7 @@ class CheckedSample:
         digest: a hash of the line.
         split: "dataset:split", from the column `source`.
         made_for_training: whether its split is one for training.
+        turned: how many of its images are turned upright by their EXIF orientation.
     """
 
     faults: Faults
@@ -62,6 +62,7 @@ class CheckedSample:
     digest: int
     split: str
     made_for_training: bool
+    turned: int = 0
 
 
 class SampleChecker:
@@ -91,14 +92,14 @@ class SampleChecker:
             faults.append(("masks", str(error)))
         boxes = self._check_boxes(row, faults)
         self._check_text(row, masks, boxes, faults)
-        size = self._check_images(row, faults)
-        self._check_masks(masks, "masks", size, faults)
+        header, turned = self._check_images(row, faults)
+        self._check_masks(masks, "masks", header, faults)
         try:
             ignored = as_list(row["ignore"], "ignore") if row.get("ignore") is not None else []
         except ValueError as error:
             ignored = []
             faults.append(("masks", str(error)))
-        self._check_masks(ignored, "ignore", size, faults)
+        self._check_masks(ignored, "ignore", header, faults)
         codes = row.get(CODES)
         if codes is not None and (not isinstance(codes, list) or len(codes) != len(masks)):
             faults.append(("codes", f"{CODES} is {abridged(codes)}: expected one list for each of {len(masks)} masks"))
@@ -107,7 +108,8 @@ class SampleChecker:
         split = str(source.get("split", ""))
         name = f"{source.get('dataset', '')}:{split}"
         for_training = split in ("", "all") or split.startswith("train")
-        return CheckedSample(faults, len(masks), len(boxes), image_ids(row, self._root), digest, name, for_training)
+        images = image_ids(row, self._root)
+        return CheckedSample(faults, len(masks), len(boxes), images, digest, name, for_training, turned)
 
     def _check_text(self, row: dict[str, Any], masks: list, boxes: list, faults: Faults) -> None:
         try:
@@ -140,16 +142,14 @@ class SampleChecker:
             faults.append(("boxes", f"objects is {abridged(objects)}: expected lists ref and bbox"))
             return []
         for i, box in enumerate(boxes):
-            ok = isinstance(box, list) and len(box) in (2, 4) and all(
-                isinstance(v, int | float) and not isinstance(v, bool) and v == v for v in box
-            )  # fmt: skip
+            ok = isinstance(box, list) and len(box) in (2, 4) and are_finite(box)
             if not ok or (len(box) == 4 and not (box[0] < box[2] and box[1] < box[3])):
                 faults.append(("boxes", f"objects.bbox[{i}] is {abridged(box)}: expected x1 < x2, y1 < y2"))
         return boxes
 
-    def _check_images(self, row: dict[str, Any], faults: Faults) -> tuple[int, int] | None:
-        """Check the images; returns (h, w) of the first one."""
-        first = None
+    def _check_images(self, row: dict[str, Any], faults: Faults) -> tuple[ImageHeader | None, int]:
+        """Check the images; returns the header of the first one, and how many are turned."""
+        first, turned = None, 0
         for i, image in enumerate(row_images(row)):
             if not isinstance(image, str):
                 faults.append(("images", f"images[{i}] is {abridged(image)}: expected a path"))
@@ -157,28 +157,32 @@ class SampleChecker:
             if "://" in image or image.startswith("data:"):
                 continue
             try:
-                with Image.open(join_root(image, self._root)) as opened:
-                    size = (opened.height, opened.width)
+                header = open_header(join_root(image, self._root))
             except Exception as error:  # PIL's readers raise nearly anything on damaged files
                 reason = " ".join(str(error).split()) or type(error).__name__
                 faults.append(("images", f"images[{i}] {image!r} cannot be read ({reason})"))
                 continue
-            first = size if i == 0 else first
+            try:
+                header.check_depth(f"images[{i}] {image!r}")
+            except ValueError as error:
+                faults.append(("images", str(error)))
+            first = header if i == 0 else first
+            turned += header.orientation != UPRIGHT
             if i == 0 and not _has_relative_boxes(row):
-                self._check_boxes_within(row, size, faults)
-        return first
+                self._check_boxes_within(row, header.size, faults)
+        return first, turned
 
     def _check_boxes_within(self, row: dict[str, Any], size: tuple[int, int], faults: Faults) -> None:
         objects = row.get("objects")
         boxes = objects.get("bbox") if isinstance(objects, dict) else None
         ends = (size[1], size[0]) * 2
         for box in boxes if isinstance(boxes, list) else ():
-            numbers = isinstance(box, list) and all(isinstance(value, int | float) for value in box)
+            numbers = isinstance(box, list) and are_finite(box)
             # One pixel of tolerance: conventions differ in whether the end of a box is inclusive.
             if numbers and not all(-1 <= value <= end + 1 for value, end in zip(box, ends, strict=False)):
                 faults.append(("boxes", f"box {abridged(box)} extends beyond its image of (h, w) = {size}"))
 
-    def _check_masks(self, masks: list, name: str, size: tuple[int, int] | None, faults: Faults) -> None:
+    def _check_masks(self, masks: list, name: str, header: ImageHeader | None, faults: Faults) -> None:
         for i, mask in enumerate(masks):
             try:
                 if isinstance(mask, dict) and set(mask) >= {"counts", "size"}:
@@ -190,12 +194,20 @@ class SampleChecker:
             except (ValueError, TypeError, KeyError) as error:
                 faults.append(("masks", f"{name}[{i}]: {error}"))
                 continue
-            if size is not None and tuple(found) != size:
-                faults.append(
-                    ("masks", f"{name}[{i}] has (h, w) = {tuple(found)}: expected {size}, the size of its image")
-                )
+            if header is not None and tuple(found) != header.size:
+                expected = f"expected {header.size}, the size of its image{header.frame_note}"
+                faults.append(("masks", f"{name}[{i}] has (h, w) = {tuple(found)}: {expected}"))
             if not area:
                 faults.append(("masks", f"{name}[{i}] has no pixels"))
+
+
+def are_finite(values: list[Any]) -> bool:
+    """Whether all values are finite numbers."""
+    try:
+        finite_numbers(values)
+    except ValueError:
+        return False
+    return True
 
 
 def _has_relative_boxes(row: dict[str, Any]) -> bool:

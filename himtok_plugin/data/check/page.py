@@ -19,7 +19,7 @@ from himtok_plugin.data.prepare import atomic_write
 from himtok_plugin.data.samples import row_masks
 from himtok_plugin.mask_text import MASK_PLACEHOLDER
 from himtok_plugin.masks import load_mask
-from himtok_plugin.masks.drawing import COLORS, Color, overlay
+from himtok_plugin.masks.drawing import COLORS, Color, overlay, to_rgb
 from himtok_plugin.pages.environment import render_page
 
 from .findings import join_root, parse_messages, row_images
@@ -105,7 +105,7 @@ def _draw_sample(row: dict[str, Any], root: Path | None) -> Image.Image:
     images = row_images(row)
     if images and images[0]:
         with Image.open(join_root(images[0], root)) as opened:
-            image = opened.convert("RGB")
+            image = to_rgb(opened)
     else:
         h, w = masks[0].shape if masks else (SIDE // 2, SIDE)
         image = Image.new("RGB", (w, h), NO_IMAGE_COLOR)

@@ -77,10 +77,10 @@ def _format_question(template: str, text: str) -> str:
 
 
 def load_image_source(image: Any) -> Image.Image:
-    """Load an image from any source, in RGB.
+    """Load an image from any source, in RGB and upright: a PIL image that keeps its EXIF orientation is turned, too.
 
     Raises:
-        ValueError: the image cannot be read.
+        ValueError: the image cannot be read, or has more than 8 bits per channel.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):

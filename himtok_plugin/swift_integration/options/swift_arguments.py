@@ -18,6 +18,7 @@ from himtok_plugin.resources import default_checkpoint
 from .arguments import SHIPPED_CHECKPOINT, HimTokArguments
 from .checkpoint_settings import apply_checkpoint_settings
 from .current_arguments import get_current_arguments, set_current_arguments
+from .dataset_checks import check_dataset_files
 from .deepspeed_checkpoints import has_deepspeed_shards_only
 from .model_files import check_model_files, check_saved_arguments
 from .plugin_flag import extend_template_arguments
@@ -65,6 +66,8 @@ def _resolve_models(base: Any) -> None:
             # differently in the checkpoint, as in composite models: the run would continue from the base model.
             self.model = resumed
         check_model_files(self)
+        for name in ("dataset", "val_dataset"):
+            check_dataset_files(getattr(self, name, None) or (), name)
         import_plugins(self)
 
     base.load_args_from_ckpt = load_args_from_ckpt_except_quantization

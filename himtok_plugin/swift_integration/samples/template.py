@@ -21,7 +21,7 @@ from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
 from .mask_batch import SAMPLE_MASKS_KEY, SampleMasks, collate_masks
 from .mask_column import MaskColumn
 from .placeholders import count_masks, split_masks_of_pair, write_mask_text
-from .sample_images import get_image_name, name_images_in_errors, read_image_size
+from .sample_images import get_image_name, load_upright_images, name_images_in_errors
 from .unpickling import reduce_with_plugins
 
 logger = get_logger()
@@ -66,7 +66,9 @@ class MaskTemplateMixin(Template):
         # ms-swift now replaces paths by loaded images, and some templates resize them (MAX_PIXELS, Qwen).
         inputs.himtok_row, inputs.himtok_images = column.name, [get_image_name(image) for image in inputs.images]
         with name_images_in_errors(inputs):
-            inputs.himtok_size = read_image_size(inputs.images[0]) if inputs.images else None
+            inputs.images, header = load_upright_images(inputs.images, column.name)
+            inputs.himtok_size = None if header is None else header.size
+            inputs.himtok_frame = "" if header is None else header.frame_note
             super()._preprocess_inputs(inputs)
         inputs.himtok_masks = self._write_masks(inputs, column)
 
@@ -122,7 +124,7 @@ class MaskTemplateMixin(Template):
     def _load_squares(self, inputs: Any, sources: dict[int, Any], name: str) -> np.ndarray:
         """Load masks as squares, uint8 (m, s, s); each must have the size of the sample's first image, if any."""
         size = None if getattr(inputs, "himtok_any_size", False) else inputs.himtok_size
-        return load_squares(sources, self.masks.image_size, size, name)
+        return load_squares(sources, self.masks.image_size, size, name, getattr(inputs, "himtok_frame", ""))
 
     def _encode_truncated(self, inputs: Any) -> dict[str, Any]:
         from swift.template import MaxLengthError

@@ -157,6 +157,9 @@ def test_bad_arguments_are_one_line(himtok, folder, tmp_path, monkeypatch, argum
     assert himtok("tokenize", tmp_path / "none.jsonl", tmp_path / "o", "--mask_tokenizer", folder)[0] == 2
 
 
-def test_an_empty_input_gives_an_empty_output(tokenizer, tmp_path):
-    summary = write_codes(write_rows(tmp_path / "in.jsonl", []), tmp_path / "out.jsonl", tokenizer)
-    assert summary.rows == 0 and (tmp_path / "out.jsonl").read_bytes() == b""
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"[]", b"\xef\xbb\xbf"])
+def test_an_input_without_rows_is_refused_and_leaves_nothing_behind(tokenizer, tmp_path, content):
+    (tmp_path / "in.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"in\.jsonl: has no rows"):
+        write_codes(tmp_path / "in.jsonl", tmp_path / "out.jsonl", tokenizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
