@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -82,6 +83,10 @@ def evaluate(
             help="Leave out predicted masks with a lower score, as `swift infer --min_score` does.",
         ),
     ] = 0.0,
+    duplicates: Annotated[
+        str,
+        typer.Option("--duplicates", help="If a row has several results: refuse the file, or score the first or last."),
+    ] = "refuse",
     seed: Annotated[
         int | None,
         typer.Option("--seed", help="With --compare: seed of the bootstrap. Default: 0.", callback=check_seed),
@@ -113,7 +118,9 @@ def evaluate(
 
         a, b = results
         with file_progress(a, b) as on_progress:
-            compared = compare_results(a, b, rules, root, min_score, seed or 0, on_progress=on_progress)
+            compared = compare_results(
+                a, b, rules, root, min_score, seed or 0, on_progress=on_progress, duplicates=duplicates
+            )
         if html is not None:
             from himtok_plugin.evaluation.comparison_page import write_comparison_page
 
@@ -129,11 +136,15 @@ def evaluate(
     with Processes.from_environment() as processes:
         first = processes.rank == 0
         with file_progress(results[0]) if first else nullcontext() as on_progress:
-            scored = evaluate_results(
-                results[0], rules, root, boundary is not False, min_score, rows, redecoder, processes, on_progress
-            )
+            options = (min_score, rows, redecoder, processes, on_progress, duplicates)
+            scored = evaluate_results(results[0], rules, root, boundary is not False, *options)
     if not first:
         return
+    if scored.left_out:
+        print(f"left out {scored.left_out} results whose row has another one", file=sys.stderr)
+    if scored.failures:
+        what = "rows have no answer and are wrong in every metric"
+        print(f"{len(scored.failures)} {what}, the first: {scored.failures[0]}", file=sys.stderr)
     if report is not None:
         scored.save(report)
     if not write_json_output({**scored.scores, "protocol": rules.name}, json_file):
@@ -223,6 +234,9 @@ def _print_comparison(compared: RunComparison) -> None:
     print(f"protocol: {compared.protocol.name}: {compared.protocol.summary}")
     draws = f"{compared.resamples} draws; *: the interval leaves out 0"
     print(f"{len(compared.rows)} rows about {compared.images} images, {draws}")
+    if any(compared.errors):
+        a, b = compared.errors
+        print(f"{a} rows of a and {b} rows of b have an error and are wrong answers")
     for row in compared.rows[:5]:
         if row.b < row.a:
             print(f"row {row.key}: IoU {row.a:.3f} -> {row.b:.3f}")

@@ -19,7 +19,8 @@ from himtok_plugin.metrics.calibration_error import summarize_calibration
 from himtok_plugin.prediction.calibration import MIN_MASKS, Calibration
 
 from .protocols import PLAIN, Protocol
-from .results import get_mask_score, has_true_masks, load_result_runs, read_results
+from .result_keys import Key, check_rows_once, get_result_key
+from .results import ERROR, get_mask_score, has_true_masks, load_result_runs, read_results
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def read_scored_masks(
     on_progress: Callable[[int], None] | None = None,
     protocol: Protocol = PLAIN,
 ) -> ScoredMasks:
-    """Read the raw scores and IoUs of all masks in a result file, except in results without true masks.
+    """Read the raw scores and IoUs of all masks in a result file, except in results without truth or with an error.
 
     Args:
         path: result file of `swift infer --plugin himtok`, made without `--min_score`.
@@ -51,15 +52,18 @@ def read_scored_masks(
         on_progress: called with the bytes read so far.
         protocol: says how ignored pixels count.
     Raises:
-        ValueError: a result cannot be read, a mask has no score, or masks of the answer are missing.
+        ValueError: a result cannot be read, a row has two, a mask has no score, or masks of the answer are missing.
         OSError: the file cannot be read.
     """
     scores: list[float] = []
     ious: list[float] = []
     rows: list[int] = []
+    keys: list[tuple[int, Key]] = []
     for number, row in read_results(path, on_progress):
+        if (key := get_result_key(row)) is not None:
+            keys.append((number, key))
         try:
-            if not has_true_masks(row):
+            if row.get(ERROR) is not None or not has_true_masks(row):
                 continue
             found = load_result_runs(row, root).matched_ious(protocol)
             scores += _read_raw_scores(row)
@@ -67,6 +71,7 @@ def read_scored_masks(
             raise ValueError(f"{path}: row {number}: {error}") from error
         ious += found
         rows += [number - 1] * len(found)
+    check_rows_once(path, keys)
     return ScoredMasks(np.array(scores), np.array(ious), np.array(rows, int))
 
 

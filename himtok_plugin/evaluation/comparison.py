@@ -8,16 +8,20 @@ independent. A few numbers per result stay in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from himtok_plugin.metrics.segmentation import PRECISION_LEVELS
 
 from .protocols import PLAIN, Protocol
+from .result_keys import REFUSE, Key, check_rows_once, find_repeated_lines, get_result_key, name_datasets
 from .results import (
+    ERROR,
+    PREDICTED,
+    TRUE,
     check_min_score,
     drop_low_scores,
     get_question,
@@ -66,11 +70,23 @@ class Difference:
 
 @dataclass(frozen=True)
 class ResultDifference:
-    """One sample in both runs: its key, see `result_key`, and its IoU in each."""
+    """One sample in both runs.
 
-    key: Any
+    Attributes:
+        key: the number of its row; `3 of testA.jsonl` in results of several datasets. The number of its line in results
+            without row numbers.
+        a, b: its IoU in each run.
+        lines: of the sample in both files; not compared, because the order of results does not matter.
+    """
+
+    key: int | str
     a: float
     b: float
+    lines: tuple[int, int] = field(default=(0, 0), compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"key": self.key, "a": self.a, "b": self.b}
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,7 @@ class RunComparison:
         differences: one per metric.
         rows: one per sample, in order of b - a: the largest loss first.
         images: number of different images.
+        errors: number of results with an error in a and in b; they are wrong answers.
         confidence, resamples: of the intervals.
     """
 
@@ -91,6 +108,7 @@ class RunComparison:
     images: int
     confidence: float = CONFIDENCE
     resamples: int = RESAMPLES
+    errors: tuple[int, int] = (0, 0)
 
     def to_dict(self, worst: int = 20) -> dict[str, Any]:
         """JSON form, with at most `worst` samples whose IoU fell and as many whose IoU rose."""
@@ -100,9 +118,10 @@ class RunComparison:
             "resamples": self.resamples,
             "images": self.images,
             "rows": len(self.rows),
+            "errors": dict(zip("ab", self.errors, strict=True)),
             "metrics": {d.name: {"a": d.a, "b": d.b, "difference": [d.low, d.high]} for d in self.differences},
-            "fell": [vars(row) for row in self.rows[:worst] if row.b < row.a],
-            "rose": [vars(row) for row in self.rows[::-1][:worst] if row.b > row.a],
+            "fell": [row.to_dict() for row in self.rows[:worst] if row.b < row.a],
+            "rose": [row.to_dict() for row in self.rows[::-1][:worst] if row.b > row.a],
         }
 
 
@@ -115,37 +134,48 @@ def compare_results(
     seed: int = 0,
     resamples: int = RESAMPLES,
     on_progress: Callable[[int], None] | None = None,
+    duplicates: str = REFUSE,
 ) -> RunComparison:
     """Compare two result files.
 
     Args:
-        a, b: result files of `swift infer` on the same samples, in any order. Results without true masks are left out.
+        a, b: result files of `swift infer` on the same samples of one or several datasets, in any order. Results
+            without true masks are left out; those with an error are wrong answers.
         protocol: the evaluation protocol.
         root, min_score: see `scoring.score_results`.
         seed: seed of the bootstrap.
         resamples: number of bootstrap draws, at least 1.
         on_progress: called with the bytes read so far, of both files together.
+        duplicates: what is done about several results of a row, see `result_keys.DUPLICATES`.
     Raises:
-        ValueError: a result cannot be scored, occurs in one file only, or has another question or truth in the other.
+        ValueError: a result cannot be scored, a row has two, or it has one in one file only or with another question or
+            truth in the other.
         OSError: a file cannot be read.
     """
     check_min_score(min_score)
     if resamples < 1:
         raise ValueError(f"resamples: got {resamples!r}, expected at least 1")
     size = Path(a).stat().st_size
-    first = _read_counts(a, protocol, root, min_score, on_progress)
+    first = _read_samples(a, protocol, root, min_score, duplicates, on_progress)
     continued = None if on_progress is None else lambda consumed: on_progress(size + consumed)
-    second = _read_counts(b, protocol, root, min_score, continued)
+    second = _read_samples(b, protocol, root, min_score, duplicates, continued)
     _check_same_samples(a, b, first, second)
     keys = list(first)
-    counts = np.array([[first[key][0], second[key][0]] for key in keys])  # (rows, 2, 5)
-    images = np.unique([first[key][1] for key in keys], return_inverse=True)[1]
+    counts = np.array([[first[key].counts, second[key].counts] for key in keys])  # (rows, 2, 5)
+    images = np.unique([first[key].image for key in keys], return_inverse=True)[1]
     ious = counts[:, :, IOU]
     order = np.argsort(ious[:, 1] - ious[:, 0], kind="stable")
-    rows = [ResultDifference(keys[i], float(ious[i, 0]), float(ious[i, 1])) for i in order]
+    rows = [
+        ResultDifference(
+            _format_key(keys[i]), float(ious[i, 0]), float(ious[i, 1]), (first[keys[i]].line, second[keys[i]].line)
+        )
+        for i in order
+    ]
+    errors = tuple(sum(sample.failed for sample in samples.values()) for samples in (first, second))
     names, parts, wholes = _metric_ratios(counts, protocol)
     differences = _estimate_differences(names, parts, wholes, images, resamples, seed)
-    return RunComparison(protocol, differences, rows, int(images.max()) + 1, resamples=resamples)
+    number = int(images.max()) + 1
+    return RunComparison(protocol, differences, rows, number, resamples=resamples, errors=(errors[0], errors[1]))
 
 
 def _estimate_differences(
@@ -176,37 +206,64 @@ def _estimate_differences(
     return differences
 
 
-def result_key(row: dict[str, Any], position: int) -> Any:
-    """The identity of a result: the number of its row in the dataset, or its line number if that is missing."""
-    number = row.get("row")
-    return position if number is None else number
+class _Sample(NamedTuple):
+    """What is compared of a result: its counts, image and question, its line, and whether it has an error."""
+
+    counts: list[float]
+    image: str
+    question: str
+    line: int
+    failed: bool
 
 
-def _read_counts(
+_SampleKey = tuple[str | None, int]  # name of the dataset, see `name_datasets`; number of the row, or else of the line
+
+
+def _read_samples(
     path: str | Path,
     protocol: Protocol,
     root: str | Path | None,
     min_score: float,
+    duplicates: str,
     on_progress: Callable[[int], None] | None,
-) -> dict[Any, tuple[list[float], str, str]]:
-    """Read key -> (counts, image, question) of every result."""
-    found: dict[Any, tuple[list[float], str, str]] = {}
-    for number, row in read_results(path, on_progress):
-        key = result_key(row, number)
-        if key in found:
-            raise ValueError(f"{path}: row {number}: is the second of number {key!r}: expected each row once")
+) -> dict[_SampleKey, _Sample]:
+    left_out = find_repeated_lines(path, duplicates)
+    found: list[tuple[Key, _Sample]] = []
+    numbered: list[tuple[int, Key]] = []
+    for line, row in read_results(path, on_progress):
+        if line in left_out:
+            continue
+        key = get_result_key(row)
+        if key is not None:
+            numbered.append((line, key))
+        failed = row.get(ERROR) is not None
         try:
-            if not has_true_masks(row):
+            if row.get(TRUE) is None if failed else not has_true_masks(row):
                 continue
-            protocol.check_question(get_question(row), row.get("expressions"))
-            overlap = load_result_runs(drop_low_scores(row, min_score), root).overlap(protocol)
+            if not failed:
+                protocol.check_question(get_question(row), row.get("expressions"))
+            shown = {**row, PREDICTED: []} if failed else drop_low_scores(row, min_score)
+            overlap = load_result_runs(shown, root).overlap(protocol)
         except ValueError as error:
-            raise ValueError(f"{path}: row {number}: {error}") from error
+            raise ValueError(f"{path}: row {line}: {error}") from error
         counts = [overlap.iou, overlap.intersection, overlap.union, overlap.target, overlap.predicted > 0]
-        found[key] = counts, _first_image(row, key), get_question(row)
+        if failed:  # wrong also without a target, where no mask would be right
+            counts[IOU], counts[ANSWERED] = 0.0, overlap.target == 0
+        image = _first_image(row, line)
+        found.append((key or (None, line), _Sample(counts, image, get_question(row), line, failed)))
+    check_rows_once(path, numbered)
     if not found:
         raise ValueError(f"{path}: holds no rows with true masks, expected JSON lines written by `swift infer`")
-    return found
+    names = name_datasets(dataset for (dataset, _), _ in found)
+    samples = {(names[dataset], number): sample for (dataset, number), sample in found}
+    if len(samples) != len(found):
+        raise ValueError(f"{path}: row: got results with and without number, expected one of both")
+    return samples
+
+
+def _format_key(key: _SampleKey) -> int | str:
+    dataset, number = key
+    return number if dataset is None else f"{number} of {dataset}"
 
 
 def _first_image(row: dict[str, Any], key: Any) -> str:
@@ -215,17 +272,20 @@ def _first_image(row: dict[str, Any], key: Any) -> str:
     return first if isinstance(first, str) else f"row {key}"
 
 
-def _check_same_samples(a: str | Path, b: str | Path, first: dict, second: dict) -> None:
+def _check_same_samples(
+    a: str | Path, b: str | Path, first: dict[_SampleKey, _Sample], second: dict[_SampleKey, _Sample]
+) -> None:
     for path, here, there in ((b, second, first), (a, first, second)):
         missing = [key for key in there if key not in here]
         if missing:
-            raise ValueError(f"{path}: lacks {len(missing)} rows of the other file, row {missing[0]!r} among them")
-    for key, (counts, _, question) in first.items():
+            number = _format_key(missing[0])
+            raise ValueError(f"{path}: lacks {len(missing)} rows of the other file, row {number} among them")
+    for key, sample in first.items():
         other = second[key]
-        if counts[TARGET] != other[0][TARGET] or question != other[2]:
+        if sample.counts[TARGET] != other.counts[TARGET] or sample.question != other.question:
             raise ValueError(
-                f"{b}: row {key!r} asks {other[2]!r:.80} with {other[0][TARGET]} true pixels: expected "
-                f"{question!r:.80} with {counts[TARGET]}, as in {a}"
+                f"{b}: row {_format_key(key)} asks {other.question!r:.80} with {other.counts[TARGET]} true pixels: "
+                f"expected {sample.question!r:.80} with {sample.counts[TARGET]}, as in {a}"
             )
 
 

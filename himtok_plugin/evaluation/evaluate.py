@@ -1,13 +1,14 @@
 """`himtok eval`: score a result file in one or more processes and report it with its failures and its run card.
 
-Contract: if the dataset is given as `rows`, every sample counts: samples without a result are missing answers and are
-listed as failures. Inference is not repeated, so a new metric or protocol costs no GPU time.
+Contract: results with an `error` are listed as failures and are wrong in every metric. If the dataset is given as
+`rows`, so are its samples without a result. A row with two results is refused unless one of them is chosen. Inference
+is not repeated, so a new metric or protocol costs no GPU time.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from .protocols import PLAIN, Protocol
 from .provenance import RunCard
 from .redecoding import Redecoder
 from .report import ScoreReport
-from .results import PREDICTED, PREDICTED_BOXES, TRUE, TRUE_BOXES, has_true_masks, read_results
+from .result_keys import REFUSE, Key, check_rows_once, find_repeated_lines, get_result_key
+from .results import ERROR, TRUE, TRUE_BOXES, has_true_masks, read_results
 from .scoring import ResultScores
 
+NO_RESULT = "has no result"
+REDECODED = 64  # results whose masks are decoded again together
 COPIED = ("messages", "ignore", "category", "expressions")  # columns that a missing result takes from its sample
 
 
@@ -35,6 +39,7 @@ def evaluate_results(
     redecoder: Redecoder | None = None,
     processes: Processes | None = None,
     on_progress: Callable[[int], None] | None = None,
+    duplicates: str = REFUSE,
 ) -> ScoreReport:
     """Score a result file.
 
@@ -44,34 +49,55 @@ def evaluate_results(
         rows: the dataset of the run; its samples with a true mask or box and without a result are failures.
         redecoder: decodes the predicted masks again.
         processes: the processes that share the work; each returns the whole report.
+        duplicates: what is done about several results of a row, see `result_keys.DUPLICATES`.
     Raises:
-        ValueError: a result cannot be scored, or none of them has a truth.
+        ValueError: a result cannot be scored, none of them has a truth, or a row has two results.
         OSError: a file cannot be read.
     """
     processes = processes or Processes()
     share = (processes.rank, processes.count)
     scores = ResultScores(protocol, boundary, min_score, root)
-    seen: list[int] = []
-    for number, row in read_results(path, on_progress, share):
-        name = f"{path}: row {number}"
-        try:
-            if rows is not None and (has_true_masks(row) or row.get("row") is not None):
-                seen.append(_row_number(row))
-            row = row if redecoder is None else redecoder(row)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        scores.add(row, name)
-    found = [number for part in processes.gather(seen) for number in part]
-    ((most, times),) = Counter(found).most_common(1) or ((None, 0),)
-    if times > 1:
-        raise ValueError(f"{path}: row number {most} occurs more than once: expected results of {rows} alone")
+    left_out = find_repeated_lines(path, duplicates)
+    keys: list[tuple[int, Key]] = []
     failures: list[str] = []
-    if rows is not None and processes.rank == 0:
-        failures = _add_failures(scores, rows, set(found))
+
+    def read() -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the name and content of each result, after checking what needs no masks."""
+        for number, row in read_results(path, on_progress, share):
+            if number in left_out:
+                continue
+            name, key = f"{path}: row {number}", get_result_key(row)
+            try:
+                if key is not None:
+                    keys.append((number, key))
+                elif rows is not None and (row.get(ERROR) is not None or has_true_masks(row)):
+                    raise ValueError(
+                        f"row: got {row.get('row')!r}, expected its number in the dataset, as written by `swift infer`"
+                    )
+                if redecoder is not None:
+                    redecoder.check(row)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            if row.get(ERROR) is not None:
+                failures.append(f"{name}: {row[ERROR]}")
+            yield name, row
+
+    results = read()
+    while batch := list(islice(results, 1 if redecoder is None else REDECODED)):
+        decoded = [row for _, row in batch] if redecoder is None else redecoder([row for _, row in batch])
+        for (name, _), row in zip(batch, decoded, strict=True):
+            scores.add(row, name)
+    found = [key for part in processes.gather(keys) for key in part]
+    check_rows_once(path, found)
+    if rows is not None:
+        _check_single_dataset(path, rows, found)
+        if processes.rank == 0:
+            failures += _add_failures(scores, rows, {number for _, (_, number) in found})
     parts = processes.gather((scores, failures))
     scores, failures = parts[0]
-    for other, _ in parts[1:]:
+    for other, further in parts[1:]:
         scores.merge(other)
+        failures = failures + further
     scores.check(path)
     numbers = {**scores.compute(), "failures": len(failures)}
     card = RunCard.load(path)
@@ -79,14 +105,13 @@ def evaluate_results(
         card.min_score = max(min_score, card.min_score or 0.0)
     if redecoder is not None:
         card = redecoder.update_card(card or RunCard())
-    return ScoreReport(str(path), numbers, protocol, card, failures, scores.classes.per_class())
+    return ScoreReport(str(path), numbers, protocol, card, failures, scores.classes.per_class(), len(left_out))
 
 
-def _row_number(row: dict[str, Any]) -> int:
-    number = row.get("row")
-    if not isinstance(number, int):
-        raise ValueError(f"row: got {number!r}, expected its number in the dataset, as written by `swift infer`")
-    return number
+def _check_single_dataset(path: str | Path, rows: str | Path, keys: list[tuple[int, Key]]) -> None:
+    datasets = sorted({str(dataset) for _, (dataset, _) in keys if dataset is not None})
+    if len(datasets) > 1:
+        raise ValueError(f"{path}: dataset: got results of {', '.join(datasets)}, expected those of {rows} alone")
 
 
 def _add_failures(scores: ResultScores, rows: str | Path, found: set[int]) -> list[str]:
@@ -107,6 +132,6 @@ def _add_failures(scores: ResultScores, rows: str | Path, found: set[int]) -> li
         if not true:
             continue
         copied = {key: row[key] for key in COPIED if row.get(key) is not None}
-        scores.add({PREDICTED: [], PREDICTED_BOXES: [], **true, **copied}, f"{rows}: row {line}")
-        failures.append(f"{rows}: row {line}: has no result")
+        scores.add({ERROR: NO_RESULT, **true, **copied}, f"{rows}: row {line}")
+        failures.append(f"{rows}: row {line}: {NO_RESULT}")
     return failures

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from himtok_plugin.masks import Resize, to_rle
 from himtok_plugin.masks.rle import check_size
@@ -14,6 +17,8 @@ from .results import PREDICTED
 
 if TYPE_CHECKING:
     from himtok_plugin.mask_tokenizer import MaskTokenizer
+
+BATCH = 32  # masks decoded at once
 
 
 class Redecoder:
@@ -32,18 +37,43 @@ class Redecoder:
         self.resize = resize
         self.threshold = threshold
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the result with its masks decoded again.
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return results with their masks decoded again, all together.
 
         Raises:
             ValueError: a mask has no codes of this mask tokenizer.
         """
         import torch
 
+        masks = [mask for row in rows for mask in self.check(row)]
+        squares: list[np.ndarray] = [np.empty(0)] * len(masks)
+        by_length: dict[int, list[int]] = {}  # the codes of a batch are an array
+        for i, mask in enumerate(masks):
+            by_length.setdefault(len(mask["codes"]), []).append(i)
+        for indices in by_length.values():
+            for begin in range(0, len(indices), BATCH):
+                batch = indices[begin : begin + BATCH]
+                codes = torch.tensor([masks[i]["codes"] for i in batch], device=self.mask_tokenizer.device)
+                with torch.inference_mode():
+                    decoded = self.mask_tokenizer.decode(codes).cpu().numpy()
+                for i, square in zip(batch, decoded, strict=True):
+                    squares[i] = square
+        made = (
+            {**mask, **to_rle(resize_square(square, check_size(mask["size"]), self.threshold, self.resize))}
+            for mask, square in zip(masks, squares, strict=True)
+        )
+        return [{**row, PREDICTED: [next(made) for _ in row[PREDICTED]]} if self.check(row) else row for row in rows]
+
+    def check(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the masks of a result that are decoded again.
+
+        Raises:
+            ValueError: a mask has no codes of this mask tokenizer, or no size.
+        """
         masks = row.get(PREDICTED)
-        if not isinstance(masks, list) or not masks:
-            return row
-        config, decoded = self.mask_tokenizer.config, []
+        if not isinstance(masks, list):
+            return []
+        config = self.mask_tokenizer.config
         for i, mask in enumerate(masks):
             codes: Any = mask.get("codes") if isinstance(mask, dict) else None
             legal = isinstance(codes, list) and 1 <= len(codes) <= config.num_mask_tokens
@@ -52,11 +82,8 @@ class Redecoder:
                     f"{PREDICTED}[{i}].codes: got {codes!r:.80}, expected 1 to {config.num_mask_tokens} integers below "
                     f"{config.codebook_size}"
                 )
-            size = check_size(mask.get("size"), f"{PREDICTED}[{i}].size")
-            with torch.inference_mode():
-                square = self.mask_tokenizer.decode(torch.tensor([codes], device=self.mask_tokenizer.device))[0]
-            decoded.append({**mask, **to_rle(resize_square(square.cpu().numpy(), size, self.threshold, self.resize))})
-        return {**row, PREDICTED: decoded}
+            check_size(mask.get("size"), f"{PREDICTED}[{i}].size")
+        return masks
 
     def update_card(self, card: RunCard) -> RunCard:
         """Return the run card with the settings of this decoding."""

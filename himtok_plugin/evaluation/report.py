@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from himtok_plugin.pages.markdown import escape_markdown
+
 from .protocols import RESIZES, Protocol
 from .provenance import RunCard
 
@@ -26,8 +28,9 @@ class ScoreReport:
         scores: metric -> value; None if there are no samples of its kind.
         protocol: the evaluation protocol.
         run: the run card of the predictions; None if unknown.
-        failures: a line for each sample without a result; the scores count it as a missing answer.
+        failures: a line for each sample without an answer; the scores count it as wrong.
         per_class: IoU of each class.
+        left_out: number of results that were left out, because another result of their row was scored.
     """
 
     name: str
@@ -36,6 +39,7 @@ class ScoreReport:
     run: RunCard | None = None
     failures: list[str] = field(default_factory=list)
     per_class: dict[str, float | None] = field(default_factory=dict)
+    left_out: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -69,20 +73,24 @@ class ScoreReport:
         }
 
     def markdown(self) -> str:
-        """The report as a Markdown section: scores, protocol and run, failures, classes."""
-        lines = [f"## {self.name}", "", "| metric | value | protocol |", "|---|---:|---|"]
+        """The report as a Markdown section: scores, protocol and run, failures, classes. All text is shown as it is."""
+        lines = [f"## {escape_markdown(self.name)}", "", "| metric | value | protocol |", "|---|---:|---|"]
         for name, value in self.scores.items():
-            lines.append(f"| {name} | {_format_score(name, value)} | {self.protocol.name} |")
+            lines.append(f"| {escape_markdown(name)} | {_format_score(name, value)} | {self.protocol.name} |")
         lines += ["", "| | |", "|---|---|"]
-        lines += [f"| {name} | {_escape_cell(value)} |" for name, value in self.rules().items()]
+        lines += [f"| {escape_markdown(name)} | {escape_markdown(value)} |" for name, value in self.rules().items()]
+        if self.left_out:
+            lines += ["", f"{self.left_out} results are left out, because their row has another one."]
         if self.failures:
-            lines += ["", f"{len(self.failures)} failures, in the scores as missing answers:", ""]
-            lines += [f"- {_escape_cell(failure)}" for failure in self.failures[:LISTED_FAILURES]]
+            lines += ["", f"{len(self.failures)} failures, in the scores as wrong answers:", ""]
+            lines += [f"- {escape_markdown(failure)}" for failure in self.failures[:LISTED_FAILURES]]
             if len(self.failures) > LISTED_FAILURES:
                 lines.append(f"- … {len(self.failures) - LISTED_FAILURES} more")
         if self.per_class:
             lines += ["", "| class | IoU |", "|---|---:|"]
-            lines += [f"| {_escape_cell(name)} | {_format_score('IoU', iou)} |" for name, iou in self.per_class.items()]
+            lines += [
+                f"| {escape_markdown(name)} | {_format_score('IoU', iou)} |" for name, iou in self.per_class.items()
+            ]
         return "\n".join(lines)
 
 
@@ -92,7 +100,3 @@ def _format_score(name: str, value: float | int | None) -> str:
 
 def _format_setting(value: Any) -> str:
     return "-" if value is None else str(value)
-
-
-def _escape_cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from himtok_plugin.data.row_files import iter_rows
 from himtok_plugin.data.samples import parse_row
 from himtok_plugin.masks import Masks, MaskSource, load_mask
 from himtok_plugin.masks.rle import check_size
@@ -23,6 +24,7 @@ from .protocols import PLAIN, Protocol
 
 PREDICTED, TRUE, IGNORED = "masks", "target_masks", "ignore"  # keys of a result
 PREDICTED_BOXES, TRUE_BOXES = "boxes", "target_boxes"
+ERROR = "error"  # why a row has no answer
 CLASS = "category"
 UNKNOWN_SIZE = (1, 1)  # of a result without any mask: its two unions are empty, and equal at every size
 
@@ -33,25 +35,22 @@ def read_results(
     """Yield the lines of a result file, each with its line number, counted from 1; blank lines are left out.
 
     Args:
-        path: JSON lines.
+        path: JSON lines, or a JSON list.
         on_progress: called after each line with the bytes read so far.
         share: (rank, count): this process parses and gets every count-th line only.
     Raises:
         ValueError: a line is not a JSON object.
         OSError: the file cannot be read.
     """
-    consumed = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            consumed += len(line)
-            if number % share[1] == share[0] and line.strip():
-                try:
-                    row = parse_row(line)
-                except ValueError as error:
-                    raise ValueError(f"{path}: row {number}: {error}") from error
-                yield number, row
-            if on_progress is not None:
-                on_progress(consumed)
+    for number, line, _, consumed in iter_rows(Path(path)):
+        if number % share[1] == share[0] and line.strip():
+            try:
+                row = parse_row(line)
+            except ValueError as error:
+                raise ValueError(f"{path}: row {number}: {error}") from error
+            yield number, row
+        if on_progress is not None:
+            on_progress(consumed)
 
 
 def has_true_masks(row: dict[str, Any]) -> bool:

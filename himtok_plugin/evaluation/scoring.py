@@ -3,7 +3,8 @@
 Contract: for each result, the union of its predicted `masks` is compared with the union of its `target_masks`; the
 protocol says how its `ignore` masks count. The `score` of a predicted mask is compared with its IoU with the true mask
 that it is matched with. The first of `boxes` is compared with the box in `target_boxes` if there is exactly one. A
-result with neither true masks nor true boxes is counted, but not scored. A result that cannot be read raises a
+result with neither true masks nor true boxes is counted, but not scored. A result with an `error` is wrong in every
+metric of its truth, also where an answer without a mask would be right. A result that cannot be read raises a
 ValueError that begins with its row number; no result is skipped.
 """
 
@@ -22,6 +23,8 @@ from himtok_plugin.metrics.segmentation import ClassMetrics, Overlap, Segmentati
 from .protocols import PLAIN, Protocol
 from .results import (
     CLASS,
+    ERROR,
+    PREDICTED,
     PREDICTED_BOXES,
     TRUE,
     TRUE_BOXES,
@@ -109,6 +112,8 @@ class ResultScores:
     def add(self, row: dict[str, Any], name: str = "row") -> float | None:
         """Add a result and return the IoU of its masks, None without true masks; error messages begin with `name`."""
         try:
+            if row.get(ERROR) is not None:
+                return self._add_failed(row)
             boxed = self._add_box(row)
             iou = self._add_masks(row) if has_true_masks(row) else None
         except ValueError as error:
@@ -116,6 +121,24 @@ class ResultScores:
         self._rows += 1
         self._not_scored += iou is None and not boxed
         return iou
+
+    def _add_failed(self, row: dict[str, Any]) -> float | None:
+        """Add a result with an error; it is not scored if it has no truth that can be read."""
+        try:
+            true_boxes = get_boxes(row, TRUE_BOXES) or []
+            runs = load_result_runs({**row, PREDICTED: []}, self.root) if row.get(TRUE) is not None else None
+        except (ValueError, OSError):  # an unreadable truth can be what the error is about
+            true_boxes, runs = [], None
+        if len(true_boxes) == 1:
+            self.boxes.update(None, true_boxes[0])
+        if runs is not None:
+            target = runs.overlap(self.protocol).target
+            self.metrics.update_failed(target)
+            if isinstance(row.get(CLASS), str):
+                self.classes.update(row[CLASS], Overlap(0, 0, target))
+        self._rows += 1
+        self._not_scored += runs is None and len(true_boxes) != 1
+        return None if runs is None else 0.0
 
     def _add_box(self, row: dict[str, Any]) -> bool:
         true, found = get_boxes(row, TRUE_BOXES), get_boxes(row, PREDICTED_BOXES)

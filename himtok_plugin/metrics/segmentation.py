@@ -162,6 +162,17 @@ class SegmentationMetrics:
             )
         self._add(overlap, missing)
 
+    def update_failed(self, target: int) -> None:
+        """Add a sample whose answer has failed: it is wrong in every number, also if there is no target.
+
+        Args:
+            target: foreground pixels of the target, without ignored ones.
+        """
+        self._samples += 1
+        self._missing += target > 0
+        self._union += target
+        self._no_target += target == 0
+
     def _add(self, overlap: Overlap, missing: bool) -> None:
         precise = np.array([overlap.iou >= level for level in PRECISION_LEVELS])
         self._samples += 1

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from tiny_results import first_pixels, write_scored_run, write_two_runs
+from tiny_results import first_pixels, write_results, write_scored_run, write_two_runs
 
 from himtok_plugin.evaluation.comparison import compare_results
+from himtok_plugin.evaluation.result_keys import name_datasets
 
 
 @pytest.fixture
@@ -72,9 +73,61 @@ def test_results_of_different_samples_are_rejected(results, tmp_path):
         compare_results(fewer, a)
     twice = tmp_path / "twice.jsonl"
     twice.write_text("\n".join([*lines, lines[0]]) + "\n")
-    with pytest.raises(ValueError, match="is the second of number 1"):
+    with pytest.raises(ValueError, match="twice.jsonl: row number 1 occurs more than once, on lines 1 and 41"):
         compare_results(a, twice)
     with pytest.raises(ValueError, match="true pixels: expected"):
         compare_results(a, write_scored_run(tmp_path / "c.jsonl", base, target_masks=[first_pixels(50)]))
     with pytest.raises(ValueError, match="resamples: got 0"):
         compare_results(a, b, resamples=0)
+
+
+def write_datasets(path, folder, ious):
+    """Results of two datasets in a folder, both with rows 1 and 2."""
+    rows = []
+    for i, iou in enumerate(ious):
+        name = f"{folder}/{'val' if i < 2 else 'testA'}.jsonl"
+        row = {"row": i % 2 + 1, "dataset": name, "images": [f"{i}.png"], "target_masks": [first_pixels(100)]}
+        rows.append({**row, "masks": [first_pixels(round(100 * iou))] if iou else []})
+    return write_results(path, *rows)
+
+
+def test_results_of_several_datasets_are_compared_row_by_row(tmp_path):
+    a = write_datasets(tmp_path / "a.jsonl", "rows", (0.5, 0.5, 0.5, 0.5))
+    b = write_datasets(tmp_path / "b.jsonl", "/another/machine/rows", (0.5, 0.6, 0.2, 0.5))
+    compared = compare_results(a, b, resamples=20)
+    assert [row.key for row in compared.rows] == [
+        "1 of testA.jsonl",
+        "1 of val.jsonl",
+        "2 of testA.jsonl",
+        "2 of val.jsonl",
+    ]
+    assert compared.rows[0].b == pytest.approx(0.2) and compared.images == 4
+    lines = b.read_text().splitlines()
+    b.write_text("\n".join([*lines, lines[3]]) + "\n")
+    with pytest.raises(ValueError, match=r"row number 2 of /another/.*testA\.jsonl occurs more than once"):
+        compare_results(a, b)
+    assert compare_results(a, b, resamples=20, duplicates="last").rows == compared.rows
+    b.write_text("\n".join(lines[:3]) + "\n")
+    with pytest.raises(ValueError, match=r"b.jsonl: lacks 1 rows of the other file, row 2 of testA\.jsonl among them"):
+        compare_results(a, b)
+
+
+def test_datasets_are_named_by_the_shortest_end_that_tells_them_apart():
+    assert name_datasets(["a/x.jsonl", "b/x.jsonl", "b/y.jsonl"]) == {
+        "a/x.jsonl": "a/x.jsonl",
+        "b/x.jsonl": "b/x.jsonl",
+        "b/y.jsonl": "y.jsonl",
+    }
+    assert name_datasets(["a/x.jsonl"] * 2) == {"a/x.jsonl": None}
+
+
+def test_results_with_an_error_are_wrong_answers_of_their_run(tmp_path):
+    true, empty = {"target_masks": [first_pixels(100)]}, {"target_masks": []}
+    good = write_results(
+        tmp_path / "a.jsonl", {"row": 1, "masks": [first_pixels(100)], **true}, {"row": 2, "masks": [], **empty}
+    )
+    failed = write_results(tmp_path / "b.jsonl", *({"row": i, "error": "?", **t} for i, t in ((1, true), (2, empty))))
+    compared = compare_results(good, failed, resamples=20)
+    found = {each.name: (each.a, each.b) for each in compared.differences}
+    assert found["gIoU"] == found["cIoU"] == found["N-acc"] == found["T-acc"] == (1.0, 0.0)
+    assert compared.errors == (0, 2) and compared.to_dict()["errors"] == {"a": 0, "b": 2}

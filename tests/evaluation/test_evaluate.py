@@ -73,7 +73,8 @@ def test_missing_boxes_are_failures_and_samples_without_a_truth_are_not(tmp_path
     assert report.failures == [f"{dataset}: row {n}: has no result" for n in (2, 5)]
     scores = report.scores
     assert (scores["box_acc@0.9"], scores["box_samples"], scores["box_missing"]) == (0.5, 2, 1)
-    assert (scores["N-acc"], scores["samples"], scores["not_scored"], scores["failures"]) == (1.0, 1, 1, 2)
+    # The fifth has no target, but who does not answer is not right.
+    assert (scores["N-acc"], scores["samples"], scores["not_scored"], scores["failures"]) == (0.0, 1, 1, 2)
 
 
 def test_masks_of_questions_are_not_expected_in_a_missing_answer(tmp_path):
@@ -82,6 +83,54 @@ def test_masks_of_questions_are_not_expected_in_a_missing_answer(tmp_path):
     path = write_results(tmp_path / "out.jsonl", other)
     report = evaluate_results(path, rows=write_results(tmp_path / "rows.jsonl", row, row), boundary=False)
     assert report.scores["T-acc"] == 0.0 and report.scores["cIoU"] == 0.0
+
+
+def test_results_with_an_error_are_wrong_answers_and_listed(tmp_path):
+    """Also where an answer without a mask would be right, where a box is asked for, and without `--rows`."""
+    true = {"target_masks": [to_rle(column_mask(0))], "category": "a"}
+    results = [
+        {"row": 1, "masks": [predicted_mask(0)], **true},
+        {"row": 2, "error": "row 2: no image", **true},
+        {"row": 3, "error": "row 3: no image", "target_masks": []},
+        {"row": 4, "error": "row 4: no image", "target_boxes": [[0, 0, 2, 4]]},
+        {"row": 5, "error": "row 5: no image"},
+        {"row": 6, "error": "row 6: no image", "target_masks": ["none.png"]},
+    ]
+    path = write_results(tmp_path / "out.jsonl", *results)
+    for boundary in (False, True):
+        report = evaluate_results(path, boundary=boundary)
+        scores = report.scores
+        assert report.failures == [f"{path}: row {n}: row {n}: no image" for n in range(2, 7)]
+        assert (scores["samples"], scores["missing"], scores["not_scored"], scores["failures"]) == (3, 1, 2, 5)
+        assert scores["gIoU"] == pytest.approx(1 / 3) and scores["cIoU"] == 0.5 and scores["N-acc"] == 0.0
+        assert scores["T-acc"] == 0.5 and scores["mIoU"] == 0.5 and scores["P@0.5"] == pytest.approx(1 / 3)
+        assert (scores["box_samples"], scores["box_missing"]) == (1, 1)
+    assert scores["boundary_F"] == pytest.approx(1 / 3)
+    assert "5 failures, in the scores as wrong answers:" in report.markdown()
+
+
+def test_results_that_were_appended_twice_are_refused_or_one_is_chosen(tmp_path):
+    first = [{"row": i, "dataset": "d", "masks": [], "target_masks": [to_rle(column_mask(i))]} for i in (1, 2)]
+    second = [{**row, "masks": [predicted_mask(row["row"])]} for row in first]
+    path = write_results(tmp_path / "out.jsonl", *first, "", *second)
+    refused = r"out.jsonl: row number 1 of d occurs more than once, on lines 1 and 4: expected one result per row"
+    with pytest.raises(ValueError, match=refused):
+        evaluate_results(path, boundary=False)
+    for duplicates, iou in (("first", 0.0), ("last", 1.0)):
+        report = evaluate_results(path, boundary=False, duplicates=duplicates)
+        assert (report.scores["gIoU"], report.scores["samples"], report.left_out) == (iou, 2, 2)
+        assert "2 results are left out" in report.markdown()
+    with pytest.raises(ValueError, match="--duplicates: got 'all', expected one of refuse, first, last"):
+        evaluate_results(path, duplicates="all")
+
+
+def test_equal_numbers_of_several_datasets_are_different_rows(tmp_path):
+    results = [{"row": 1, "dataset": name, "masks": [], "target_masks": []} for name in "ab"]
+    path = write_results(tmp_path / "out.jsonl", *results)
+    assert evaluate_results(path, boundary=False).scores["samples"] == 2
+    rows = write_results(tmp_path / "rows.jsonl", {"messages": asked("Segment it."), "masks": []})
+    with pytest.raises(ValueError, match="dataset: got results of a, b, expected those of .*rows.jsonl alone"):
+        evaluate_results(path, rows=rows)
 
 
 def test_shares_of_processes_merge_to_the_scores_of_one(tmp_path):

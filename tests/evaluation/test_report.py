@@ -40,3 +40,20 @@ def test_markdown_lists_the_first_failures_and_json_all(tmp_path):
     assert json.loads(written.read_text())["failures"] == failures
     text = shown.read_text()
     assert text.count("has no result") == LISTED_FAILURES and "… 5 more" in text
+
+
+def test_names_are_shown_as_they_are():
+    """A class, file or setting of other people cannot become HTML, a cell or a link."""
+    name = "<script>x</script> | `a` [b](javascript:c) *d* _e_ f_g & \\\n# h"
+    card = RunCard([name], further={name: name})
+    report = ScoreReport(name, {"cIoU": 0.5}, find_protocol("plain"), card, failures=[name], per_class={name: 0.5})
+    shown = r"&lt;script&gt;x&lt;/script&gt; \| \`a\` \[b\](javascript:c) \*d\* \_e\_ f_g &amp; \\ # h"
+    lines = report.markdown().splitlines()
+    for line in (
+        f"## {shown}",
+        f"| {shown} | {shown} |",
+        f"| checkpoint | {shown} |",
+        f"- {shown}",
+        f"| {shown} | 0.5000 |",
+    ):
+        assert line in lines

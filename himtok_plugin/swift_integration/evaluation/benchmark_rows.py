@@ -23,7 +23,7 @@ from himtok_plugin.evaluation.ground_truth import count_in_questions
 from himtok_plugin.evaluation.protocols import Protocol, find_protocol
 from himtok_plugin.evaluation.provenance import RunCard
 from himtok_plugin.evaluation.report import ScoreReport
-from himtok_plugin.evaluation.results import read_results
+from himtok_plugin.evaluation.results import ERROR, read_results
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER, MASK_PLACEHOLDER
 from himtok_plugin.metrics.boxes import BOX_LEVELS
 from himtok_plugin.metrics.segmentation import PRECISION_LEVELS
@@ -195,7 +195,11 @@ class RowBenchmark(VisionLanguageAdapter):
             if sample.metadata["row"] not in answered:
                 failures.append(f"{subset}: row {sample.metadata['row']}: no prediction")
                 results.append(
-                    {**sample.metadata, "response": "", "failed": True, **self.judge("", sample.metadata, None)[0]}
+                    {
+                        **sample.metadata,
+                        **{"response": "", "failed": True, ERROR: "no prediction"},
+                        **self.judge("", sample.metadata, None)[0],
+                    }
                 )
         scores, per_class = self.compute_scores(results)
         scores["failures"] = len(failures)

@@ -48,15 +48,16 @@ answering   InferEngine.__init__                               every engine gene
             TransformersEngine._infer                          and a refiner improves them
             SwiftInfer._batch_infer                            results have `masks`
             SwiftInfer.infer_single                            also with `--stream` and in dialogues
+            SwiftInfer.run                                     rows that fail get results and an exit status
             SwiftInfer._prepare_val_dataset                    `--resume_result` skips rows with results
             SwiftInfer.infer_dataset                           no result of several processes on CPUs is lost
 deploying   SwiftDeploy._register_app                          all routes check requests
             SwiftDeploy.infer_async (new)                      chat requests have masks, responses segments
             SwiftDeploy.run                                    the server ends in time
-            TransformersEngine._infer                          a request that fails in a batch fails alone
-            TransformersEngine._fetch_infer_requests           and one without a client is skipped
+            TransformersEngine._fetch_infer_requests           requests without a client are skipped
             InferEngine.set_default_max_tokens                 no request takes the room of others
             TransformersEngine._infer_stream                   streams have masks
+            TransformersEngine._infer                          and fail alone
             InferStreamer._get_response                        and send each when it closes
             StreamerMixin.__next__                             a stream that fails ends with its error
 evaluating  EvalArguments.list_eval_dataset                    `swift eval` runs without OpenCompass

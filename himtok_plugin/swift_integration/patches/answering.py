@@ -36,13 +36,16 @@ def constrain_engines() -> None:
 
 
 def attach_masks_to_responses() -> None:
-    """What: responses of ms-swift's transformers engine have masks, refined if `--refiner` is set.
-    Why: a template sees the generated ids but not the response, and a refiner needs the image of the request.
-    Goes when: a template can change a response object.
-    Upstream: none known (looked 2026-11-28).
+    """What: responses of ms-swift's transformers engine have masks, refined if `--refiner` is set. If the engine is not
+    strict, an error of one request does not fail the batch.
+    Why: a template sees the generated ids but not the response, and a refiner needs the image of the request. Without
+    `strict`, ms-swift isolates only what the encoding of a request raises.
+    Goes when: a template can change a response object, and ms-swift isolates the other errors.
+    Upstream: modelscope/ms-swift#7045 (one bad sample fails the others).
     """
     from swift.infer_engine import TransformersEngine
 
+    from himtok_plugin.swift_integration.answering.failed_answers import infer_apart
     from himtok_plugin.swift_integration.answering.refining import refine_responses
     from himtok_plugin.swift_integration.answering.response_masks import attach_masks
     from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
@@ -57,7 +60,14 @@ def attach_masks_to_responses() -> None:
 
     @around(TransformersEngine, "_infer")
     def infer(original, self, infer_requests, request_config, **kwargs):
-        responses = original(self, infer_requests, request_config, **kwargs)
+        if request_config.stream or getattr(self, "strict", True):
+            responses = original(self, infer_requests, request_config, **kwargs)
+        else:  # `strict` does not cover what the batch as a whole raises, such as one request that is too long
+
+            def ask(some):
+                return original(self, some, request_config, **kwargs)
+
+            responses = infer_apart(ask, infer_requests)
         runtime = get_mask_runtime(self.template)
         if runtime is not None and runtime.settings.refiner != "none" and not request_config.stream:
             refine_responses(
@@ -68,9 +78,10 @@ def attach_masks_to_responses() -> None:
 
 @contextmanager
 def _record_responses(pipeline: Any, runtime: MaskRuntime | None) -> Iterator[list[Any]]:
-    """Collect the responses of the pipeline's engine inside the context; for a stream, a `CollectedStream`.
+    """Collect the responses of the pipeline's engine inside the context, for a stream a `GuardedStream`.
 
-    The engine is asked for log-probabilities if masks are decoded from them.
+    A row that fails gets a `FailedAnswer`; in a dialogue, the error is raised. The engine is asked for
+    log-probabilities if masks are decoded from them.
     """
     from himtok_plugin.swift_integration.answering.engine_logprobs import (
         CollectedStream,
@@ -78,16 +89,29 @@ def _record_responses(pipeline: Any, runtime: MaskRuntime | None) -> Iterator[li
         needs_logprobs,
         with_logprobs,
     )
+    from himtok_plugin.swift_integration.answering.failed_answers import GuardedStream, answer_rows, get_column
 
     recorded: list[Any] = []
     engine = pipeline.infer_engine
 
     def infer(requests, config, **kwargs):
-        if runtime is None or config is None or not needs_logprobs(engine, runtime.settings, config.stream):
-            responses = engine.infer(requests, config, **kwargs)
+        stream = config is not None and config.stream
+        asks_logprobs = runtime is not None and config is not None and needs_logprobs(engine, runtime.settings, stream)
+
+        def ask(some):
+            if not asks_logprobs:
+                return engine.infer(some, config, **kwargs)
+            keep = CollectedStream if stream else keep_logprobs
+            return [keep(each, config) for each in engine.infer(some, with_logprobs(config), **kwargs)]
+
+        if runtime is None or pipeline.args.eval_human:
+            responses = ask(requests)
+        elif stream:  # `infer_single` asks about one row
+            (row,) = requests
+            responses = [GuardedStream(get_column(row), lambda: ask([row])[0])]
         else:
-            keep = CollectedStream if config.stream else keep_logprobs
-            responses = [keep(each, config) for each in engine.infer(requests, with_logprobs(config), **kwargs)]
+            engine.strict = False  # ms-swift returns the error of a request as its answer
+            responses = answer_rows(ask, requests)
         recorded.extend(responses)
         return responses
 
@@ -99,36 +123,55 @@ def _record_responses(pipeline: Any, runtime: MaskRuntime | None) -> Iterator[li
 
 
 def resume_results() -> None:
-    """What: `--resume_result` skips rows that already have a result.
-    Why: ms-swift runs all rows of a dataset, whatever the result file holds.
-    Goes when: ms-swift can resume inference and identifies rows.
+    """What: `--resume_result` skips rows that already have a result. Rows that preprocessing cannot use are kept.
+    Why: ms-swift runs all rows of a dataset, whatever the result file holds, except those that it deletes because it
+    cannot use them.
+    Goes when: ms-swift can resume inference, identifies rows and writes a result for each.
     Upstream: none known (looked 2026-11-28).
     """
     from swift.pipelines.infer.infer import SwiftInfer
 
-    from himtok_plugin.swift_integration.answering.resumed_results import select_rows_without_result
+    from himtok_plugin.swift_integration.answering.resumed_results import (
+        drop_unfinished_results,
+        select_rows_without_result,
+        warn_about_appending,
+    )
+    from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
+    from himtok_plugin.swift_integration.samples.failed_rows import keep_failed_rows
 
     @around(SwiftInfer, "_prepare_val_dataset")
     def prepare_val_dataset(original, self):
-        rows = original(self)
-        return select_rows_without_result(rows, self.args.result_path) if self.args.resume_result else rows
+        if get_mask_runtime(self.template) is None:
+            return original(self)
+        with keep_failed_rows():
+            rows = original(self)
+        if not self.args.resume_result:
+            warn_about_appending(self.args.result_path)
+            return rows
+        rows = select_rows_without_result(rows, self.args.result_path)
+        if self.args.rank <= 0:
+            drop_unfinished_results(self.args.result_path)
+        return rows
 
 
 def write_masks_to_results() -> None:
-    """What: `swift infer` adds `masks` and `boxes` to its results, and writes images to `--mask_dir` and a run card.
-    Why: the pipeline builds a result from fixed fields of the response.
-    Goes when: a plugin can change results before they are written.
-    Upstream: modelscope/ms-swift#4693 and #3936 (further fields in results).
+    """What: `swift infer` adds `masks` and `boxes` to its results, and writes images to `--mask_dir` and a run card. A
+    row that fails gets a result with `error`; the run then ends with exit status 1 after all other rows.
+    Why: the pipeline builds a result from fixed fields of the response, and ends at the first row that fails.
+    Goes when: a plugin can change results before they are written, and ms-swift writes a result for each row.
+    Upstream: modelscope/ms-swift#4693 and #3936 (further fields in results), #7045 (one bad sample fails the others).
     """
     from swift.pipelines.infer.infer import SwiftInfer
 
     from himtok_plugin.swift_integration.answering.engine_logprobs import CollectedStream, get_logprobs
+    from himtok_plugin.swift_integration.answering.failed_answers import FailureCount, get_column
     from himtok_plugin.swift_integration.answering.mask_pictures import MaskPictures
     from himtok_plugin.swift_integration.answering.response_masks import RESPONSE_ATTRIBUTE, predict_masks_from_text
     from himtok_plugin.swift_integration.answering.result_boxes import add_boxes_to_result
-    from himtok_plugin.swift_integration.answering.result_masks import add_masks_to_result
+    from himtok_plugin.swift_integration.answering.result_masks import add_error_to_result, add_masks_to_result
     from himtok_plugin.swift_integration.answering.run_card import write_run_card
     from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
+    from himtok_plugin.swift_integration.samples.failed_rows import describe_error
 
     def get_pictures(pipeline: Any) -> MaskPictures | None:
         if pipeline.args.mask_dir is None:
@@ -147,21 +190,35 @@ def write_masks_to_results() -> None:
             logprobs = response.logprobs
         return predict_masks_from_text(runtime, text, row, logprobs) if masks is None else masks
 
+    def complete_result(pipeline, runtime, row, response, text: str) -> list[str]:
+        """Add masks and boxes, or the error, to a result. Return the paths of its pictures."""
+        error, masks = getattr(response, "error", None), []
+        if error is None:
+            name = get_column(row).name
+            try:
+                masks = get_masks(runtime, getattr(response, "answer", response), text, row)
+                add_boxes_to_result(row, text, pipeline.template)
+            except (ValueError, TypeError, LookupError, OSError) as failure:  # of the row's image or true boxes
+                error, masks = describe_error(name, failure), []
+        if error is None:
+            add_masks_to_result(row, masks)
+        else:
+            add_error_to_result(row, error)
+        if "himtok_failures" in vars(pipeline):
+            pipeline.himtok_failures.add(error)
+        pictures = get_pictures(pipeline)
+        return [] if pictures is None else pictures.write(row, masks)
+
     @around(SwiftInfer, "_batch_infer")
     def batch_infer(original, self, val_dataset, request_config):
         runtime = get_mask_runtime(self.template)
         if runtime is None:
             return original(self, val_dataset, request_config)
         write_run_card(self.args, runtime)
-        pictures = get_pictures(self)
         with _record_responses(self, runtime) as responses:
             rows = original(self, val_dataset, request_config)
         for row, response in zip(rows, responses, strict=False):  # other ranks of a parallel engine write no rows
-            masks = get_masks(runtime, response, row["response"], row)
-            add_masks_to_result(row, masks)
-            add_boxes_to_result(row, row["response"], self.template)
-            if pictures is not None:
-                pictures.write(row, masks)
+            complete_result(self, runtime, row, response, row["response"])
         return rows
 
     @around(SwiftInfer, "infer_single")
@@ -172,15 +229,25 @@ def write_masks_to_results() -> None:
         with _record_responses(self, runtime) as responses:
             text = original(self, infer_request, request_config)
         if runtime is not None and isinstance(infer_request, dict):
-            masks = get_masks(runtime, responses[0], text, infer_request)
-            add_masks_to_result(infer_request, masks)
-            add_boxes_to_result(infer_request, text, self.template)
             if self.args.mask_dir is None and self.args.eval_human:
                 self.args.mask_dir = "masks"  # an interactive user wants to see the answer
-            pictures = get_pictures(self)
-            if masks and pictures is not None:
-                print("masks: " + ", ".join(pictures.write(infer_request, masks)))
+            paths = complete_result(self, runtime, infer_request, responses[0], text)
+            if paths:
+                print("masks: " + ", ".join(paths))
+            elif error := getattr(responses[0], "error", None):
+                print(f"error: {error}")
+                return ""
         return text
+
+    @around(SwiftInfer, "run")
+    def run(original, self):
+        counts = get_mask_runtime(self.template) is not None and not self.args.eval_human
+        if counts:
+            self.himtok_failures = FailureCount()
+        results = original(self)
+        if counts:
+            self.himtok_failures.check(self.args.result_path)
+        return results
 
 
 def gather_results_on_cpus() -> None:

@@ -12,6 +12,13 @@ from swift.utils import get_logger
 from himtok_plugin.data.samples import CODES, MESSAGE_COLUMNS, QUESTION_COLUMNS
 from himtok_plugin.evaluation.ground_truth import count_in_questions
 from himtok_plugin.mask_text import MASK_PLACEHOLDER
+from himtok_plugin.swift_integration.samples.dataset_files import check_not_empty, make_readable, name_unreadable_row
+from himtok_plugin.swift_integration.samples.failed_rows import (
+    keeps_failed_rows,
+    pack_any_row,
+    preprocess_apart,
+    set_keeping,
+)
 from himtok_plugin.swift_integration.samples.mask_column import (
     ROW_DATASET,
     ROW_NUMBER,
@@ -76,7 +83,7 @@ def number_rows() -> None:
     def prepare_dataset(original, self, dataset):
         dataset = original(self, dataset)
         features = self.get_features_dataset(dataset).features
-        if not _has_masks(features) or ROW_NUMBER in features:
+        if not (set_keeping(self) or _has_masks(features)) or ROW_NUMBER in features:
             return dataset
         name = get_dataset_name(dataset)
         if isinstance(dataset, IterableDataset):
@@ -91,6 +98,31 @@ def number_rows() -> None:
         # `datasets` types a column of mixed values as JSON, and would parse our string under the same name as JSON too.
         # ms-swift uses this prefix for the same purpose.
         return dataset.rename_column("masks", "__@masks") if "masks" in features else dataset
+
+
+def check_dataset_files() -> None:
+    """What: a dataset without rows is refused by its name, row files with byte order marks are read, and a row that
+    `datasets` cannot read is named.
+    Why: training on an empty file ends in a StopIteration, and errors of `datasets` name neither file nor row.
+    Goes when: ms-swift checks its datasets.
+    Upstream: none known (looked 2026-11-29).
+    """
+    from modelscope.hub.utils.utils import get_cache_dir
+    from swift.dataset.loader import DatasetLoader
+
+    @around(DatasetLoader, "_load_dataset_path")
+    def load_dataset_path(original, self, dataset_path, *args, **kwargs):
+        path = str(dataset_path)
+        readable = make_readable(path, get_cache_dir())
+        try:
+            return check_not_empty(partial(original, self, readable, *args, **kwargs), path)
+        except Exception:
+            name_unreadable_row(path)
+            raise
+
+    @around(DatasetLoader, "_load_repo_dataset")
+    def load_repo_dataset(original, self, dataset_id, *args, **kwargs):
+        return check_not_empty(partial(original, self, dataset_id, *args, **kwargs), dataset_id)
 
 
 def keep_mask_columns() -> None:
@@ -111,6 +143,13 @@ def keep_mask_columns() -> None:
     def batched_preprocess(original, self, batched_row, **kwargs):
         batched_row = dict(batched_row)
         self._remove_prefix_keys(batched_row, "__@")
+        if keeps_failed_rows(self):
+            packed = [pack_any_row(row, kwargs["strict"]) for row in self.batched_to_rows(batched_row)]
+            run = partial(original, self, **{**kwargs, "strict": True})
+            if kwargs["strict"]:
+                return run(self.rows_to_batched(packed))
+            own = type(self).__module__ == RowPreprocessor.__module__
+            return self.rows_to_batched(preprocess_apart(run, packed, filters=not own))
         if _has_masks(batched_row):
             rows = []
             for row in self.batched_to_rows(batched_row):

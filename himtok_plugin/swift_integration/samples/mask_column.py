@@ -32,6 +32,7 @@ class MaskColumn:
         row: number of the row in its file, counted from 1; None if unknown.
         further: its `EVALUATION_COLUMNS`.
         dataset: its file or hub dataset, as the user named it; None if unknown.
+        error: why the row cannot be used; only rows of `swift infer` are kept then, see failed_rows.py.
     """
 
     masks: list[Any]
@@ -39,6 +40,7 @@ class MaskColumn:
     row: int | None
     further: dict[str, Any] = field(default_factory=dict)
     dataset: str | None = None
+    error: str | None = None
 
     @classmethod
     def parse(cls, value: Any, codes: Any = None) -> MaskColumn:
@@ -57,6 +59,7 @@ class MaskColumn:
                     payload["row"],
                     payload.get("further") or {},
                     payload.get("dataset"),
+                    payload.get("error"),
                 )
             value = payload
         return cls(as_list(value, "masks"), None if codes is None else as_list(codes, CODES), None)
@@ -66,12 +69,14 @@ class MaskColumn:
         payload: dict[str, Any] = {PACKED: self.masks, "codes": self.codes, "row": self.row, "dataset": self.dataset}
         if self.further:
             payload["further"] = self.further
+        if self.error is not None:
+            payload["error"] = self.error
         return json.dumps(payload, ensure_ascii=False)
 
     @property
     def name(self) -> str:
         """The sample's name in error messages."""
-        return _format_name(self.dataset, self.row)
+        return format_row_name(self.dataset, self.row)
 
     @property
     def key(self) -> tuple[str | None, int] | None:
@@ -121,7 +126,8 @@ def combine_question_and_answer_masks(
     return MaskColumn(masks, codes if any(codes) else None, question.row, dataset=question.dataset)
 
 
-def _format_name(dataset: str | None, row: int | None) -> str:
+def format_row_name(dataset: str | None, row: int | None) -> str:
+    """The name of a row in error messages."""
     name = "row" if row is None else f"row {row}"
     return name if dataset is None else f"{dataset}: {name}"
 
@@ -135,7 +141,7 @@ def pack_mask_column(row: dict[str, Any]) -> dict[str, Any]:
     number, dataset = row.pop(ROW_NUMBER, None), row.pop(ROW_DATASET, None)
     if isinstance(row.get("masks"), str) and row["masks"].startswith(f'{{"{PACKED}":'):
         return row  # ms-swift preprocesses in several passes
-    name = _format_name(dataset, number)
+    name = format_row_name(dataset, number)
     masks, codes = row_masks(row, name), row.pop(CODES, None)
     row.pop("masks", None)
     row.pop("mask", None)

@@ -6,6 +6,7 @@ ms-swift itself ignores EXIF orientations, so templates get an image that is sto
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -84,6 +85,9 @@ def _open(image: Any) -> tuple[Image.Image | None, ImageHeader]:
     if isinstance(image, str) and os.path.isfile(find_file(image)):
         return None, open_header(find_file(image))
     if not isinstance(image, Image.Image):
+        # ms-swift reads any other text as base64, whose alphabet has no dot.
+        if isinstance(image, str) and "." in image and not image.strip().startswith(("http", "data:")):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), image)
         image = Image.open(load_file(image))
     return image, read_header(image)
 

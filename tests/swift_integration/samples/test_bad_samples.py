@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import LMM, STAGE_TWO, export, infer, logged, pretrain, sft, write_rows
+from runs import LMM, STAGE_TWO, export, infer, logged, pretrain, read_rows, sft, write_rows
 from tiny_models import released_state, tiny_model
 
 from himtok_plugin.masks import to_rle
@@ -165,13 +165,15 @@ def test_row_with_a_mask_is_never_split_in_two(world, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["missing mask", "other size", "polygon outside", "wrong RLE"])
-def test_bad_mask_in_a_question_stops_inference_with_its_row(stage_two, world, bad_rows, tmp_path, case):
+def test_bad_mask_in_a_question_fails_its_row_of_inference(stage_two, world, bad_rows, tmp_path, case):
     row, pattern = bad_rows[case]
     question = world.row("<image>What is <mask>?", "It is one.", masks=row["masks"])
     rows = write_rows(tmp_path / "questions.jsonl", [world.row("<image>Hi.", "Hello."), question])
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(SystemExit, match="error: 1 of 2 rows could not be answered"):
         infer(rows, tmp_path / "out.jsonl", model=stage_two[1])
-    assert re.search(rf"questions\.jsonl: row 2: {pattern}", one_line(error.value)), error.value
+    answered, failed = read_rows(tmp_path / "out.jsonl")
+    assert answered["response"] and "error" not in answered
+    assert re.search(rf"questions\.jsonl: row 2: {pattern}", failed["error"])
 
 
 @pytest.mark.parametrize("case", ["missing mask", "wrong RLE", "polygon outside"])
