@@ -20,7 +20,7 @@ from pycocotools import mask as coco
 
 from himtok_plugin.masks import load_mask
 from himtok_plugin.masks.polygons import polygons_to_rle
-from himtok_plugin.masks.rle import check_size, mask_to_rle, rle_to_mask
+from himtok_plugin.masks.rle import MAX_PIXELS, check_size, mask_to_rle, rle_to_mask
 from himtok_plugin.validation import abridged, finite_numbers, is_integer
 
 Rle = dict[str, Any]
@@ -340,6 +340,8 @@ def clip_box(box: Sequence[float], size: tuple[int, int] | None) -> Box:
         x1, y1, x2, y2 = finite_numbers(box).tolist()
     except ValueError as error:
         raise AnnotationError(BAD_BOX, f"got {abridged(box)}, expected four finite numbers") from error
+    if max(map(abs, (x1, x2, y1, y2))) > MAX_PIXELS:
+        raise AnnotationError(BAD_BOX, f"got {abridged(box)}, larger than any image")
     if size is not None:
         h, w = size
         x1, x2, y1, y2 = max(x1, 0.0), min(x2, float(w)), max(y1, 0.0), min(y2, float(h))

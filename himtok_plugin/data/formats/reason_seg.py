@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from himtok_plugin.data.byte_ranges import parse_json, parse_json_file
+from himtok_plugin.data.polygon_checks import convert_good_parts
 from himtok_plugin.data.records import (
     BAD_ENTRY,
     NOT_UTF8,
@@ -54,7 +55,7 @@ class ReasonSegReader(Reader):
             texts = [texts] if isinstance(texts, str) else texts
             if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
                 raise AnnotationError(BAD_ENTRY, f"text is {abridged(texts)}: expected a list of texts")
-            shapes = list(_parse_shapes(entry.get("shapes")))
+            shapes = _parse_shapes(entry.get("shapes"), log, str(item))
         except AnnotationError as error:
             raise AnnotationError(error.reason, f"{item}: {error.detail}") from error
         path, size = self._image(item)
@@ -93,24 +94,29 @@ def _load_annotation(path: Path) -> Any:
 Shape = tuple[list[tuple[float, float]], int]  # points, value
 
 
-def _parse_shapes(shapes: Any) -> Iterator[Shape]:
+def _parse_shapes(shapes: Any, log: SkipLog, where: str) -> list[Shape]:
     """The shapes to paint. Points of unused shapes are not checked, because there are often too few."""
     if not isinstance(shapes, list):
         raise AnnotationError(BAD_ENTRY, f"shapes is {abridged(shapes)}: expected a list")
+    used = []
     for shape in shapes:
         label = shape.get("label") if isinstance(shape, dict) else None
         if not isinstance(label, str):
             raise AnnotationError(BAD_ENTRY, f"a shape is {abridged(shape)}: expected a label and points")
-        label = label.lower()
-        if label == UNUSED_LABEL:
-            continue
-        try:
-            points = [(x, y) for x, y in (finite_numbers(point).tolist() for point in shape.get("points"))]
-            if not points or not all(abs(v) < MAX_COORDINATE for point in points for v in point):
-                raise ValueError(f"{abridged(points)}")
-        except (TypeError, ValueError) as error:
-            raise AnnotationError(BAD_ENTRY, f"points of {label!r}: {error}: expected [x, y], one or more") from error
-        yield points, IGNORE if "ignore" in label else TARGET
+        if label.lower() != UNUSED_LABEL:
+            used.append(shape)
+    return convert_good_parts(_parse_shape, used, log, where)
+
+
+def _parse_shape(shape: dict[str, Any]) -> Shape:
+    label = shape["label"].lower()
+    try:
+        points = [(x, y) for x, y in (finite_numbers(point).tolist() for point in shape.get("points") or ())]
+        if not points or not all(abs(v) < MAX_COORDINATE for point in points for v in point):
+            raise ValueError(f"{abridged(points)}")
+    except (TypeError, ValueError) as error:
+        raise AnnotationError(BAD_ENTRY, f"points of {label!r}: {error}: expected [x, y], one or more") from error
+    return points, IGNORE if "ignore" in label else TARGET
 
 
 def _sort_by_area(shapes: Sequence[Shape], size: tuple[int, int]) -> tuple[Shape, ...]:

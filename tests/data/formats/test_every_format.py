@@ -14,7 +14,7 @@ from himtok_plugin.data.catalog import FORMATS
 from himtok_plugin.masks import load_mask
 
 MISSING, UNREADABLE, WRONG = "image is missing", "image cannot be read", "image has another size than its annotation"
-TURNED = "image is stored turned or mirrored (EXIF orientation)"
+TURNED = "annotation does not belong to the upright image (EXIF orientation)"
 WITHOUT_IMAGES = {"sa1b"}  # its images are inside tar files and are not read
 # No image sizes in the annotations, or masks of relative coordinates.
 OF_ANY_SIZE = {"pope", "vqav2", "yolo", "reasonseg"}
@@ -83,17 +83,61 @@ def test_a_bad_image_is_counted_and_the_other_one_is_used(dataset, prepare, dama
     assert reason in prepare(name, tiny.root, "--strict", status=2)
 
 
-def test_rotated_images_are_counted_and_upright_ones_are_read(dataset, prepare):
+def test_turned_images_are_used_upright_and_annotations_of_their_stored_pixels_are_counted(dataset, prepare):
     name, tiny = dataset
     if name in WITHOUT_IMAGES:
         return
     rows = prepare(name, tiny.root)[0]
-    for orientation, turned in ((1, False), (0, False), (3, True), (6, True)):
-        write_image(tiny.images[0], SIZE, orientation=orientation)
+    for orientation, stored in ((1, SIZE), (0, SIZE), (2, SIZE), (3, SIZE), (6, SIZE[::-1])):
+        write_image(tiny.images[0], stored, orientation=orientation)
         found, summary, _ = prepare(name, tiny.root)
-        assert set(summary["skipped"]) == ({TURNED} if turned else set())
-        assert 0 < len(found) < len(rows) if turned else found == rows
-    assert TURNED in prepare(name, tiny.root, "--strict", status=2)
+        assert found == rows and not summary["skipped"]
+    if name in OF_ANY_SIZE:
+        return
+    write_image(tiny.images[0], SIZE, orientation=6)
+    found, summary, _ = prepare(name, tiny.root)
+    assert set(summary["skipped"]) == {"mask cannot be read" if name in OF_MAPS else TURNED}
+    assert 0 < len(found) < len(rows)
+
+
+def test_images_that_would_turn_white_are_counted(dataset, prepare):
+    name, tiny = dataset
+    if name in WITHOUT_IMAGES:
+        return
+    rows = prepare(name, tiny.root)[0]
+    Image.fromarray(np.full(SIZE, 4000, np.uint16)).save(tiny.images[0], format="PNG")
+    found, summary, entries = prepare(name, tiny.root)
+    assert set(summary["skipped"]) == {"image has more than 8 bits per channel"} and 0 < len(found) < len(rows)
+    assert "I;16" in entries[0]["detail"]
+
+
+UNUSABLE_NUMBERS = [
+    "1" + "0" * 400,
+    "-1" + "0" * 5000,
+    "1e308",
+    "1e999",
+    "NaN",
+    "-Infinity",
+    "true",
+    '"5"',
+    "null",
+    "[[]]",
+]
+
+
+def test_a_number_that_nothing_can_draw_is_skipped_with_its_annotation(dataset, himtok, tmp_path):
+    name, tiny = dataset
+    for path in tiny.annotations:
+        whole = path.read_bytes()
+        for old in (b"40.0", b"44.0"):  # coordinates of a polygon
+            if path.suffix == ".tar" or old not in whole:
+                continue
+            for number in UNUSABLE_NUMBERS:
+                path.write_bytes(whole.replace(old, number.encode(), 1))
+                out = tmp_path / "out.jsonl"
+                status, _, error = himtok("prepare", name, "--root", tiny.root, out, "--num_workers", 0)
+                assert (status == 0 and "skipped 1" in error) or (status == 2 and error.startswith("error: ")), error
+        path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("share", [0.45, 0.97])

@@ -126,8 +126,8 @@ def test_a_bad_annotation_is_counted_and_the_others_are_used(dataset, prepare, r
         ),
         ("image cannot be read", lambda root: (root / "train2017" / "000000000007.jpg").write_bytes(b"no image")),
         (
-            "image is stored turned or mirrored (EXIF orientation)",
-            lambda root: write_image(root / "train2017/000000000007.jpg", SIZE, orientation=3),
+            "annotation does not belong to the upright image (EXIF orientation)",
+            lambda root: write_image(root / "train2017/000000000007.jpg", SIZE, orientation=8),
         ),
     ],
 )
