@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+import zlib
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +22,8 @@ import numpy as np
 from PIL import Image
 from runs import flags
 
+MODEL, KEY = "segmenter", "secret"  # of the server that tests share
+MAX_PIXELS, MAX_MASKS, MAX_IMAGES, MAX_REQUEST_PIXELS = 10_000, 3, 4, 25_000
 START_SECONDS = 180  # ten on an idle machine
 
 
@@ -100,6 +104,16 @@ def end(process: subprocess.Popen, number: int) -> None:
 
 def data_url(image: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(image).decode()
+
+
+def png_header(h: int, w: int) -> bytes:
+    """A PNG file that claims to have any size, without its pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def png(h: int, w: int) -> bytes:

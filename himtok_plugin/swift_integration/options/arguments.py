@@ -116,7 +116,9 @@ class HimTokArguments:
         256, "Number of requests that are answered or wait at a time, >= 1. Further ones get status 503."
     )
     max_outline_sides: int = _option(
-        2**16, "Pixel sides of a mask's outline above which its segment has no polygon, >= 0. 0: no polygons."
+        2**16,
+        "Pixel sides of a mask's outline, plus a 128th of its box's pixels, above which a segment has no polygon, >= 0. "
+        "0: no polygons.",
     )
     answer_threads: int = _option(2, "Threads that read images and draw masks for clients of `swift deploy`, >= 1.")
     allow_private_urls: bool = _option(

@@ -39,8 +39,11 @@ training    TunerMixin.prepare_model                           adapters train th
             OnPolicySample.to_infer_request                    GRPO samples answers to them
             KTOTrainer.kto_loss                                KTO in half precision runs in several processes
             AcceleratorState.__init__                          FSDP shards on CPUs
+            SwiftMixin.train                                   a resumed run equals a whole one on CPUs
 saving      SwiftMixin._save                                   checkpoints have `mask_tokenizer/`
             SwiftMixin.save_model (new)                        so have those of FSDP and ZeRO-3 that have shards only
+            SwiftMixin._save_checkpoint                        an interrupted checkpoint is recognised and named
+            trainer.rotate_checkpoints                         and deleted before whole ones
             merge_lora.save_checkpoint                         merged models have `mask_tokenizer/`
             quant.save_checkpoint                              quantized models have it
 answering   InferEngine.__init__                               every engine generates valid mask text
@@ -89,11 +92,13 @@ def apply() -> None:
     loading.concatenate_gemma4_features()
     training.train_mask_tokens_with_adapters()
     training.choose_trainers()
+    training.align_weights_on_cpus()
     training.keep_dtype_of_kto_rewards()
     training.shard_on_cpus()
     training.pass_question_masks_to_samples()
     saving.save_sidecars()
     saving.save_sharded_models()
+    saving.keep_whole_checkpoints()
     answering.constrain_engines()
     answering.attach_masks_to_responses()
     answering.write_masks_to_results()

@@ -58,21 +58,21 @@ def serve_segments() -> None:
 
 
 def isolate_requests() -> None:
-    """What: a request that fails in a batch fails alone, and one whose client is gone is skipped.
-    Why: an error in one request of a batch fails all of them, and its prompt can take the room for the others' answers.
+    """What: a stream that fails in a batch fails alone, no prompt takes the room for the answers to others, and
+    requests whose clients are gone are skipped.
+    Why: an error in one request of a batch fails all of them, and all get the room that the longest prompt leaves.
     Goes when: ms-swift's engine isolates errors.
     Upstream: modelscope/ms-swift#7045 (one bad sample fails the others; there in `swift infer`).
     """
     from swift.infer_engine import InferEngine, TransformersEngine
 
-    from himtok_plugin.swift_integration.serving.isolated_batches import answer_in_parts, check_room, stream_in_parts
+    from himtok_plugin.swift_integration.serving.isolated_batches import check_room, stream_in_parts
 
     @around(TransformersEngine, "_infer")
     def infer(original, self, infer_requests, request_config, **kwargs):
-        if getattr(self, "strict", True):
+        if getattr(self, "strict", True) or not request_config.stream:  # answering.py isolates the latter
             return original(self, infer_requests, request_config, **kwargs)
-        run = stream_in_parts if request_config.stream else answer_in_parts
-        return run(lambda part: original(self, part, request_config, **kwargs), infer_requests)
+        return stream_in_parts(lambda part: original(self, part, request_config, **kwargs), infer_requests)
 
     @around(InferEngine, "set_default_max_tokens")
     def set_default_max_tokens(original, self, request_config, inputs):

@@ -52,7 +52,8 @@ def limit_generation(config: RequestConfig, settings: HimTokArguments, max_model
         value = getattr(config, name)
         if value is None:
             continue
-        if not math.isfinite(value) or not least <= value <= most or (above and value == least):
+        is_finite = isinstance(value, int) or math.isfinite(value)
+        if not is_finite or not least <= value <= most or (above and value == least):
             bound = f"above {least}" if above else f"of at least {least}"
             upper = "" if most == math.inf else f" and at most {most}"
             raise ValueError(f"{name}: got {_show(value)}, expected a number {bound}{upper}")

@@ -1,7 +1,8 @@
-"""Batches of requests in which each fails alone.
+"""Batches of streams in which each request fails alone, and in which no prompt takes the room of others.
 
 An engine raises one error for a whole batch: a prompt that the model cannot process, too little memory for all of them.
-The halves of such a batch are then run apart, and theirs in turn, until the error belongs to one request.
+As `answering.failed_answers.infer_apart` does for complete answers, the halves of such a batch are then run apart, and
+theirs in turn, until the error belongs to one request.
 """
 
 from __future__ import annotations
@@ -9,30 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-Answer = Callable[[Sequence[Any]], Any]
-
 
 class UnequalPromptsError(ValueError):
     """The longest prompt of a batch would take from the others the room for their answers."""
 
 
-def answer_in_parts(answer: Answer, requests: Sequence[Any]) -> list[Any]:
-    """Answer a batch; an error stands in the place of a response.
-
-    Args:
-        answer: returns one response per request.
-        requests: the batch.
-    """
-    try:
-        return list(answer(requests))
-    except Exception as error:
-        if len(requests) == 1:
-            return [_forget_frames(error)]
-    middle = len(requests) // 2
-    return answer_in_parts(answer, requests[:middle]) + answer_in_parts(answer, requests[middle:])
-
-
-def stream_in_parts(answer: Answer, requests: Sequence[Any]) -> Iterator[list[Any]]:
+def stream_in_parts(answer: Callable[[Sequence[Any]], Any], requests: Sequence[Any]) -> Iterator[list[Any]]:
     """Answer a batch of streams; yields the next chunk, an error or None for each request.
 
     Args:

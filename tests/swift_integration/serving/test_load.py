@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from runs import flags, read_rows
-from servers import data_url, find_free_port, png, started, wait_until_healthy
+from servers import data_url, find_free_port, png, png_header, started, wait_until_healthy
 
 CLIENTS, REQUESTS = 32, 500
 SHARE_OF_FAULTS = 0.4
@@ -64,7 +64,7 @@ def list_faults(url: str) -> dict[str, tuple[str, dict]]:
     faults = {
         "no image": chat("Segment it.", data_url(b"no image")),
         "half an image": chat("Segment it.", data_url(png(64, 64)[:3000])),
-        "huge image": chat("Segment it.", data_url(png(1, 1).replace(b"\0\0\0\1\0\0\0\1", b"\0\0\x80\0\0\0\x80\0", 1))),
+        "huge image": chat("Segment it.", data_url(png_header(32768, 32768))),
         "image token": chat("Segment <IMG_CONTEXT> it.", url),
         "image tag": chat("Segment <image> it.", url),
         "many images": chat("Segment it.", None, messages=[{"role": "user", "content": [_part(url)] * 24}]),

@@ -9,7 +9,7 @@ import numpy as np
 import openai
 import pytest
 from runs import infer, mask_of, read_rows, write_rows
-from servers import data_url, deployed, png
+from servers import KEY, MAX_MASKS, MAX_PIXELS, MODEL, data_url, png
 from swift.infer_engine import RequestConfig
 from swift.infer_engine.protocol import (
     ChatCompletionResponse,
@@ -28,32 +28,6 @@ from himtok_plugin.masks.polygons import polygons_to_mask
 from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
 from himtok_plugin.swift_integration.serving.answers import answer_with_segments
 from himtok_plugin.swift_integration.serving.chat_requests import SegmentInferRequest
-
-MODEL, KEY = "segmenter", "secret"
-MAX_PIXELS, MAX_MASKS = 10_000, 3
-
-
-@pytest.fixture(scope="module")
-def server(stage_two, tmp_path_factory):
-    """Address of a running server."""
-    with deployed(
-        tmp_path_factory.mktemp("server"),
-        model=stage_two[1],
-        served_model_name=MODEL,
-        api_key=KEY,
-        max_batch_size=8,
-        max_new_tokens=48,
-        temperature=0,
-        max_image_pixels=MAX_PIXELS,
-        max_request_masks=MAX_MASKS,
-    ) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=server, api_key=KEY, max_retries=0, timeout=120) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +159,7 @@ BAD = {
     "not an image": ({"url": data_url(b"This is no image.")}, "expected an image"),
     "half an image": ({"url": data_url(png(48, 64)[:2000])}, "truncated"),
     "not base64": ({"url": "data:image/png;base64,?"}, "image"),
-    "no such file": ({"url": "/no/such/image.png"}, "image"),
+    "file of the server": ({"url": "/no/such/image.png"}, "SWIFT_MEDIA_ALLOWED_DIRS"),
     "too large an image": ({"url": data_url(png(200, 200))}, f"at most {MAX_PIXELS}"),
     "unknown model": ({"model": "gpt-4"}, "gpt-4"),
     "broken RLE": ({"question": ABOUT, "extra": {"masks": [{**RLE, "counts": "???"}]}}, "masks[0]: counts"),
