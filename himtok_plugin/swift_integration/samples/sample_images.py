@@ -14,9 +14,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
+from swift.utils import get_logger
 
 from himtok_plugin.data.samples import find_file
-from himtok_plugin.files.images import ImageHeader, open_header, read_header, to_upright_rgb
+from himtok_plugin.files.images import UPRIGHT, ImageHeader, open_header, read_header, to_upright_rgb
+
+logger = get_logger()
+TURNED = (
+    "{} is turned upright by its EXIF orientation, as all such images are: masks and boxes belong to the upright image"
+)
 
 
 @contextmanager
@@ -57,7 +63,9 @@ def load_upright_images(images: list[Any], row: str = "row") -> tuple[list[Any],
         opened, header = _open(image)
         header.check_depth(name)
         first = header if i == 0 else first
-        keeps_path = opened is None and header.orientation == 1
+        if header.orientation != UPRIGHT:
+            logger.info_once(TURNED.format(name), hash_id=TURNED)
+        keeps_path = opened is None and header.orientation == UPRIGHT
         loaded.append(image if keeps_path else to_upright_rgb(opened or _open_file(image), name))
     return loaded, first
 
