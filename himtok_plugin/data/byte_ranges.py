@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from array import array
 from collections.abc import Iterator
 from functools import lru_cache
@@ -21,7 +22,7 @@ import numpy as np
 
 from himtok_plugin.files.text import EncodingError, decode_text, skip_mark
 
-from .records import NOT_JSON, NOT_UTF8, TOO_LARGE, AnnotationError, normal_id
+from .records import NOT_JSON, NOT_UTF8, TOO_LARGE, UNREADABLE_FILE, AnnotationError, normal_id
 
 CHUNK = 1 << 20  # bytes read at a time; elements may be longer
 MAX_ELEMENT = 1 << 30
@@ -218,11 +219,14 @@ def parse_json_file(path: Path) -> Any:
     """Parse a whole file of JSON.
 
     Raises:
-        AnnotationError: in no encoding of Unicode, not JSON, or larger than MAX_ELEMENT bytes.
+        AnnotationError: no regular file, in no encoding of Unicode, not JSON, or larger than MAX_ELEMENT bytes.
         OSError: it cannot be read.
     """
-    if (size := os.path.getsize(path)) > MAX_ELEMENT:
-        raise AnnotationError(TOO_LARGE, f"{path}: got {size} bytes, expected at most {MAX_ELEMENT}")
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise AnnotationError(UNREADABLE_FILE, f"{path}: is no regular file")
+    if status.st_size > MAX_ELEMENT:
+        raise AnnotationError(TOO_LARGE, f"{path}: got {status.st_size} bytes, expected at most {MAX_ELEMENT}")
     return parse_json(path.read_bytes(), str(path))
 
 

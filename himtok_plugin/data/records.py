@@ -109,6 +109,7 @@ class SkipLog:
         Raises:
             StrictError: in a strict run.
         """
+        detail = _printable(detail)
         if self.strict:
             raise StrictError(f"{detail}: {reason}")
         self.counts[reason] += 1
@@ -126,11 +127,16 @@ class SkipLog:
 
     def remark(self, what: str, example: str) -> None:
         """Count something that was read in another way than it is written; a strict run goes on."""
-        self.remarks.append((what, example))
+        self.remarks.append((what, _printable(example)))
 
     def add_unused(self, reason: str, detail: str) -> None:
         """Count a valid image or object that is in no row; a strict run goes on."""
-        self.unused.append((reason, detail))
+        self.unused.append((reason, _printable(detail)))
+
+
+def _printable(text: str) -> str:
+    """A text that any terminal and file takes: names may hold half of a character, or a line break."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().splitlines())
 
 
 @dataclass(frozen=True, eq=False)

@@ -131,7 +131,8 @@ def _shape_to_polygon(shape: dict[str, Any]) -> list[float]:
         points = _parse_points(shape, 2)
         (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
         return [x1, y1, x2, y1, x2, y2, x1, y2]
-    return _parse_points(shape, 3).ravel().tolist()
+    # One or two points are no object: the tasks leave them out.
+    return _parse_points(shape, 1).ravel().tolist()
 
 
 def _rasterise_shape(shape: dict[str, Any], size: tuple[int, int]) -> np.ndarray:

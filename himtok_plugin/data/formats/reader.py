@@ -21,7 +21,9 @@ from himtok_plugin.data.class_maps import ClassMap
 from himtok_plugin.data.records import (
     DEEP_IMAGE,
     MISSING_IMAGE,
+    NOT_UTF8,
     TURNED_IMAGE,
+    UNREADABLE_FILE,
     UNREADABLE_FOLDER,
     UNREADABLE_IMAGE,
     AnnotationError,
@@ -30,6 +32,7 @@ from himtok_plugin.data.records import (
 )
 from himtok_plugin.files.finder import find_in_any_case
 from himtok_plugin.files.images import read_header
+from himtok_plugin.files.text import EncodingError, read_text
 from himtok_plugin.files.walking import walk_files
 
 ALL = "all"  # the split that stands for the whole of a dataset
@@ -198,7 +201,8 @@ def list_files(folder: Path, suffixes: Sequence[str], log: SkipLog | None = None
     """All files with one of the suffixes (lower case), in subfolders as well, also behind links, sorted by name.
 
     Args:
-        log: gets the folders that cannot be listed; None: the first one is an error.
+        log: gets the folders and files that cannot be read, and folders that are called like such files; None: a
+            folder that cannot be listed is an error.
     Raises:
         OSError: without `log`.
     """
@@ -208,7 +212,41 @@ def list_files(folder: Path, suffixes: Sequence[str], log: SkipLog | None = None
             raise error
         log.add(UNREADABLE_FOLDER, f"{error.filename}: {error.strerror}")
 
-    return [path for path in walk_files(folder, report) if path.suffix.lower() in suffixes]
+    def report_folder(path: Path) -> None:
+        if log is not None and path.suffix.lower() in suffixes:
+            log.add(UNREADABLE_FILE, f"{path}: is a folder, expected a file")
+
+    found = []
+    for path in walk_files(folder, report, report_folder):
+        if path.suffix.lower() in suffixes:
+            if os.path.isfile(path):
+                found.append(path)
+            elif log is not None:
+                log.add(UNREADABLE_FILE, f"{path}: {_explain_unreadable(path)}")
+    return found
+
+
+def read_annotation_text(path: Path) -> str:
+    """Read a text file of annotations.
+
+    Raises:
+        AnnotationError: in no encoding of Unicode, or no file that can be read.
+    """
+    if not os.path.isfile(path):
+        raise AnnotationError(UNREADABLE_FILE, f"{path}: {_explain_unreadable(path)}")
+    try:
+        return read_text(path)
+    except EncodingError as error:
+        raise AnnotationError(NOT_UTF8, str(error)) from error
+
+
+def _explain_unreadable(path: Path) -> str:
+    """Why a path is no file that can be read: a link to nothing or to itself, or a pipe, which would block."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.strerror or str(error)
+    return "is no regular file"
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

@@ -30,7 +30,7 @@ from himtok_plugin.validation import abridged
 
 from .coco_index import segmentation_mask, xywh_to_xyxy
 from .image_finder import ImageFinder
-from .reader import Reader, Source, list_files
+from .reader import Reader, Source, find_path, list_files
 
 WHOLE_FILE = -1  # in place of the length of a tar file's member
 
@@ -40,16 +40,17 @@ class Sa1bReader(Reader):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self.files = self._find_files()
+        self.files: list[Path] = []
         self.finder = ImageFinder(source) if source.images is not None else None
 
-    def _find_files(self) -> list[Path]:
-        folder = self.source.annotations or self.source.root
+    def _find_files(self, log: SkipLog) -> list[Path]:
+        root, given = self.source.root, self.source.annotations
+        folder = root if given is None else find_path(root, given, (), "annotations")
         if folder.is_file():
             return [folder]
         if not folder.is_dir():
             raise ValueError(f"--root: got {str(folder)!r}, expected a folder")
-        files = list_files(folder, (".tar",)) or list_files(folder, (".json",))
+        files = list_files(folder, (".tar",), log) or list_files(folder, (".json",), log)
         if not files:
             compressed = list_files(folder, (".gz", ".tgz", ".zst"))
             hint = ": decompress its tar files" if compressed else ""
@@ -58,6 +59,7 @@ class Sa1bReader(Reader):
 
     def list_items(self, log: SkipLog) -> Sequence[tuple[int, int, int]]:
         found = []
+        self.files = self._find_files(log)
         for i, path in enumerate(self.files):
             if path.suffix.lower() == ".json":
                 found.append((i, 0, WHOLE_FILE))

@@ -21,9 +21,9 @@ from himtok_plugin.data.records import (
     BAD_MASK,
     MISSING_IMAGE,
     MISSING_SPLIT,
-    NOT_UTF8,
     REPEATED_ID,
     UNKNOWN_CATEGORY,
+    UNREADABLE_FOLDER,
     AnnotationError,
     Record,
     Region,
@@ -31,11 +31,11 @@ from himtok_plugin.data.records import (
 )
 from himtok_plugin.files.finder import FileFinder, find_in_any_case
 from himtok_plugin.files.splits import find_split, split_names
-from himtok_plugin.files.text import EncodingError, read_text
+from himtok_plugin.files.text import read_text
 from himtok_plugin.validation import abridged
 
 from .image_finder import ImageFinder
-from .reader import ALL, IMAGE_SUFFIXES, Reader, Source, find_path, list_files
+from .reader import ALL, IMAGE_SUFFIXES, Reader, Source, find_path, list_files, read_annotation_text
 
 SPLITS = ("train", "val", "test")
 LIST_SUFFIX = ".txt"
@@ -136,7 +136,10 @@ class YoloReader(Reader):
         # If labels lie beside their images, a text file without an image may be anything.
         if labels != folder and labels.is_dir():
             known = {_label_file(image) for image in images} | {labels / CLASSES_FILE}
-            log.add_all(MISSING_IMAGE, [str(p) for p in list_files(labels, (".txt",), log) if p not in known])
+            own = SkipLog()  # of labels, only folders: a file that cannot be read is logged when its image is read
+            listed = list_files(labels, (".txt",), own)
+            log.add_all(UNREADABLE_FOLDER, [detail for reason, detail in own.entries if reason == UNREADABLE_FOLDER])
+            log.add_all(MISSING_IMAGE, [str(path) for path in listed if path not in known])
         return images
 
     def _read_list(self, path: Path) -> list[Path]:
@@ -160,10 +163,7 @@ class YoloReader(Reader):
         present: set[str] = set()
         incomplete: set[str] = set()
         absent: frozenset[str] | None = None
-        try:
-            lines = read_text(labels).splitlines() if os.path.lexists(labels) else []
-        except EncodingError as error:
-            raise AnnotationError(NOT_UTF8, str(error)) from error
+        lines = read_annotation_text(labels).splitlines() if os.path.lexists(labels) else []
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
