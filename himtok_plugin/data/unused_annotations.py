@@ -140,11 +140,13 @@ def explain_no_rows(
     reasons: Mapping[str, int],
     examples: Mapping[str, str],
     found: Annotations,
+    hint: str = "",
 ) -> str:
     """The error of a conversion without rows, in one line: what was found, why it makes no row, and what to do.
 
     Args:
         reasons, examples: reason -> how often, and the first detail of it.
+        hint: what to know about the format; for errors of masks.
     """
     counted = sorted(reasons.items(), key=lambda entry: -entry[1])[:MOST_REASONS]
     shown = [f"{count} x {reason}, for example {examples[reason]:.300}" for reason, count in counted]
@@ -156,8 +158,9 @@ def explain_no_rows(
     if any(name in found.tasks for name in tasks):
         return f"{text}, expected a larger share of the tasks"
     if found.boxes and not found.masks:
-        return f"{text}, expected segmentation polygons or masks: export the annotations as segmentation, not detection"
-    return f"{text}, expected {needs}; there are {found.describe()}"
+        export = "export the annotations as segmentation, not detection"
+        return "; ".join(filter(None, [f"{text}, expected segmentation polygons or masks: {export}", hint]))
+    return "; ".join(filter(None, [f"{text}, expected {needs}; there are {found.describe()}", hint]))
 
 
 def explain_idle_task(name: str) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from on_disk import coco_annotation, coco_file, polygon, write_image, write_json
 from PIL import Image
-from tiny_datasets import write
+from tiny_datasets import THING, write
 
 from himtok_plugin.data.catalog import FORMATS
 from himtok_plugin.data.tasks import TASKS
@@ -193,3 +193,36 @@ def test_the_list_of_losses_is_kept_when_there_are_no_rows_and_old_rows_stay(him
     status, _, error = himtok("prepare", "yolo", "--root", tmp_path / "data", out, "--num_workers", 0)
     assert status == 2 and out.read_text() == "old" and f"see {out}.skipped.jsonl" in error
     assert (tmp_path / "rows.jsonl.skipped.jsonl").read_text().count(BOX_ONLY) == 2
+
+
+def stray_labelme(root):
+    path = root / "0.json"
+    content = json.loads(path.read_text())
+    content["shapes"].append({**content["shapes"][0], "points": [[3, 3], [8, 8]]})
+    path.write_text(json.dumps(content))
+
+
+def stray_cvat(root):
+    text = (root / "annotations.xml").read_text()
+    stray = f'<polygon label="{THING}" points="3,3;8,8"/></image>'
+    (root / "annotations.xml").write_text(text.replace("</image>", stray, 1))
+
+
+def stray_coco(root):
+    content = json.loads((root / "annotations.json").read_text())
+    content["annotations"].append({**content["annotations"][0], "id": 9, "segmentation": [[3, 3, 8, 8]]})
+    (root / "annotations.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(("name", "add"), [("labelme", stray_labelme), ("cvat", stray_cvat), ("coco-json", stray_coco)])
+def test_a_polygon_of_two_points_is_counted_and_is_no_object_of_its_class(name, add, prepare, tmp_path):
+    root = write(name, tmp_path / "data").root
+    tasks = [
+        argument for task in ("segment_class", "segment_instances", "label_objects") for argument in ("--task", task)
+    ]
+    before = prepare(name, root, *tasks)[0]
+    add(root)
+    rows, summary, entries = prepare(name, root, *tasks)
+    assert [row["masks"] for row in rows] == [row["masks"] for row in before]
+    assert summary["skipped"] == {"mask cannot be read": 1} and summary["unused"] == {}
+    assert "mask cannot be read" in prepare(name, root, "--strict", status=2)

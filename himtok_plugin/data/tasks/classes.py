@@ -16,6 +16,7 @@ from .sample_builder import (
     SampleBuilder,
     check_mask_count,
     draw_mask_answer,
+    drop_strays,
     group_by_class,
     ignore_column,
     is_absent,
@@ -34,6 +35,8 @@ def segment_class(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
         if name in record.incomplete_classes:
             continue  # its mask would miss objects that are not annotated
         if builder.is_sampled():
+            if not (regions := drop_strays(record, regions, builder)):
+                continue
             with builder.skip_on_error(record, name, regions):
                 # One bad mask skips the sample: a class mask without one of its objects would be wrong.
                 mask = union_rles([record.rle(i) for i in regions])
@@ -51,6 +54,8 @@ def segment_instances(record: Record, builder: SampleBuilder) -> Iterator[Sample
         if name in uncountable:
             continue  # already logged, by `objects` or by the reader
         if builder.is_sampled():
+            if not (regions := drop_strays(record, regions, builder)):
+                continue
             with builder.skip_on_error(record, name, regions):
                 check_mask_count(regions, builder.options)
                 masks = [record.rle(i) for i in regions]
@@ -64,7 +69,7 @@ def label_objects(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
     objects = [i for i in record.objects(builder.log) if record.regions[i].category]
     if uncountable_classes(record):
         return  # these are not all objects of the image
-    if objects and builder.is_sampled():
+    if objects and builder.is_sampled() and (objects := drop_strays(record, objects, builder)):
         with builder.skip_on_error(record, "all objects", objects):
             check_mask_count(objects, builder.options)
             masks = {i: record.rle(i) for i in objects}
@@ -82,7 +87,11 @@ def open_vocabulary(record: Record, builder: SampleBuilder) -> Iterator[Sample]:
         return
     with_mask = [i for i, region in enumerate(record.regions) if region.mask is not None]
     present = group_by_class(record, with_mask)
-    present = {name: regions for name, regions in present.items() if name not in record.incomplete_classes}
+    present = {
+        name: objects
+        for name, regions in present.items()
+        if name not in record.incomplete_classes and (objects := drop_strays(record, regions, builder))
+    }
     with builder.skip_on_error(record, "open vocabulary", [i for regions in present.values() for i in regions]):
         absent = {phrase.text for phrase in builder.negatives if phrase.is_class and is_absent(phrase, record)}
         absent -= present.keys()

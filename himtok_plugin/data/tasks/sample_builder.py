@@ -33,6 +33,8 @@ from .wording import join_placeholders, strip_article
 SENTENCES = ("each", "one", "first", "joined")
 DEFAULT_SENTENCES = "each"
 
+MIN_NUMBERS = 6  # x, y of three points: what encloses an area
+
 Sample = dict[str, Any]
 
 
@@ -234,6 +236,32 @@ def target_masks(record: Record, targets: Sequence[int], options: TaskOptions) -
         masks = [union_rles(masks)]
     check_mask_count(masks, options)
     return masks
+
+
+def drop_strays(record: Record, regions: Sequence[int], builder: SampleBuilder) -> list[int]:
+    """Those of some regions that are objects; polygons that enclose no pixel are logged.
+
+    Such a polygon, of one or two points or without an area, is left over from a click by mistake. Its class has no mask
+    less without it, unlike with an object whose mask cannot be read.
+    """
+    kept = []
+    for i in regions:
+        try:
+            record.rle(i)
+        except AnnotationError as error:
+            if _encloses_nothing(record.regions[i].mask, error):
+                builder.log.add_error(error, f"image {record.image_id}, region {record.regions[i].id or i}")
+                continue
+        kept.append(i)
+    return kept
+
+
+def _encloses_nothing(mask: RegionMask, error: AnnotationError) -> bool:
+    polygons = mask.get("polygons") if isinstance(mask, dict) else None
+    if not isinstance(polygons, list | tuple) or not polygons:
+        return False
+    is_short = all(isinstance(polygon, list | tuple) and len(polygon) < MIN_NUMBERS for polygon in polygons)
+    return is_short or error.reason == EMPTY_MASK
 
 
 def check_mask_count(masks: Sequence[Any], options: TaskOptions) -> None:
