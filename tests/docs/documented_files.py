@@ -31,6 +31,7 @@ def write_documented_files(root: Path) -> Path:
     _write_results(root)
     tiny_datasets.write("refcoco", root / "data" / "refer")
     tiny_datasets.write("labelme", root / "my_photos")
+    _write_label_maps(root / "street")
     _write_pope(root / "POPE")
     for folder in (ROOT / "swift_configs", EXAMPLES):
         (root / folder.name).symlink_to(folder)
@@ -71,6 +72,15 @@ def _write_models(root: Path) -> None:
         (root / name).symlink_to(f"{target}/mask_tokenizer" if name.startswith("stage1") else target)
     files = internlm2_files(train_sentencepiece(root))
     with_tokenizer(files).write(root / "yayafengzi" / "InternVL2_5-HiMTok-8B")
+
+
+def _write_label_maps(folder: Path) -> None:
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    shutil.copy(folder.parent / "photo.jpg", folder / "images" / "a.jpg")
+    labels = np.asarray(Image.open(folder.parent / "mask.png").convert("L"))
+    Image.fromarray(np.where(labels > 0, 2, 1).astype(np.uint8)).save(folder / "masks" / "a.png")
+    (folder / "classes.json").write_text('{"road": 1, "car": 2}')
 
 
 def _write_pope(folder: Path) -> None:
