@@ -7,7 +7,8 @@ Libraries name neither the file nor what it is ("Error while deserializing heade
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from himtok_plugin.resources import SIDECAR_FOLDER
@@ -101,17 +102,29 @@ def check_training_checkpoint(folder: Path) -> None:
         raise ValueError(f"{folder}: got no {OPTIMIZER_FILES[0]}, expected the optimizer's state, or a new run")
 
 
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a run's folder, in the order of their steps."""
+    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if path.is_dir()}
+    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
+
+
 def find_last_whole_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint with the most steps in a run's folder that passes `check_training_checkpoint`, or None."""
-    numbered = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
-    whole = {path: int(step) for path, step in numbered.items() if step.isdecimal()}
-    for path in sorted(whole, key=lambda path: whole[path], reverse=True):
-        try:
-            check_training_checkpoint(path)
-        except (ValueError, OSError):
-            continue
-        return path
-    return None
+    return next((path for path in reversed(list_checkpoints(folder)) if _is_whole(path)), None)
+
+
+def delete_broken_checkpoints(checkpoints: Iterable[Path], count: int) -> None:
+    """Delete at most `count` of these checkpoints, in order, that `check_training_checkpoint` refuses."""
+    for path in [path for path in checkpoints if not _is_whole(path)][:count]:
+        shutil.rmtree(path)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        check_training_checkpoint(checkpoint)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def _list_weights(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from himtok_plugin.lmm.aligned_weights import align_weights
 from himtok_plugin.mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from himtok_plugin.mask_tokenizer.decoder import MaskDecoder
 from himtok_plugin.mask_tokenizer.pixel_decoder import PixelDecoder
@@ -98,6 +99,7 @@ class FrozenEncoder:
         """
         if not self.is_loaded:
             self._model.load_state_dict(self.state, assign=True)
+            align_weights(self._model)
             self._model.requires_grad_(False).eval()
             self.is_loaded = True
         with torch.autocast(squares.device.type, enabled=False):

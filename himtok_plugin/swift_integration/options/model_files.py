@@ -1,6 +1,6 @@
 """The files of all models of a command, checked before ms-swift loads anything.
 
-Contract: `check_saved_arguments` runs before ms-swift reads args.json of a checkpoint, and `check_model_files` before it
+Contract: `check_saved_arguments` runs before ms-swift reads args.json of a checkpoint, `check_model_files` before it
 reads anything else. Both look at local folders only; what a hub sends is checked by the hub's client.
 """
 

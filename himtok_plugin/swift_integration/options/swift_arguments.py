@@ -4,7 +4,7 @@ Contract: `add_options` adds the fields of `HimTokArguments` to ms-swift's `Temp
 `SftArguments`, `InferArguments` and all other argument classes, and applies the settings of a checkpoint. It also
 resolves `--model default` and the model of a resumed run. startup.py calls it through the entry-point group
 `swift.plugin_arguments` with each module that defines an argument class, right after the module's execution. It is
-idempotent and imports nothing of ms-swift.
+idempotent and imports nothing of ms-swift. Trainings on CPUs get no half precision that nobody asked for.
 
 This is a patch, because ms-swift 4.6 has no hook. It can go when ms-swift lets plugins register options.
 """
@@ -17,6 +17,7 @@ from himtok_plugin.resources import default_checkpoint
 
 from .arguments import SHIPPED_CHECKPOINT, HimTokArguments
 from .checkpoint_settings import apply_checkpoint_settings
+from .cpu_precision import choose_precision_on_cpus
 from .current_arguments import get_current_arguments, set_current_arguments
 from .dataset_checks import check_dataset_files
 from .deepspeed_checkpoints import has_deepspeed_shards_only
@@ -70,6 +71,14 @@ def _resolve_models(base: Any) -> None:
             check_dataset_files(getattr(self, name, None) or (), name)
         import_plugins(self)
 
+    init_mixed_precision = base._init_mixed_precision
+
+    @wraps(init_mixed_precision)
+    def init_mixed_precision_on_cpus(self: Any) -> None:
+        choose_precision_on_cpus(self)
+        init_mixed_precision(self)
+
+    base._init_mixed_precision = init_mixed_precision_on_cpus
     base.load_args_from_ckpt = load_args_from_ckpt_except_quantization
     base._import_external_plugins = import_plugins_and_resolve_model
     base._himtok_extended = True

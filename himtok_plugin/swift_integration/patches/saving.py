@@ -6,8 +6,13 @@ import json
 import os
 from importlib import import_module
 from pathlib import Path
+from shutil import disk_usage
+
+from swift.utils import get_logger
 
 from .replacing import add, around
+
+logger = get_logger()
 
 
 def save_sidecars() -> None:
@@ -58,6 +63,55 @@ def save_sidecars() -> None:
         original(self, output_dir, None if state_dict is None else dict(state_dict))
         if state_dict != {}:  # with it, transformers says that the weights were not gathered: see save_sharded_models
             save_sidecar(self.model, output_dir or self.args.output_dir, state_dict)
+
+
+def keep_whole_checkpoints() -> None:
+    """What: a checkpoint whose saving fails is recognised as broken, and `--save_total_limit` deletes broken ones
+    before whole ones, and none after a broken one.
+    Why: a full disk leaves half a checkpoint. transformers resumes from it without its optimizer, and counts it as one
+    of those to keep. If it replaces an earlier one of the same step, its trainer_state.json would be the old one.
+    Goes when: transformers writes checkpoints to a temporary folder.
+    Upstream: none known (looked 2026-11-29).
+    """
+    from swift.trainers.mixin import SwiftMixin
+
+    from himtok_plugin.checkpoints.model_folder import (
+        STATE_FILE,
+        check_training_checkpoint,
+        delete_broken_checkpoints,
+        find_last_whole_checkpoint,
+        list_checkpoints,
+    )
+
+    @around(SwiftMixin, "_save_checkpoint")
+    def save_checkpoint(original, self, *args, **kwargs):
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        if self.args.should_save:
+            (folder / STATE_FILE).unlink(missing_ok=True)
+        try:
+            return original(self, *args, **kwargs)
+        except Exception as error:
+            if self.args.should_save:
+                whole = find_last_whole_checkpoint(folder.parent)
+                advice = "there is no whole one" if whole is None else f"resume from the last whole one, {whole}"
+                reason = " ".join(str(error).split())
+                free = disk_usage(folder.parent).free
+                logger.error(f"{folder} is incomplete, saving it failed ({reason}; {free:,} bytes free): {advice}.")
+            raise
+
+    @around(import_module("transformers.trainer"), "rotate_checkpoints")
+    def rotate_checkpoints(original, output_dir, save_total_limit=None, *args, **kwargs):
+        checkpoints = list_checkpoints(Path(output_dir))
+        if not save_total_limit or len(checkpoints) <= save_total_limit:
+            return original(output_dir, save_total_limit, *args, **kwargs)
+        newest = max(checkpoints, key=lambda path: path.stat().st_mtime)
+        try:
+            check_training_checkpoint(newest)
+        except (ValueError, OSError) as error:
+            logger.error(f"No checkpoint is deleted, because the newest one is broken: {error}.")
+            return None
+        delete_broken_checkpoints(checkpoints, len(checkpoints) - save_total_limit)
+        return original(output_dir, save_total_limit, *args, **kwargs)
 
 
 def save_sharded_models() -> None:

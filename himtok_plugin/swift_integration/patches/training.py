@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swift.utils import get_logger
+from torch import nn
 
 from .replacing import around, is_replaced
 
@@ -65,6 +66,26 @@ def choose_trainers() -> None:
         if args.model_meta.model_type == MODEL_TYPE:
             return StageOneTrainer
         return MaskTrainer if args.model_meta.is_multimodal else trainer_class
+
+
+def align_weights_on_cpus() -> None:
+    """What: trainings begin with weights at addresses that do not depend on the files they were loaded from.
+    Why: a resumed run loads another file than the whole run. On some CPUs, matrix products depend on the weights'
+    addresses in the last digits.
+    Goes when: transformers copies the weights that it maps from safetensors files.
+    Upstream: none known (looked 2026-11-29).
+    """
+    from swift.trainers.mixin import SwiftMixin
+
+    from himtok_plugin.lmm.aligned_weights import align_weights
+
+    @around(SwiftMixin, "train")
+    def train(original, self, *args, **kwargs):
+        for name in ("model", "ref_model"):
+            model = getattr(self, name, None)
+            if isinstance(model, nn.Module):
+                align_weights(model)
+        return original(self, *args, **kwargs)
 
 
 def keep_dtype_of_kto_rewards() -> None:
