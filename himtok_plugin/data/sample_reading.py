@@ -29,6 +29,7 @@ from .samples import (
     CODES,
     PLAIN_COLUMNS,
     TEXT_KEYS,
+    check_boxes,
     find_file,
     first_image_header,
     load_squares,
@@ -89,6 +90,7 @@ def _read_sample(number: int, line: bytes, side: int, squares: dict[bytes, np.nd
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         masks = row_masks(row, name)
+        check_boxes(row.get("objects"), name)
         _check_placeholders(row, len(masks or ()), name)
         if masks is None:
             return ReadSample(line)

@@ -16,7 +16,8 @@ import numpy as np
 
 from himtok_plugin.files.images import ImageHeader, open_header
 from himtok_plugin.masks import load_mask, to_square
-from himtok_plugin.validation import abridged
+from himtok_plugin.masks.rle import MAX_PIXELS
+from himtok_plugin.validation import abridged, finite_numbers
 
 CODES = "mask_codes"  # column of codes made offline
 # Where ms-swift finds the text of a row: the first message column that is present, or else all of the others.
@@ -74,6 +75,26 @@ def as_list(value: Any, name: str) -> list[Any]:
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"{name}: got {abridged(value)}, expected a list")
     return list(value)
+
+
+def check_boxes(objects: Any, name: str) -> None:
+    """Check the numbers of the boxes and points in a row's column `objects`.
+
+    Args:
+        objects: in ms-swift's format; None for a row without.
+        name: the row's name in errors.
+    Raises:
+        ValueError: a box is not two or four finite numbers, or is larger than any image.
+    """
+    boxes = objects.get("bbox") if isinstance(objects, dict) else None
+    for i, box in enumerate(as_list(boxes or [], f"{name}: objects.bbox")):
+        expected = f"{name}: objects.bbox[{i}]: got {abridged(box)}, expected two or four finite numbers"
+        try:
+            numbers = finite_numbers(box)
+        except ValueError as error:
+            raise ValueError(expected) from error
+        if numbers.size not in (2, 4) or np.abs(numbers).max() > MAX_PIXELS:
+            raise ValueError(f"{expected} within an image")
 
 
 def drop_nulls(mask: Any) -> Any:

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from himtok_plugin.data.samples import CODES, TEXT_COLUMNS, TEXT_KEYS, as_list, drop_nulls, row_masks
+from himtok_plugin.data.samples import CODES, TEXT_COLUMNS, TEXT_KEYS, as_list, check_boxes, drop_nulls, row_masks
 from himtok_plugin.evaluation.ground_truth import ASKS_FOR_MASKS
 from himtok_plugin.mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
 
@@ -142,6 +142,7 @@ def pack_mask_column(row: dict[str, Any]) -> dict[str, Any]:
     if isinstance(row.get("masks"), str) and row["masks"].startswith(f'{{"{PACKED}":'):
         return row  # ms-swift preprocesses in several passes
     name = format_row_name(dataset, number)
+    check_boxes(row.get("objects"), name)
     masks, codes = row_masks(row, name), row.pop(CODES, None)
     row.pop("masks", None)
     row.pop("mask", None)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from swift.utils import get_logger, patch_getattr
 
-from himtok_plugin.data.samples import CODES, load_squares
+from himtok_plugin.data.samples import CODES, check_boxes, load_squares
 from himtok_plugin.mask_text import MASK_PLACEHOLDER
 from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
 
@@ -65,6 +65,7 @@ class MaskTemplateMixin(Template):
         column = _parse_column(inputs)
         # ms-swift now replaces paths by loaded images, and some templates resize them (MAX_PIXELS, Qwen).
         inputs.himtok_row, inputs.himtok_images = column.name, [get_image_name(image) for image in inputs.images]
+        check_boxes(inputs.objects, column.name)
         with name_images_in_errors(inputs):
             inputs.images, header = load_upright_images(inputs.images, column.name)
             inputs.himtok_size = None if header is None else header.size

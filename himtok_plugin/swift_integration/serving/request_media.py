@@ -23,8 +23,8 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from PIL import Image, UnidentifiedImageError
 
+from himtok_plugin.files.images import read_header as read_image_header
 from himtok_plugin.swift_integration.options.arguments import HimTokArguments
-from himtok_plugin.swift_integration.samples.sample_images import read_image_size
 from himtok_plugin.validation import abridged
 
 from .chat_requests import shorten_reason
@@ -186,7 +186,7 @@ def read_header(content: bytes) -> tuple[int, int]:
     """Return the size (h, w) of an image file from its header, in the frame that results are in.
 
     Raises:
-        ValueError: the content is no image in one of `FORMATS`.
+        ValueError: the content is no image in one of `FORMATS`, or has more than 8 bits per channel.
     """
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]
@@ -194,7 +194,9 @@ def read_header(content: bytes) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the caller has a limit of its own
             with Image.open(io.BytesIO(content), formats=known) as opened:
-                return read_image_size(opened)
+                header = read_image_header(opened)
+                header.check_depth("image")
+                return header.size
     except UnidentifiedImageError as error:  # its text names an object in memory
         raise ValueError(
             f"got {len(content)} bytes of no known format, expected an image: {', '.join(known)}"

@@ -42,6 +42,11 @@ def bad_rows(world, tmp_path):
     outside = {"polygons": [[0, 0, 200, 0, 200, 20]], "size": [48, 64]}
     image = {"messages": segment(left)["messages"], "masks": [to_rle(left)]}
     codes = {"mask_codes": [[1, 2, 3, 12]]}
+    boxed = ["<image>Where is it?", "<bbox>"]
+
+    def box(number) -> dict:
+        return {"ref": [], "bbox": [[1, 2, number, 9]]}
+
     return {
         "missing image": ({**image, "images": ["/nowhere/a.png"]}, r"images.*/nowhere/a\.png"),
         "text as image": ({**image, "images": [str(text)]}, r"images.*no_image\.png"),
@@ -69,6 +74,7 @@ def bad_rows(world, tmp_path):
         "code out of range": (segment(left, **codes), r"mask_codes\[0\] holds 12, expected integers 0 to 11"),
         "negative code": (segment(left, mask_codes=[[1, 2, -3, 4]]), r"mask_codes\[0\] holds -3"),
         "wrong number of codes": (segment(left, mask_codes=[[1, 2, 3]]), r"mask_codes\[0\] has 3 codes, expected 4"),
+        "box of huge numbers": (world.row(*boxed, masks=[], objects=box(1e308)), r"objects\.bbox\[0\]: got .*1e\+308"),
         "codes of too many masks": (
             segment(left, mask_codes=[[1, 2, 3, 4]] * 2),
             "mask_codes holds 2 entries, masks holds 1",
@@ -95,6 +101,7 @@ CASES = [
     "negative code",
     "wrong number of codes",
     "codes of too many masks",
+    "box of huge numbers",
 ]
 
 
