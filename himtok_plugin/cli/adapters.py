@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .common import ForceOption, OutFolder, app, hide_progress_bars_in_pipes, progress, stdout_to_stderr
+from .common import ForceOption, OutFolder, app, hide_progress_bars_in_pipes, stdout_to_stderr
+from .progress_bars import progress
 
 
 @app.command("split-adapter")

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import SIZE_NAMES, JsonOption, app, progress, stdout_to_stderr, write_json_output
+from .common import SIZE_NAMES, JsonOption, app, stdout_to_stderr, write_json_output
+from .progress_bars import progress
 
 bench_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")

@@ -1,4 +1,4 @@
-"""What the verbs of `himtok` share: the command, common options, output and progress bars. Imports nothing heavy."""
+"""What the verbs of `himtok` share: the command, common options and output. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from himtok_plugin.files.output_file import check_replaceable_json
 from himtok_plugin.jobs.processes import environment_int
 from himtok_plugin.jobs.worker_pool import count_usable_cores
 from himtok_plugin.mask_tokenizer.sizes import SIZES
@@ -85,6 +86,7 @@ def write_json_output(result: Any, target: str | None) -> bool:
     if target == "-":
         print(json.dumps(result))
     elif target is not None:
+        check_replaceable_json(Path(target))
         Path(target).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return target == "-"
 
@@ -145,27 +147,3 @@ def choose_device(name: str | None) -> str:
 def count_free_cores() -> int:
     """Cores for reading: this process's share of the cores under torchrun, less one for the process itself."""
     return max(count_usable_cores() // environment_int("LOCAL_WORLD_SIZE", 1) - 1, 0)
-
-
-@contextmanager
-def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr; yields the function to call with (done, total)."""
-    from tqdm import tqdm
-
-    with tqdm(unit=unit, disable=None, leave=False) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield report
-
-
-@contextmanager
-def file_progress(*paths: Path) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr for reading files in turn; yields the function to call with the bytes read so far."""
-    from tqdm import tqdm
-
-    total = sum(path.stat().st_size for path in paths)
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
-        yield lambda consumed: bar.update(consumed - bar.n)

@@ -27,10 +27,10 @@ from .common import (
     hide_progress_bars_in_pipes,
     mask_tokenizer_from_option,
     print_table,
-    progress,
     stdout_to_stderr,
     warn_if_untrained,
 )
+from .progress_bars import progress, progress_bar
 
 if TYPE_CHECKING:
     from himtok_plugin.internvl_chat.convert import ConversionReport
@@ -164,14 +164,14 @@ def encode(
     """
     model = mask_tokenizer_from_option(mask_tokenizer)
     warn_if_untrained(model)
-    from tqdm import tqdm
-
     from himtok_plugin.prediction.mask_files import encode_files
 
     encoded = encode_files(masks, model, candidates)
-    for result in tqdm(encoded, total=len(masks), unit="mask", disable=None, leave=False):
-        entry = {"mask": str(result.path), "codes": result.codes, "text": result.text}
-        tqdm.write(json.dumps(entry) if as_json else result.text)
+    with progress_bar("mask", len(masks)) as bar:
+        for done, result in enumerate(encoded, start=1):
+            entry = {"mask": str(result.path), "codes": result.codes, "text": result.text}
+            bar.print(json.dumps(entry) if as_json else result.text)
+            bar.update(done)
 
 
 @app.command()
@@ -226,24 +226,9 @@ def tokenize(
 
 @contextmanager
 def _row_progress(shown: bool) -> Iterator[Callable[[int, int, int], None]]:
-    """A progress bar on stderr from the first report on; yields the function to call with (done, total, rejected)."""
-    from tqdm import tqdm
-
-    bar: tqdm | None = None
-
-    def report(finished: int, total: int, rejected: int) -> None:
-        nonlocal bar
-        if bar is None:  # initial: rows of an earlier run do not count for the speed
-            bar = tqdm(total=total, initial=finished, unit="row", disable=None if shown else True, leave=False)
-        if rejected:
-            bar.set_postfix(rejected=rejected, refresh=False)
-        bar.update(finished - bar.n)
-
-    try:
-        yield report
-    finally:
-        if bar is not None:
-            bar.close()
+    """A progress bar; yields the function to call with (done, total, rejected)."""
+    with progress_bar("row", shown=shown) as bar:
+        yield lambda done, total, rejected: bar.update(done, total, f"{rejected} rejected" if rejected else "")
 
 
 def _parse_override(text: str) -> tuple[str, Any]:

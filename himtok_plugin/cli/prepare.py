@@ -21,9 +21,9 @@ from .common import (
     check_range,
     check_seed,
     print_table,
-    progress,
     write_json_output,
 )
+from .progress_bars import progress
 
 TURNED_NOTE = (
     "{} images are turned upright by their EXIF orientation: masks and boxes must belong to the upright image, which "

@@ -15,11 +15,11 @@ from .common import (
     app,
     check_range,
     check_seed,
-    file_progress,
     mask_tokenizer_from_option,
     print_table,
     write_json_output,
 )
+from .progress_bars import file_progress
 
 if TYPE_CHECKING:
     from himtok_plugin.evaluation.comparison import RunComparison

@@ -23,7 +23,7 @@ import torch
 from himtok_plugin.jobs.processes import Processes
 from himtok_plugin.jobs.resumable_output import REJECTED, ResumableOutput
 from himtok_plugin.mask_tokenizer import MaskTokenizer
-from himtok_plugin.mask_tokenizer.code_search import check_candidates
+from himtok_plugin.mask_tokenizer.code_search import check_candidates, choose_encoding_batch
 
 from .row_files import NO_ROWS, has_rows, iter_lines
 from .sample_reading import ReadBatch, read_samples
@@ -81,7 +81,7 @@ def write_codes(
         out: JSONL; see `jobs/resumable_output.py` for the files beside it.
         mask_tokenizer: trained, in evaluation mode, on the device that encodes.
         candidates: codes tried at every position, see `MaskTokenizer.encode`; 1 gives the codes of training.
-        batch_size: squares encoded at once.
+        batch_size: squares encoded at once; with `candidates`, fewer can be.
         num_workers: processes that read masks; 0: this process does.
         strict: stop at the first bad row instead of writing it to `out`.rejects.jsonl.
         overwrite: delete earlier results and begin again.
@@ -108,7 +108,7 @@ def write_codes(
         output = ResumableOutput(source, out, made_by, processes, iter_lines)
         if (complete := output.begin(overwrite)) is not None:
             return CodesSummary(output.rows, output.rows, 0, 0, 0, complete["rejected"])
-        encoder = _Encoder(mask_tokenizer, batch_size, candidates)
+        encoder = _Encoder(mask_tokenizer, choose_encoding_batch(batch_size, candidates), candidates)
         total = output.count_own_lines()
         with output.part(redo_rejected=strict) as part:
             batches = read_samples(output.own_lines(part.finished), mask_tokenizer.config.image_size, num_workers)

@@ -52,6 +52,18 @@ def search_codes(nearest: Tensor, squares: Tensor, decode: Callable[[Tensor], Te
     return codes
 
 
+def choose_encoding_batch(batch: int, candidates: int) -> int:
+    """Choose how many masks to encode at once, so that a search reports its progress often enough.
+
+    More than `DECODED_AT_ONCE` candidates are decoded in several parts anyway, so smaller batches cost nothing.
+
+    Args:
+        batch: number of masks without a search.
+        candidates: tried at each position; 1 is no search.
+    """
+    return batch if candidates == 1 else max(1, min(batch, DECODED_AT_ONCE // max(candidates, 1)))
+
+
 def check_candidates(candidates: int, codebook_size: int) -> None:
     """Check the number of candidates per position.
 

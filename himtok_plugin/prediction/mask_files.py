@@ -16,6 +16,7 @@ from PIL import Image
 
 from himtok_plugin.files.images import to_upright_rgb
 from himtok_plugin.mask_text import MaskSpan, codes_to_text, text_to_codes
+from himtok_plugin.mask_tokenizer.code_search import choose_encoding_batch
 from himtok_plugin.mask_tokenizer.modeling import MaskTokenizer
 from himtok_plugin.masks import load_mask, to_square
 from himtok_plugin.masks.drawing import overlay
@@ -54,8 +55,9 @@ def encode_files(paths: Sequence[Path], mask_tokenizer: MaskTokenizer, candidate
         ValueError: a file is not a mask, or `candidates` is out of range.
     """
     config = mask_tokenizer.config
-    for begin in range(0, len(paths), ENCODE_BATCH):
-        batch = paths[begin : begin + ENCODE_BATCH]
+    size = choose_encoding_batch(ENCODE_BATCH, candidates)
+    for begin in range(0, len(paths), size):
+        batch = paths[begin : begin + size]
         squares = np.stack([to_square(load_mask(path), config.image_size) for path in batch])
         codes = mask_tokenizer.encode(torch.from_numpy(squares).to(mask_tokenizer.device), candidates).tolist()
         for path, mask_codes in zip(batch, codes, strict=True):
