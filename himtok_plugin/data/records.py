@@ -372,7 +372,8 @@ def region_to_rle(mask: RegionMask, size: tuple[int, int] | None) -> Rle:
     except ValueError as error:
         raise AnnotationError(BAD_MASK, str(error)) from error
     if not int(coco.area(rle)):
-        raise AnnotationError(EMPTY_MASK, f"{type(mask).__name__} of (h, w) = {tuple(rle['size'])}")
+        what = abridged(mask) if isinstance(mask, str) else type(mask).__name__
+        raise AnnotationError(EMPTY_MASK, f"{what} of (h, w) = {tuple(rle['size'])}")
     return rle
 
 

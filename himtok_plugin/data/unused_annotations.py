@@ -146,7 +146,7 @@ def explain_no_rows(
 
     Args:
         reasons, examples: reason -> how often, and the first detail of it.
-        hint: what to know about the format; for errors of masks.
+        hint: what else to know about the format.
     """
     counted = sorted(reasons.items(), key=lambda entry: -entry[1])[:MOST_REASONS]
     shown = [f"{count} x {reason}, for example {examples[reason]:.300}" for reason, count in counted]
@@ -154,7 +154,8 @@ def explain_no_rows(
     text = f"{dataset}: got no rows of {images} image{'s' * (images != 1)} for --task {', '.join(tasks)} ({listed})"
     needs = " or ".join(dict.fromkeys(TASKS[name].needs for name in tasks))
     if others := [name for name in found.tasks if name not in tasks]:
-        return f"{text}, expected {needs}; there are {found.describe()}; choose --task {' or '.join(others)}"
+        choose = f"there are {found.describe()}; choose --task {' or '.join(others)}"
+        return "; ".join(filter(None, [f"{text}, expected {needs}", choose, hint]))
     if any(name in found.tasks for name in tasks):
         return f"{text}, expected a larger share of the tasks"
     if found.boxes and not found.masks:

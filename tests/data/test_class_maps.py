@@ -144,7 +144,7 @@ def test_a_label_map_without_names_is_an_error_that_names_the_option(prepare, tm
     root = write("png", tmp_path / "data").root
     remove_names("png", root)
     error = prepare("png", root, "--category", "road", status=2)
-    assert "look like a map of several labels" in error and "need --classes, such as road=1,car=2" in error
+    assert "look like a map of several labels" in error and "from --classes, such as road=1,car=2" in error
 
 
 def test_categories_without_names_are_noted(prepare, tmp_path):

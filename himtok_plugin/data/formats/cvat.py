@@ -51,6 +51,7 @@ from .reader import ALL, IMAGE_SUFFIXES, Reader, Source, find_path, list_files
 EXPRESSION_ATTRIBUTES = ("expression", "description", "caption")
 _DECLARATION_BYTES = 200  # an XML declaration is at the beginning of its file
 NOT_READ = "track of a video beside <image> elements is not read"
+TAG = "tag of a whole image has no shape"
 NO_SUBSET = {"", "default"}  # CVAT's names for no subset
 
 
@@ -133,6 +134,8 @@ class CvatReader(Reader):
         regions: list[Region] = []
         queries = []
         incomplete: set[str | None] = set()
+        for tag in image.findall("tag"):
+            log.add_unused(TAG, f"image {image.get('id')}: {tag.get('label')}")
         for shapes in _group_elements(image):
             label = shapes[0].get("label")
             id = f"{image.get('id')}/{len(regions)}"

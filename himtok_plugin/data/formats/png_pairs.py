@@ -34,7 +34,10 @@ PngItem = tuple[Path, list[Path], frozenset[str]]  # image, its masks, classes o
 class PngPairsReader(Reader):
     """`<root>/images` and `<root>/masks`, or the folders given as `images` and `annotations`."""
 
-    hint = "masks of several labels need --classes, such as road=1,car=2"
+    hint = (
+        "masks get classes from --category, from folders in masks/ or, if they have several labels, from --classes, "
+        "such as road=1,car=2"
+    )
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)

@@ -38,6 +38,8 @@ WHOLE_FILE = -1  # in place of the length of a tar file's member
 class Sa1bReader(Reader):
     """`*.tar` below the root; unpacked JSON as well."""
 
+    hint = "--category gives all masks a class; all tasks but `masks` need the images unpacked, in --images"
+
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self.files: list[Path] = []
