@@ -8,7 +8,7 @@ import pytest
 from himtok_plugin.masks import load_mask
 from himtok_plugin.masks.polygons import polygons_to_mask
 from himtok_plugin.prediction.predictor import PredictedMask
-from himtok_plugin.prediction.segments import find_label, make_segments, segment_to_dict
+from himtok_plugin.prediction.segments import find_label, make_segments, outline, segment_to_dict
 
 MASK = np.zeros((6, 9), bool)
 MASK[1:3, 2:7] = True
@@ -32,6 +32,16 @@ def test_all_forms_of_a_segment_are_the_same_mask():
 def test_empty_mask_is_a_segment_too():
     segment = segment_to_dict(predicted(mask=np.zeros((6, 9), bool), score=None))
     assert segment["polygon"] == [] and segment["bbox"] == [0, 0, 0, 0] and segment["score"] is None
+
+
+def test_outline_that_would_take_long_is_left_out():
+    noise = np.random.default_rng(0).random((60, 90)) < 0.5
+    sides = sum(np.count_nonzero(np.diff(np.pad(noise, 1), axis=axis)) for axis in (0, 1))
+    assert outline(noise, 500) is None and outline(MASK, 13) is None and outline(MASK, 0) is None
+    polygons = outline(noise, sides + noise.size)
+    assert polygons is not None and np.array_equal(polygons_to_mask(polygons, noise.shape), noise)
+    assert outline(MASK, 14) == outline(MASK) == [[2, 1, 7, 1, 7, 3, 2, 3]]
+    assert segment_to_dict(predicted(mask=noise), max_outline_sides=500)["polygon"] is None
 
 
 @pytest.mark.parametrize(

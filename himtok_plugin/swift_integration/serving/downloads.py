@@ -11,6 +11,7 @@ other host is asked, and these can have private addresses), and SWIFT_TIMEOUT (s
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import os
@@ -125,15 +126,10 @@ def _get(url: str, budget: ByteBudget, allow_private: bool, seconds: float | Non
     target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=_KEPT_IN_URLS)
     headers = {"Accept-Encoding": "identity", "User-Agent": "himtok_plugin", "Accept": "*/*", "Connection": "close"}
     connection = http.client.HTTPConnection(parts.hostname, port)
-    connection.sock = _connect(addresses, port, seconds)
-    # Timeouts of sockets count from one packet to the next; this ends a download that trickles.
-    watch = None if seconds is None else threading.Timer(seconds, _cut, [connection])
-    try:
-        if watch is not None:
-            watch.daemon = True
-            watch.start()
+    with _Deadline(seconds) as deadline, contextlib.closing(connection):
+        connection.sock = deadline.watch(_connect(addresses, port, seconds))
         if is_https:
-            connection.sock = _secure(connection.sock, parts.hostname)
+            connection.sock = deadline.watch(_secure(connection.sock, parts.hostname))
         connection.request("GET", target, headers=headers)
         response = connection.getresponse()
         location = response.headers.get("location")
@@ -141,11 +137,44 @@ def _get(url: str, budget: ByteBudget, allow_private: bool, seconds: float | Non
             return location
         if response.status != 200:
             raise ValueError(f"got the HTTP status {response.status}, expected 200")
-        return _read(response, budget)
-    finally:
-        if watch is not None:
-            watch.cancel()
-        connection.close()
+        content = _read(response, budget)
+    if deadline.has_passed:
+        raise ValueError(f"got {len(content)} bytes in {seconds:g} seconds, expected all")
+    return content
+
+
+class _Deadline:
+    """Ends a connection after a time. Timeouts of sockets count from one packet to the next, so a download can trickle.
+
+    Args:
+        seconds: None: never.
+    """
+
+    def __init__(self, seconds: float | None):
+        self.has_passed = False
+        self._socket: socket.socket | None = None
+        self._timer = None if seconds is None else threading.Timer(seconds, self._pass)
+
+    def watch(self, connection: socket.socket) -> socket.socket:
+        """Watch this socket from now on."""
+        self._socket = connection
+        return connection
+
+    def __enter__(self) -> _Deadline:
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _pass(self) -> None:
+        self.has_passed = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # it has ended
+                self._socket.shutdown(socket.SHUT_RDWR)
 
 
 def _read(response: http.client.HTTPResponse, budget: ByteBudget) -> bytes:
@@ -173,10 +202,3 @@ def _secure(plain: socket.socket, host: str) -> socket.socket:
 
     file = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or certifi.where()
     return ssl.create_default_context(cafile=file).wrap_socket(plain, server_hostname=host)
-
-
-def _cut(connection: http.client.HTTPConnection) -> None:
-    try:
-        connection.sock.shutdown(socket.SHUT_RDWR)
-    except (AttributeError, OSError):
-        pass  # it has ended
