@@ -48,7 +48,7 @@ saving      SwiftMixin._save                                   checkpoints have 
             quant.save_checkpoint                              quantized models have it
 answering   InferEngine.__init__                               every engine generates valid mask text
             TransformersEngine._infer_full                     responses have masks
-            TransformersEngine._infer                          and a refiner improves them
+            TransformersEngine._infer                          a refiner improves them, and requests fail alone
             SwiftInfer._batch_infer                            results have `masks`
             SwiftInfer.infer_single                            also with `--stream` and in dialogues
             SwiftInfer.run                                     rows that fail get results and an exit status
@@ -60,7 +60,6 @@ deploying   SwiftDeploy._register_app                          all routes check 
             TransformersEngine._fetch_infer_requests           requests without a client are skipped
             InferEngine.set_default_max_tokens                 no request takes the room of others
             TransformersEngine._infer_stream                   streams have masks
-            TransformersEngine._infer                          and fail alone
             InferStreamer._get_response                        and send each when it closes
             StreamerMixin.__next__                             a stream that fails ends with its error
 evaluating  EvalArguments.list_eval_dataset                    `swift eval` runs without OpenCompass
