@@ -26,6 +26,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import yaml
 
+from himtok_plugin.files.output_file import check_replaceable_rows
+from himtok_plugin.files.text import read_text
 from himtok_plugin.validation import abridged
 
 from .catalog import FORMATS
@@ -74,8 +76,8 @@ class Mixture:
             ValueError: a wrong value, with part and field.
         """
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            content = yaml.safe_load(read_text(path))
+        except yaml.YAMLError as error:
             raise ValueError(f"{path}: is not YAML ({error})") from error
         _check_fields(content, _FIELDS, str(path))
         if not content.get("parts"):
@@ -179,6 +181,7 @@ def mix(mixture: Mixture, out: Path, on_progress: Callable[[int, int], None] | N
     Raises:
         ValueError: a part has too few samples, or cannot be read.
     """
+    check_replaceable_rows(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder,

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from himtok_plugin.files.text import read_text
 from himtok_plugin.mask_text import BOX_PLACEHOLDER, MASK_PLACEHOLDER
 from himtok_plugin.resources import shipped_path
 from himtok_plugin.validation import abridged
@@ -76,8 +77,8 @@ def _text_fields(text: str) -> set[str]:
 
 def _read_pools(path: Path) -> dict[str, dict[str, Pool]]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise ValueError(f"{path}: is not YAML ({error})") from error
     if not isinstance(content, dict) or not all(isinstance(kinds, dict) for kinds in content.values()):
         raise ValueError(f"{path}: is {abridged(content)}: expected tasks, each with pools of texts")

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from himtok_plugin.files.text import read_text
 from himtok_plugin.resources import SIDECAR_FOLDER
 
 from .hash_cache import hash_files
@@ -76,7 +77,7 @@ class RunCard:
         if not path.is_file():
             return None
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            return cls(**json.loads(read_text(path)))
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{path}: is not a run card ({error}): expected a file written by `swift infer`"

@@ -63,7 +63,7 @@ class FileFinder:
 
         Args:
             name: a path or URL.
-            near: a folder that is searched first, and whose file is preferred among several.
+            near: a folder, such as that of the annotation, whose file of that last part is taken before all others.
             any_suffix: whether a file with another suffix may be meant, if there is none with the name's own.
         Raises:
             MissingFileError: there is none.
@@ -74,6 +74,10 @@ class FileFinder:
         forms = portable_names(name)
         if (exact := self._find_exact(forms, near)) is not None:
             return exact
+        if near is not None:
+            last_parts = [name_parts(form)[-1:] for form in forms]
+            if found := [near / part for (part,) in filter(None, last_parts) if os.path.isfile(near / part)]:
+                return found[0]
         for shorten in (False, True):
             for keep_suffix in (True, False)[: 1 + any_suffix]:
                 if (found := self._find_indexed(name, forms, near, shorten, keep_suffix)) is not None:

@@ -16,6 +16,8 @@ from typing import overload
 
 import numpy as np
 
+from himtok_plugin.files.text import read_text
+
 CALIBRATION_FILE = "calibration.json"
 FORMAT_VERSION = 2  # 1 calibrated another raw score
 MIN_GROUP = 10  # fewest masks whose mean score and mean IoU become one knot of the map
@@ -127,7 +129,7 @@ class Calibration:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path))
             if content["version"] != FORMAT_VERSION:
                 raise ValueError(f"version is {content['version']!r}: expected {FORMAT_VERSION}")
             return cls(tuple(map(float, content["raw"])), tuple(map(float, content["iou"])))

@@ -171,3 +171,8 @@ def test_names_are_taken_apart():
     assert "b/a.jpg" in portable_names("https://h/b/a.jpg?x=1")
     assert without_upload_prefix("0a1b2c3d-a.jpg") == "a.jpg"
     assert without_upload_prefix("20260304-a.jpg") is None is without_upload_prefix("a.jpg")
+
+
+def test_a_file_beside_the_annotation_is_taken_before_all_others(tree, tmp_path):
+    finder = tree("labels/a.jpg", "images/a.jpg")
+    assert finder.find("C:\\x\\a.jpg", near=tmp_path / "labels") == tmp_path / "labels/a.jpg"

@@ -16,7 +16,8 @@ from .reader import IMAGE_SUFFIXES, Source, find_path, read_upright_size
 
 # A file below these has an image's name and is none, unless the annotation names the folder too.
 _MASK_FOLDERS = re.compile(
-    r"(.*[-_ ])?(masks?|labels?|annotations?|gt|gtFine|gtCoarse|semantic|instances?|panoptic|stuffthingmaps)([-_ ].*)?|"
+    r"(?!.*(image|img|photo|picture))(.*[-_ ])?"
+    r"(masks?|labels?|annotations?|gt|gtFine|gtCoarse|semantic|instances?|panoptic|stuffthingmaps)([-_ ].*)?|"
     r"Segmentation(Class|Object).*",
     re.IGNORECASE,
 )

@@ -2,7 +2,7 @@
 
 Contract: one record per image. As in YOLO, an image without a text file has no objects; a text file without an image is
 skipped. A line of five numbers is a box without a mask. A split is a folder, a `.txt` list of images, or several of
-these.
+these; without a split, all of them are read.
 """
 
 from __future__ import annotations
@@ -45,17 +45,14 @@ BOX_FIELDS = 5  # class, centre x, centre y, width, height
 
 
 class YoloReader(Reader):
-    """`data.yaml` (or the file given as `annotations`) with `names` and the images of each split."""
+    """`data.yaml` (or the file given as `annotations`) with `names` and the images of each split, or `classes.txt`."""
 
     hint = "a line of a YOLO polygon is: class x1 y1 x2 y2 x3 y3 …; five numbers are a box"
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self.yaml_file = self.annotation_file("data.yaml", "dataset.yaml", "*.yaml", "*.yml")
-        try:
-            settings = yaml.safe_load(read_text(self.yaml_file))
-        except (yaml.YAMLError, RecursionError) as error:
-            raise ValueError(f"{self.yaml_file}: is not YAML ({error})") from error
+        self.yaml_file = self.annotation_file("data.yaml", "dataset.yaml", "*.yaml", "*.yml", CLASSES_FILE)
+        settings = _read_settings(self.yaml_file)
         names = source.classes or (settings.get("names") if isinstance(settings, dict) else None)
         if not isinstance(names, list | dict):
             expected = "a list or a mapping of classes, or --classes"
@@ -217,6 +214,17 @@ class YoloReader(Reader):
             raise AnnotationError(BAD_MASK, f"{numbers.size} numbers: expected x, y of at least three points")
         polygon = (numbers.reshape(-1, 2) * (w, h)).ravel().tolist()
         return Region({"size": [h, w], "polygons": [polygon]}, category, id=id)
+
+
+def _read_settings(path: Path) -> Any:
+    """The content of `data.yaml`; of a list of classes, which Label Studio writes instead, its names."""
+    text = read_text(path)
+    if path.suffix.lower() == LIST_SUFFIX:
+        return {"names": [line.strip() for line in text.splitlines() if line.strip()]}
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path}: is not YAML ({error})") from error
 
 
 def _label_file(image: Path) -> Path:

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from himtok_plugin.files.text import read_text
+
 GENERATION_FILE = "generation_config.json"
 DEFAULT_DECODING: Literal["soft"] = "soft"
 
@@ -48,7 +50,7 @@ def read_checkpoint_settings(folder: Path) -> dict[str, Any]:
 def read_json_or_empty(path: Path) -> dict[str, Any]:
     """Read a JSON object; return {} if the file is missing or holds something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError):
         return {}  # transformers reports what is wrong with the file when it loads the model
     return content if isinstance(content, dict) else {}

@@ -62,6 +62,7 @@ class PreparedDatasetLoader(DatasetLoader):
         workers = self.num_proc if self.num_proc and self.num_proc > 1 else 0
         job = PrepareJob(Source(name, root, split), tasks, num_workers=workers, strict=self.strict)
         folder = Path(get_cache_dir(), "datasets", "himtok")
+        split = job.source.split  # "valid" and "Val" are "val"
         out = folder / f"{name}-{split}-{_fingerprint(job)}.jsonl"
         if out.is_file():
             return out

@@ -6,7 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from on_disk import decoded
 from tiny_datasets import H, W, write
 
 from himtok_plugin.data.catalog import FORMATS
@@ -301,3 +303,108 @@ def test_annotation_ids_that_begin_anew_are_no_duplicates(name, id, tmp_path, pr
     path.write_text(json.dumps(content))
     rows, summary, _ = prepare(name, tiny.root, "--task", "masks")
     assert len(rows) == 3 and summary["skipped"] == {"id occurs more than once": 1}
+
+
+@pytest.mark.parametrize("folder", ["masks", "labels", "SegmentationClass", "gt", "instance_masks"])
+def test_a_mask_of_the_images_name_is_not_taken_for_the_image(folder, tmp_path, prepare):
+    tiny = write("labelme", tmp_path / "data")
+    (tiny.root / folder).mkdir()
+    tiny.images[0].rename(tiny.root / folder / tiny.images[0].name)
+    rows, summary, _ = prepare("labelme", tiny.root, "--task", "masks")
+    assert len(rows) == 1 and summary["skipped"] == {"image is missing": 1}
+    tiny.images[1].rename(tiny.root / folder / tiny.images[1].name)
+    again, _, _ = prepare("labelme", tiny.root, "--task", "masks", "--images", tiny.root / folder)
+    assert len(again) == 2  # but the user may say so
+
+
+@pytest.mark.parametrize("form", ["{}", "C:\\x\\{}", "https://host/a/{}?t=1", "masks/{}", "M/{}"])
+def test_masks_are_found_by_names_of_other_machines_too(form, tmp_path, prepare):
+    tiny = write("mask-perception", tmp_path / "data")
+    (path,) = text_files(tiny)
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    tiny.map("masks/m.png", decoded(entries[0]["mask"]) * np.uint8(255))
+    expected = prepare("mask-perception", tiny.root)[0]
+    entries[0]["mask"] = form.format("m.png")
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert essence(prepare("mask-perception", tiny.root)[0]) == essence(expected)
+
+
+@pytest.mark.parametrize("form", ["{}", "C:\\maps\\{}"])
+def test_panoptic_maps_are_found_by_names_of_other_machines_too(form, tmp_path, prepare):
+    tiny = write("coco-panoptic", tmp_path / "data")
+    expected = prepare("coco-panoptic", tiny.root)[0]
+    path = next(path for path in text_files(tiny))
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["file_name"] = form.format(annotation["file_name"].upper())
+    path.write_text(json.dumps(content))
+    assert prepare("coco-panoptic", tiny.root)[0] == expected
+
+
+def test_cvats_subsets_of_any_name_are_read_without_a_flag(tmp_path, prepare):
+    tiny = write("coco-json", tmp_path / "data")
+    content = json.loads((tiny.root / "annotations.json").read_text())
+    for i, subset in enumerate(("Train", "Night")):
+        own = {**content, "images": content["images"][i : i + 1], "annotations": content["annotations"][i : i + 1]}
+        tiny.json(f"annotations/instances_{subset}.json", own)
+        (tiny.root / "images" / subset).mkdir()
+        tiny.images[i].rename(tiny.root / "images" / subset / tiny.images[i].name)
+    (tiny.root / "annotations.json").unlink()
+    rows, summary, _ = prepare("coco-json", tiny.root, "--task", "masks")
+    assert len(rows) == 2 and not summary["skipped"]
+    for split in ("Train", "train"):
+        assert len(prepare("coco-json", tiny.root, "--split", split, "--task", "masks")[0]) == 1
+
+
+def test_the_images_of_a_split_are_not_those_of_another_one_with_equal_names(tmp_path, prepare):
+    root = tmp_path / "data"
+    write_splits("coco-json", root)
+    (root / "valid" / "000000000001.jpg").unlink()
+    rows, summary, entries = prepare("coco-json", root, "--split", "val", "--task", "masks")
+    assert len(rows) == 1 and summary["skipped"] == {"image is missing": 1}
+
+
+def test_a_split_that_the_yaml_names_and_is_not_there_is_listed(tmp_path, prepare):
+    root = tmp_path / "data"
+    write_splits("yolo", root)
+    shutil.rmtree(root / "test")
+    rows, summary, entries = prepare("yolo", root, "--task", "masks")
+    assert len(rows) == 4 and summary["skipped"] == {"split is missing": 1} and "test" in entries[0]["detail"]
+
+
+def test_images_that_two_splits_of_yolo_share_are_read_once(tmp_path, prepare):
+    tiny = write("yolo", tmp_path / "data")
+    (tiny.root / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [thingy]\n")
+    rows, summary, _ = prepare("yolo", tiny.root, "--task", "masks")
+    assert len(rows) == 2 and not summary["skipped"]
+
+
+def test_label_studios_yolo_export_has_a_list_of_classes_only(tmp_path, prepare):
+    tiny = write("yolo", tmp_path / "data")
+    expected = prepare("yolo", tiny.root)[0]
+    (tiny.root / "data.yaml").unlink()
+    for kind in ("images", "labels"):
+        for path in (tiny.root / kind / "train").iterdir():
+            path.rename(tiny.root / kind / path.name)
+        (tiny.root / kind / "train").rmdir()
+    (tiny.root / "classes.txt").write_text("thingy\n")
+    assert essence(prepare("yolo", tiny.root)[0]) == essence(expected)
+
+
+def test_a_dataset_of_which_nothing_is_found_names_the_splits_too(tmp_path, prepare):
+    (tmp_path / "data").mkdir()
+    error = prepare("coco-json", tmp_path / "data", status=2)
+    assert "annotations.json" in error and "train, val, test" in error
+
+
+def test_mixtures_and_phrasings_may_begin_with_a_byte_order_mark(tmp_path, himtok):
+    tiny = write("labelme", tmp_path / "data")
+    mixture, prompts = tmp_path / "mix.yaml", tmp_path / "prompts.yaml"
+    mixture.write_text("parts: [{dataset: labelme, root: data, split: All, prompts: prompts.yaml}]", "utf-8-sig")
+    prompts.write_text('segment_class: {questions: ["Show the {category}."]}', "utf-16")
+    status, _, error = himtok("prepare", "mix", mixture, tmp_path / "out.jsonl", "--num_workers", 0)
+    assert status == 0, error
+    assert "Show the thingy." in (tmp_path / "out.jsonl").read_text(encoding="utf-8") and tiny.images
+    mixture.write_bytes("parts: [{rows: größe.jsonl}]".encode("latin-1"))
+    status, _, error = himtok("prepare", "mix", mixture, tmp_path / "out.jsonl")
+    assert status == 2 and "mix.yaml: got byte 0xf6" in error and error.count("\n") == 1
