@@ -10,6 +10,7 @@ from swift.infer_engine import RequestConfig
 from himtok_plugin.swift_integration.options.arguments import HimTokArguments
 
 _MOST_STOP_WORDS = 16
+_LONGEST_STOP_WORD = 1000  # characters
 # Name, least value, greatest value, whether it has to be above the least.
 _RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("temperature", 0, 100, False),
@@ -58,8 +59,12 @@ def limit_generation(config: RequestConfig, settings: HimTokArguments, max_model
             upper = "" if most == math.inf else f" and at most {most}"
             raise ValueError(f"{name}: got {_show(value)}, expected a number {bound}{upper}")
     _check_choices(config)
-    if len(config.stop or []) > _MOST_STOP_WORDS or not all(config.stop or []):
-        raise ValueError(f"stop: got {len(config.stop or [])} texts, expected at most {_MOST_STOP_WORDS}, none empty")
+    stop = config.stop or []
+    if len(stop) > _MOST_STOP_WORDS or not all(0 < len(word) <= _LONGEST_STOP_WORD for word in stop):
+        raise ValueError(
+            f"stop: got {len(stop)} texts of {min(map(len, stop))} to {max(map(len, stop))} characters, expected at "
+            f"most {_MOST_STOP_WORDS} of 1 to {_LONGEST_STOP_WORD}"
+        )
 
 
 def _check_choices(config: RequestConfig) -> None:

@@ -133,6 +133,31 @@ def check_media_tokens(value: Any, tokens: Iterable[str]) -> None:
             )
 
 
+def count_characters(tokenizer: Any, max_model_len: int | None) -> int | None:
+    """Return the number of characters that no prompt of a model exceeds; None if its length has no limit.
+
+    To find out how many tokens a text of many megabytes has would take minutes.
+
+    Args:
+        tokenizer: the model's text tokenizer.
+        max_model_len: maximum number of tokens.
+    """
+    return None if max_model_len is None else max_model_len * max(map(len, tokenizer.get_vocab()), default=1)
+
+
+def check_length(value: Any, max_characters: int) -> None:
+    """Check the number of characters of all texts within a JSON value.
+
+    Raises:
+        ValueError: it is above `max_characters`.
+    """
+    length = sum(map(len, _iterate_texts(value)))
+    if length > max_characters:
+        raise ValueError(
+            f"messages: got {length} characters, expected at most {max_characters}, which the model has room for"
+        )
+
+
 def _iterate_items(configuration: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in configuration.items():
         yield str(key), value

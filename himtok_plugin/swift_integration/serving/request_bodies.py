@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 from starlette.requests import Request
 
+BODY_SECONDS = 60.0  # a client that sends slowly counts as a request in progress
 MAX_DEPTH = 64  # of lists and objects in each other; ms-swift's copies and prints of a request call themselves
 
 
@@ -23,18 +25,22 @@ class RequestRefused(ValueError):
         self.status = status
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int, seconds: float = BODY_SECONDS) -> bytes:
     """Read the body of a request.
 
     Raises:
-        RequestRefused: the body has more than `max_bytes`.
+        RequestRefused: the body has more than `max_bytes`, or does not come within `seconds`.
     """
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > max_bytes:
-            raise RequestRefused(f"body: got more than {max_bytes} bytes, expected at most that", 413)
-        parts.append(part)
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > max_bytes:
+                    raise RequestRefused(f"body: got more than {max_bytes} bytes, expected at most that", 413)
+                parts.append(part)
+    except TimeoutError as error:
+        raise RequestRefused(f"body: got {size} bytes in {seconds:g} seconds, expected all", 408) from error
     return b"".join(parts)
 
 
@@ -50,12 +56,22 @@ def parse_body(body: bytes) -> dict[str, Any]:
         raise RequestRefused(f"body: got JSON nested too deep, expected at most {MAX_DEPTH} levels") from error
     except ValueError as error:  # a UnicodeDecodeError is one, and that of integers of thousands of digits
         raise RequestRefused(f"body: cannot be read as JSON ({error!s:.200}), expected a JSON object") from error
+    if b"\\ud" in body.lower() and not _is_unicode(parsed):
+        raise RequestRefused("body: got a text with half of a surrogate pair, expected Unicode")
     if not isinstance(parsed, dict):
         raise RequestRefused(f"body: got a {type(parsed).__name__}, expected a JSON object")
     for name, value in parsed.items():
         if _is_deeper(value, MAX_DEPTH):
             raise RequestRefused(f"{name:.80}: got a value nested more than {MAX_DEPTH} deep, expected a flatter one")
     return parsed
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
 
 
 def _is_deeper(value: Any, depth: int) -> bool:

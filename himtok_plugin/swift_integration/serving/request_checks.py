@@ -16,7 +16,15 @@ from himtok_plugin.swift_integration.options.arguments import HimTokArguments
 from himtok_plugin.validation import abridged
 
 from .chat_requests import SegmentInferRequest
-from .message_texts import MEDIA, Conversation, check_media_tokens, check_tags, read_messages, read_sources
+from .message_texts import (
+    MEDIA,
+    Conversation,
+    check_length,
+    check_media_tokens,
+    check_tags,
+    read_messages,
+    read_sources,
+)
 
 _RLE_KEYS = {"size", "counts"}  # neither paths, which are the server's files, nor polygons, which can take long to draw
 
@@ -29,12 +37,15 @@ class RequestImage:
     size: tuple[int, int]
 
 
-def read_conversation(body: Mapping[str, Any], media_tokens: Iterable[str]) -> Conversation:
+def read_conversation(
+    body: Mapping[str, Any], media_tokens: Iterable[str], max_characters: int | None = None
+) -> Conversation:
     """Read the messages and media of a request.
 
     Args:
         body: the request's JSON.
         media_tokens: see `message_texts.find_media_tokens`; none for a model that reads texts only.
+        max_characters: see `message_texts.count_characters`; None: no limit.
     Raises:
         ValueError: a message or a medium is bad, or a text would be taken for a medium.
     """
@@ -45,6 +56,8 @@ def read_conversation(body: Mapping[str, Any], media_tokens: Iterable[str]) -> C
         if beside and inside:
             raise ValueError(f"{kind}s: got {len(beside)} beside {len(inside)} in the messages, expected one of both")
         conversation.media[kind] = inside or beside
+    if max_characters is not None:
+        check_length([conversation.messages, body.get("tools"), body.get("objects")], max_characters)
     if media_tokens:
         check_tags(conversation)
         for name in ("messages", "tools", "objects", "chat_template_kwargs"):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from swift.infer_engine import RequestConfig
 from swift.utils import get_logger
@@ -31,7 +31,7 @@ from .chat_requests import (
     shorten_reason,
 )
 from .generation_limits import limit_generation
-from .message_texts import MEDIA, Conversation, find_media_tokens
+from .message_texts import MEDIA, Conversation, count_characters, find_media_tokens
 from .request_bodies import RequestRefused, parse_body, read_body
 from .request_checks import read_conversation
 from .request_media import LoadedMedia, MediaLimits, download_media, load_media
@@ -61,6 +61,7 @@ class RequestDesk:
         self.active = 0
         is_multimodal = server.infer_engine.model_meta.is_multimodal
         self.media_tokens = find_media_tokens(server.template) if is_multimodal else frozenset()
+        self.max_characters = count_characters(server.template.tokenizer, server.infer_engine.max_model_len)
 
     async def serve(self, raw: Request, answer: Callable[[dict[str, Any], LoadedMedia], Coroutine]) -> Any:
         """Answer a request, or refuse it.
@@ -78,6 +79,8 @@ class RequestDesk:
                 response = await _answer_while_connected(raw, answer(body, media))
             except RequestRefused as error:
                 return self._refuse(error.status, str(error))
+            except ClientDisconnect:
+                return Response(status_code=_CLOSED)
             except ValueError as error:
                 return self._refuse(400, str(explain_error(error)))
             except Exception as error:  # the checks have let something pass that they should not
@@ -89,7 +92,7 @@ class RequestDesk:
 
     async def prepare_chat(self, body: Mapping[str, Any], media: LoadedMedia) -> SegmentChatRequest:
         """Check a chat request's fields, messages and media, in the order of their cost."""
-        conversation = await self._run(read_conversation, body, self.media_tokens)
+        conversation = await self._run(read_conversation, body, self.media_tokens, self.max_characters)
         own = {name: value for name, value in body.items() if name not in [f"{kind}s" for kind in MEDIA]}
         request = await self._run(build_chat_request, {**own, "messages": conversation.messages})
         refusal = await self.server._check_model(request) or self.server._check_max_logprobs(request)
@@ -122,7 +125,7 @@ class RequestDesk:
             with _named(f"infer_requests[{i}]"):
                 if not isinstance(each, dict):
                     raise ValueError(f"got {abridged(each)}, expected an object with messages")
-                conversation = await self._run(read_conversation, each, self.media_tokens)
+                conversation = await self._run(read_conversation, each, self.media_tokens, self.max_characters)
                 requests.append(await self._prepare(each, conversation, limits, media))
         return requests, config
 

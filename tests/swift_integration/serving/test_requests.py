@@ -73,6 +73,7 @@ BAD_CHATS = {
     "too many beams": (ask_about(num_beams=200), "num_beams: got 200, expected an integer from 1 to 8"),
     "too many tokens": (ask_about(max_tokens=10**9), "max_tokens: got 1000000000"),
     "no tokens": (ask_about(max_tokens=0), "max_tokens: got 0"),
+    "text of megabytes": (ask_about(words="Segment it. " * 10**6), "messages: got 120000"),
     "two limits of tokens": (ask_about(max_completion_tokens=5), "max_completion_tokens: got 5 beside max_tokens 8"),
     "top_p above 1": (ask_about(top_p=1.5), "top_p: got 1.5"),
     "huge integer": (ask_about(top_k=10**400), "top_k: "),
@@ -140,6 +141,8 @@ BAD_BODIES = {
     "half of it": (b'{"model": ', "body: cannot be read as JSON"),
     "not text": (b"\xff\xfe\0", "body: cannot be read as JSON"),
     "a list": (b"[]", "body: got a list"),
+    "half of a character": (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "half of a surrogate pair"),
+    "a field with half of a character": (b'{"\\uD800": 1}', "half of a surrogate pair"),
     "100 000 brackets": (b"[" * 100_000, "body: "),
 }
 BAD_INFERS = {
