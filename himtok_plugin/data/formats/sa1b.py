@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from himtok_plugin.data.byte_ranges import MAX_ELEMENT, parse_json, parse_json_file
+from himtok_plugin.data.byte_ranges import parse_json, parse_json_file
 from himtok_plugin.data.records import (
     BAD_ENTRY,
     NOT_JSON,
@@ -32,6 +32,7 @@ from .coco_index import segmentation_mask, xywh_to_xyxy
 from .image_finder import ImageFinder
 from .reader import Reader, Source, find_path, list_files
 
+MAX_MEMBER = 1 << 28  # bytes; those of SA-1B have about a million
 WHOLE_FILE = -1  # in place of the length of a tar file's member
 
 
@@ -114,8 +115,8 @@ class Sa1bReader(Reader):
 def _parse_member(path: Path, begin: int, length: int) -> Any:
     """Parse a member of a tar file by its byte range."""
     name = f"{path.name} at byte {begin}"
-    if length > MAX_ELEMENT:
-        raise AnnotationError(TOO_LARGE, f"{name}: got a member of {length} bytes, expected at most {MAX_ELEMENT}")
+    if length > MAX_MEMBER:
+        raise AnnotationError(TOO_LARGE, f"{name}: got a member of {length} bytes, expected at most {MAX_MEMBER}")
     with open(path, "rb") as stream:
         stream.seek(begin)
         data = stream.read(length)

@@ -244,7 +244,10 @@ def test_cvat_boxes_enclose_the_rotated_rectangle(tmp_path):
     [
         ("mask cannot be read", '<polygon label="x" points="1,2;3"/>'),
         ("mask cannot be read", '<ellipse label="x" cx="30" cy="20" rx="10" ry="5" rotation="much"/>'),
-        ("mask cannot be read", '<box label="x" group_id="1"/><polygon label="x" group_id="1" points="1,1;9,1;9,9"/>'),
+        (
+            "part of an object cannot be drawn; its other parts are kept",
+            '<box label="x" group_id="1"/><polygon label="x" group_id="1" points="1,1;9,1;9,9"/>',
+        ),
         (
             "box is not x1 < x2, y1 < y2 within its image",
             '<box label="x" xtl="1" ytl="2" xbr="30" ybr="40" rotation="much"/>',
