@@ -76,8 +76,8 @@ class FileFinder:
             return exact
         if near is not None:
             last_parts = [name_parts(form)[-1:] for form in forms]
-            if found := [near / part for (part,) in filter(None, last_parts) if os.path.isfile(near / part)]:
-                return found[0]
+            if beside := [near / part for (part,) in filter(None, last_parts) if os.path.isfile(near / part)]:
+                return beside[0]
         for shorten in (False, True):
             for keep_suffix in (True, False)[: 1 + any_suffix]:
                 if (found := self._find_indexed(name, forms, near, shorten, keep_suffix)) is not None:
