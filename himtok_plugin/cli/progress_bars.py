@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,7 +75,9 @@ def progress_bar(unit: str, total: int | None = None, shown: bool = True) -> Ite
     columns = (text, BarColumn(), count, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     console = Console(stderr=True, markup=False)
     hidden = not shown or not sys.stderr.isatty()
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=hidden) as bars:
+    bars = Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=hidden)
+    # Where nothing is shown, old releases of rich print an empty line when a display stops.
+    with nullcontext() if hidden else bars:
         yield ProgressBar(bars, unit, total)
 
 
