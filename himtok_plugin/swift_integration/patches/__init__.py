@@ -23,6 +23,7 @@ rows        DatasetLoader._load_dataset_path                   files without row
             RowPreprocessor.__reduce_ex__ (new)                spawned workers that read rows have these patches
             loader._inject_dataset_routing_tag                 and can read streams
             AutoPreprocessor._get_preprocessor                 rows with masks only are read as messages
+            SwiftSft._show_dataset                             training on unusable rows says why
             KTOPreprocessor.batched_preprocess                 the answers of other rows have their masks
 loading     register.get_template_meta                         templates of multimodal base models handle masks
             template.get_template_meta                         the same, for later imports
@@ -79,6 +80,7 @@ def apply() -> None:
     if getattr(Template, _MARK, False):
         return
     rows.check_dataset_files()
+    rows.name_unusable_datasets()
     rows.number_rows()
     rows.keep_mask_columns()
     rows.pickle_streamed_datasets()

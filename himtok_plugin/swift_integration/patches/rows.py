@@ -12,7 +12,12 @@ from swift.utils import get_logger
 from himtok_plugin.data.samples import CODES, MESSAGE_COLUMNS, QUESTION_COLUMNS
 from himtok_plugin.evaluation.ground_truth import count_in_questions
 from himtok_plugin.mask_text import MASK_PLACEHOLDER
-from himtok_plugin.swift_integration.samples.dataset_files import check_not_empty, make_readable, name_unreadable_row
+from himtok_plugin.swift_integration.samples.dataset_files import (
+    check_not_empty,
+    explain_first_row,
+    make_readable,
+    name_unreadable_row,
+)
 from himtok_plugin.swift_integration.samples.failed_rows import (
     keeps_failed_rows,
     pack_any_row,
@@ -123,6 +128,30 @@ def check_dataset_files() -> None:
     @around(DatasetLoader, "_load_repo_dataset")
     def load_repo_dataset(original, self, dataset_id, *args, **kwargs):
         return check_not_empty(partial(original, self, dataset_id, *args, **kwargs), dataset_id)
+
+
+def name_unusable_datasets() -> None:
+    """What: training on rows of which none can be encoded ends with the names of the datasets and the first error.
+    Why: ms-swift advises another `max_length` whatever the reason is, or ends in a StopIteration.
+    Goes when: ms-swift says why its first sample cannot be encoded.
+    Upstream: none known (looked 2026-11-29).
+    """
+    from swift.pipelines.train.sft import SwiftSft
+
+    @around(SwiftSft, "_show_dataset")
+    def show_dataset(original, self, train_dataset, val_dataset):
+        reason = "see the warnings above"
+        try:
+            if train_dataset is not None:  # ms-swift's value for a dataset without rows
+                return original(self, train_dataset, val_dataset)
+        except StopIteration:
+            pass
+        except ValueError as error:
+            if not str(error).startswith("Failed to retrieve the dataset"):
+                raise
+            reason = explain_first_row(train_dataset) or reason
+        names = ", ".join(self.args.dataset)
+        raise ValueError(f"dataset: got {names} without a row that can be encoded, expected at least one: {reason}")
 
 
 def keep_mask_columns() -> None:

@@ -18,6 +18,7 @@ from himtok_plugin.data.samples import parse_row
 from himtok_plugin.validation import abridged
 
 _INT64 = 1 << 63
+_DEEPEST = 50  # lists and dictionaries in each other; Arrow's own limit differs between versions
 
 
 def make_readable(path: str, cache: str) -> str:
@@ -52,27 +53,27 @@ def name_unreadable_row(path: str) -> None:
     """Find the row because of which a file could not be loaded.
 
     Raises:
-        ValueError: a row is not JSON, or has an integer that Arrow cannot hold; names file and row.
+        ValueError: a row is not JSON, or has a value that Arrow cannot hold; names file and row.
     """
     if Path(path).suffix not in SUFFIXES:
         return
     for number, line, _, _ in iter_rows(Path(path)):
         if line.strip():
             try:
-                check_integers(parse_row(line))
+                check_arrow_value(parse_row(line))
             except ValueError as error:
                 raise ValueError(f"{path}: row {number}: {error}") from error
 
 
-def check_integers(value: Any) -> None:
-    """Raise ValueError for an integer of more than 64 bits anywhere in a JSON value."""
-    waiting = [value]
+def check_arrow_value(value: Any) -> None:
+    """Raise ValueError for a JSON value that Arrow cannot hold: an integer of more than 64 bits, or deep nesting."""
+    waiting = [(value, 0)]
     while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
+        value, depth = waiting.pop()
+        if depth > _DEEPEST:
+            raise ValueError(f"got values nested more than {_DEEPEST} deep, expected masks and messages")
+        if isinstance(value, dict | list):
+            waiting += [(each, depth + 1) for each in (value.values() if isinstance(value, dict) else value)]
         elif isinstance(value, int) and not -_INT64 <= value < _INT64:
             raise ValueError(f"got {abridged(value)}, expected numbers of at most 64 bits")
 
@@ -97,3 +98,12 @@ def check_not_empty(load: Callable[[], Any], name: str) -> Any:
             "with `himtok prepare check`"
         )
     return dataset
+
+
+def explain_first_row(dataset: Any) -> str:
+    """Why the first row of ms-swift's `LazyLLMDataset` cannot be encoded, in one line; empty if it can."""
+    try:
+        dataset.encode_func(dataset.dataset[0], return_length=True)
+    except Exception as error:  # of the template, of PIL or of the file system
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""

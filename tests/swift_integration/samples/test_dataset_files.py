@@ -92,3 +92,26 @@ def test_a_row_that_arrow_cannot_hold_is_named(train, world, tmp_path, broken):
     path.write_text("".join(json.dumps(row) + "\n" for row in (mixed, world.segment(world.left))) + broken + "\n")
     with pytest.raises(ValueError, match=r"rows\.jsonl: row 3: (is not JSON|got an integer of \d+ bits)"):
         train(dataset=path)
+
+
+def test_a_file_of_rows_nested_too_deep_is_named(train, world, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = json.dumps({**world.segment(world.left), "masks": ["HERE"]})
+    path.write_text((row.replace('"HERE"', "[" * 500 + "]" * 500) + "\n") * 2)
+    with pytest.raises(ValueError, match=r"rows\.jsonl: row 1: (got values nested more|masks\[0\])"):
+        train(dataset=path)
+
+
+@pytest.mark.parametrize("options", [{}, {"streaming": True}, {"lazy_tokenize": False}])
+def test_rows_that_are_all_too_long_are_refused_with_their_file(train, world, rows, tmp_path, options):
+    path = write_rows(tmp_path / "long.jsonl", rows)
+    with pytest.raises(ValueError, match=r"dataset: got \S+long\.jsonl without a row that can be encoded"):
+        train(dataset=path, max_length=8, strict=False, truncation_strategy="delete", **options)
+
+
+def test_rows_whose_images_are_all_missing_are_refused_with_the_reason(train, world, rows, tmp_path):
+    path = write_rows(tmp_path / "gone.jsonl", [{**row, "images": ["/nowhere/a.png"]} for row in rows])
+    with pytest.raises(
+        ValueError, match=r"gone\.jsonl without a row .*: \S+gone\.jsonl: row 1: images.*/nowhere/a\.png"
+    ):
+        train(dataset=path, strict=False)
