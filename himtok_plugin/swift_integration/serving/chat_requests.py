@@ -118,7 +118,8 @@ def summarize_validation_errors(errors: Sequence[Mapping[str, Any]], prefix: str
 
 def shorten_reason(error: BaseException) -> str:
     """Describe an error in one line of limited length: messages of PIL and base64 can quote all the data."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.{_LONGEST_REASON}}"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text:.{_LONGEST_REASON}}" if text else type(error).__name__
 
 
 def _rename_fields(body: Mapping[str, Any]) -> dict[str, Any]:

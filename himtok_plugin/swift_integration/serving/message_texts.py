@@ -13,6 +13,8 @@ from typing import Any
 
 from himtok_plugin.validation import abridged
 
+from .tools_and_objects import check_tool_calls
+
 MEDIA = ("image", "video", "audio")
 ROLES = ("system", "developer", "user", "assistant", "tool", "tool_call", "tool_response")
 _SYSTEM_ROLES = ("system", "developer")
@@ -53,6 +55,7 @@ def read_messages(messages: Any) -> Conversation:
         role = message.get("role")
         if role not in ROLES:
             raise ValueError(f"{name}.role: got {abridged(role)}, expected one of {', '.join(ROLES)}")
+        check_tool_calls(message.get("tool_calls"), f"{name}.tool_calls")
         text = _read_content(message, name, conversation)
         if role in _SYSTEM_ROLES:
             if conversation.messages:

@@ -25,6 +25,7 @@ from .message_texts import (
     read_messages,
     read_sources,
 )
+from .tools_and_objects import check_objects, check_tools
 
 _RLE_KEYS = {"size", "counts"}  # neither paths, which are the server's files, nor polygons, which can take long to draw
 
@@ -49,6 +50,8 @@ def read_conversation(
     Raises:
         ValueError: a message or a medium is bad, or a text would be taken for a medium.
     """
+    check_tools(body.get("tools"))
+    check_objects(body.get("objects"))
     conversation = read_messages(body.get("messages"))
     for kind in MEDIA:
         beside = read_sources(body.get(f"{kind}s"), kind)
