@@ -17,7 +17,7 @@ FAULTS = {
     "missing mask in question": r"masks\[0\]",
     "mask of another size": "size",
     "masks missing": "messages hold 1 <mask>, masks holds 0",
-    "box of three numbers": r"len\(box\)",
+    "box of three numbers": "box",
     "no messages": "messages",
     "masks is a number": "masks",
 }
@@ -146,3 +146,22 @@ def test_run_without_failures_has_no_exit_status():
     count = FailureCount()
     count.add(None)
     assert count.check("out.jsonl") is None
+
+
+def test_only_the_first_process_ends_with_a_status_and_counts_the_rows_of_all(monkeypatch):
+    """torchrun ends all processes as soon as one has failed, perhaps before the first one has printed its line."""
+
+    def gather(parts, own):
+        parts[:] = [(3, []), own]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    count = FailureCount()
+    count.add("row 4: no image")
+    for rank in (1, 0):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        if rank:
+            assert count.check("out.jsonl") is None
+    with pytest.raises(SystemExit, match="error: 1 of 4 rows could not be answered; .* The first: row 4: no image"):
+        count.check("out.jsonl")
