@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 UPRIGHT = 1
 _Transpose = Image.Transpose
@@ -78,10 +78,41 @@ def read_header(image: Image.Image) -> ImageHeader:
     return ImageHeader(size, orientation, image.mode)
 
 
-def open_header(path: str | os.PathLike[str]) -> ImageHeader:
-    """The header of an image file; raises what `PIL.Image.open` raises."""
+def open_header(path: str | os.PathLike[str], whole: bool = False) -> ImageHeader:
+    """The header of an image file; raises what `PIL.Image.open` raises.
+
+    Args:
+        whole: whether a truncated file is an error as well, see `check_whole`.
+    """
     with Image.open(path) as image:
-        return read_header(image)
+        header = read_header(image)
+        if whole:
+            check_whole(image)
+        return header
+
+
+def check_whole(image: ImageFile.ImageFile) -> None:
+    """Check that an open image file is not truncated; raises what `load` raises.
+
+    A file that ends as its format does is taken for whole. Only others are decoded, which is slow.
+    """
+    if not _has_end(image):
+        image.load()
+
+
+def _has_end(image: ImageFile.ImageFile) -> bool:
+    if (file := image.fp) is None or image.format not in _ENDS:
+        return False
+    at = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(end - _END_BYTES, 0))
+    tail = file.read(_END_BYTES)
+    file.seek(at)
+    return _ENDS[image.format] in tail
+
+
+_END_BYTES = 64  # programs may append zeros or a line break
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
 def make_upright(image: Image.Image) -> Image.Image:

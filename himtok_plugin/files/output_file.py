@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 LONGEST_ROW = 2**24  # bytes of a first row that are read
-TURN_COLUMNS = ("messages", "conversations")  # of every row, in ms-swift's format and in the authors'
+TURN_COLUMNS = ("messages", "conversations")  # of rows with text, in ms-swift's format and in the authors'
+ROW_COLUMNS = (*TURN_COLUMNS, "masks")  # rows for stage 1 have masks only
 
 
 def check_replaceable_rows(path: Path) -> None:
@@ -30,7 +31,7 @@ def check_replaceable_rows(path: Path) -> None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         row = None
-    if not (isinstance(row, dict) and any(name in row for name in TURN_COLUMNS)):
+    if not (isinstance(row, dict) and any(name in row for name in ROW_COLUMNS)):
         _refuse(path, "rows of samples")
 
 

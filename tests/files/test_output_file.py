@@ -11,7 +11,7 @@ COCO = json.dumps({"images": [], "annotations": []})
 PAGE = "<!DOCTYPE html>\n<html></html>"
 REPORT = json.dumps({"scores": {}, "protocol": {}}, indent=2)
 CHECKS = {
-    "rows": (check_replaceable_rows, [ROW, ROW * 2, json.dumps({"conversations": []})]),
+    "rows": (check_replaceable_rows, [ROW, ROW * 2, json.dumps({"conversations": []}), json.dumps({"masks": []})]),
     "page": (check_replaceable_page, [PAGE, "\n<html>"]),
     "json": (check_replaceable_json, [REPORT, COCO, "[1, 2]"]),
     "report": (lambda path: check_replaceable_json(path, "scores", "protocol"), [REPORT]),

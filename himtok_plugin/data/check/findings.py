@@ -157,7 +157,7 @@ class SampleChecker:
             if "://" in image or image.startswith("data:"):
                 continue
             try:
-                header = open_header(join_root(image, self._root))
+                header = open_header(join_root(image, self._root), whole=True)
             except Exception as error:  # PIL's readers raise nearly anything on damaged files
                 reason = " ".join(str(error).split()) or type(error).__name__
                 faults.append(("images", f"images[{i}] {image!r} cannot be read ({reason})"))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageFile
+from PIL import Image
 
 from himtok_plugin.data.class_maps import ClassMap
 from himtok_plugin.data.records import (
@@ -31,7 +31,7 @@ from himtok_plugin.data.records import (
     SkipLog,
 )
 from himtok_plugin.files.finder import find_in_any_case
-from himtok_plugin.files.images import read_header
+from himtok_plugin.files.images import check_whole, read_header
 from himtok_plugin.files.text import EncodingError, read_text
 from himtok_plugin.files.walking import walk_files
 
@@ -164,8 +164,7 @@ def read_upright_size(path: Path, annotated: tuple[int, int] | None = None) -> t
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # larger images are an error of PIL
             header = read_header(image)
-            if not _has_end(image):
-                image.load()  # slow, and an error if pixels are missing
+            check_whole(image)
     except FileNotFoundError as error:
         raise AnnotationError(MISSING_IMAGE, str(path)) from error
     except Exception as error:  # PIL's readers raise nearly anything on damaged files
@@ -179,22 +178,6 @@ def read_upright_size(path: Path, annotated: tuple[int, int] | None = None) -> t
             TURNED_IMAGE, f"{path} has (h, w) = {header.size}, its annotation {tuple(annotated)}{header.frame_note}"
         )
     return header.size
-
-
-def _has_end(image: ImageFile.ImageFile) -> bool:
-    """Whether an image's file ends as its format does; if not, it may be truncated."""
-    if (file := image.fp) is None or image.format not in _ENDS:
-        return False
-    at = file.tell()
-    end = file.seek(0, os.SEEK_END)
-    file.seek(max(end - _END_BYTES, 0))
-    tail = file.read(_END_BYTES)
-    file.seek(at)
-    return _ENDS[image.format] in tail
-
-
-_END_BYTES = 64  # programs may append zeros or a line break
-_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
 def list_files(folder: Path, suffixes: Sequence[str], log: SkipLog | None = None) -> list[Path]:

@@ -262,3 +262,13 @@ def test_a_bad_image_is_listed_by_worker_processes_too(tmp_path, prepare):
     tiny.images[0].write_bytes(bomb(60000))
     rows, summary, _ = prepare("labelme", tiny.root, "--num_workers", 1)
     assert rows and summary["skipped"] == {"image cannot be read": 1}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_the_check_of_rows_names_truncated_images_too(tmp_path, prepare, himtok, share):
+    own_coco(tmp_path / "data")
+    assert len(prepare("coco-json", tmp_path / "data", "--task", "box_to_mask")[0]) == 2
+    path = tmp_path / "data" / "b.jpg"
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    status, _, error = himtok("prepare", "check", tmp_path / "out.jsonl", "--num_workers", 0)
+    assert status == 1 and "row 2: images" in error and "cannot be read" in error
