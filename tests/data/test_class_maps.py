@@ -154,6 +154,16 @@ def test_categories_without_names_are_noted(prepare, tmp_path):
     assert "categories 1, 2 have no names" in note and "--classes" in note
 
 
+def test_a_file_without_categories_takes_them_from_the_map(prepare, tmp_path):
+    root = write("coco-json", tmp_path / "data").root
+    content = json.loads((root / "annotations.json").read_text())
+    del content["categories"]
+    (root / "annotations.json").write_text(json.dumps(content))
+    assert "expected a file in COCO's layout, or --classes" in prepare("coco-json", root, status=2)
+    rows = prepare("coco-json", root, "--classes", f"{ROAD}=1,{CAR}=2", "--task", "segment_class")[0]
+    assert [row["category"] for row in rows] == [ROAD, CAR]
+
+
 def test_formats_with_classes_of_their_own_refuse_the_options(prepare, tmp_path):
     root = write("labelme", tmp_path / "data").root
     assert "--classes: got one for labelme, which has no use for it" in prepare(

@@ -189,9 +189,9 @@ def test_png_chooses_a_task_that_it_can_serve_and_says_so(made, arguments, tasks
 def test_the_list_of_losses_is_kept_when_there_are_no_rows_and_old_rows_stay(himtok, tmp_path):
     BOXES["yolo"](tmp_path / "data")
     out = tmp_path / "rows.jsonl"
-    out.write_text("old")
+    out.write_text('{"messages": []}\n')
     status, _, error = himtok("prepare", "yolo", "--root", tmp_path / "data", out, "--num_workers", 0)
-    assert status == 2 and out.read_text() == "old" and f"see {out}.skipped.jsonl" in error
+    assert status == 2 and out.read_text() == '{"messages": []}\n' and f"see {out}.skipped.jsonl" in error
     assert (tmp_path / "rows.jsonl.skipped.jsonl").read_text().count(BOX_ONLY) == 2
 
 

@@ -64,24 +64,15 @@ class CocoReader(Reader):
 
     def list_items(self, log: SkipLog) -> Sequence[Any]:
         index = CocoIndex.read(self.path, log)
-        if not index.categories:
+        if not index.categories and not self.source.classes:
             found = f"none that can be read ({log.entries[-1][1]})" if log.entries else "none"
-            raise ValueError(f"{self.path}: categories: got {found}, expected a file in COCO's layout")
-        self.names = {**self.category_names(index), **self._given_names(index, log)}
+            raise ValueError(f"{self.path}: categories: got {found}, expected a file in COCO's layout, or --classes")
+        self.names = {**self.category_names(index), **index.given_names(self.source.classes, log)}
         self.crowds_are_objects = index.crowds.are_objects(self.source.crowds, self.path, log)
         return index.image_items()
 
     def category_names(self, index: CocoIndex) -> dict[Any, str]:
         return index.names()
-
-    def _given_names(self, index: CocoIndex, log: SkipLog) -> dict[Any, str]:
-        """The names in `Source.classes`; a note names the categories that have no name of their own or there."""
-        given = {id: name for id, name in (self.source.classes or {}).items() if id in index.categories}
-        unnamed = [id for id, entry in index.categories.items() if id not in given and not entry.get("name")]
-        if unnamed:
-            listed = ", ".join(map(str, unnamed[:8]))
-            log.notes.append(f"{self.path}: categories {listed} have no names: asked about by id; give --classes")
-        return given
 
     def image_name(self, image: dict[str, Any]) -> Any:
         return image.get("file_name")

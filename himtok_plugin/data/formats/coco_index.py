@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from himtok_plugin.data.byte_ranges import Range, RangeIndex, find_repeated, id_to_int, iter_elements, read_json_at
+from himtok_plugin.data.class_maps import ClassMap
 from himtok_plugin.data.records import (
     BAD_BOX,
     BAD_ENTRY,
@@ -152,6 +153,16 @@ class CocoIndex:
     def names(self) -> dict[Any, str]:
         """Category id -> name."""
         return {id: str(entry.get("name", id)) for id, entry in self.categories.items()}
+
+    def given_names(self, classes: ClassMap | None, log: SkipLog) -> dict[Any, str]:
+        """The names in a class map, by category id; a note names the categories without a name in either place."""
+        known = self.categories
+        given = {id: name for id, name in (classes or {}).items() if id in known or not known}
+        unnamed = [id for id, entry in known.items() if id not in given and not entry.get("name")]
+        if unnamed:
+            listed = ", ".join(map(str, unnamed[:8]))
+            log.notes.append(f"{self.path}: categories {listed} have no names: asked about by id; give --classes")
+        return given
 
     def image_items(self) -> Sequence[tuple[Range, list[Range]]]:
         """For each image in the order of the file: its range, and those of its annotations."""

@@ -60,7 +60,7 @@ class PanopticReader(Reader):
         index = CocoIndex.read(self.path, log)
         self.crowds_are_objects = index.crowds.are_objects(self.source.crowds, self.path, log)
         self.names = {id: _MERGED.sub("", name).replace("-", " ") for id, name in index.names().items()}
-        self.names |= {id: name for id, name in (self.source.classes or {}).items() if id in self.names}
+        self.names |= index.given_names(self.source.classes, log)
         self.things = {id for id, entry in index.categories.items() if entry.get("isthing", 1)}
         return index.image_items()
 
