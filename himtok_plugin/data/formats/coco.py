@@ -65,8 +65,8 @@ class CocoReader(Reader):
     def list_items(self, log: SkipLog) -> Sequence[Any]:
         index = CocoIndex.read(self.path, log)
         if not index.categories and not self.source.classes:
-            found = f"none that can be read ({log.entries[-1][1]})" if log.entries else "none"
-            raise ValueError(f"{self.path}: categories: got {found}, expected a file in COCO's layout, or --classes")
+            found = f" that can be read ({log.entries[-1][1]})" if log.entries else ""
+            raise ValueError(f"{self.path}: has no categories{found}: expected a file in COCO's layout, or --classes")
         self.names = {**self.category_names(index), **index.given_names(self.source.classes, log)}
         self.crowds_are_objects = index.crowds.are_objects(self.source.crowds, self.path, log)
         return index.image_items()
