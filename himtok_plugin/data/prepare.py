@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from himtok_plugin.files.output_file import check_replaceable_rows
 from himtok_plugin.jobs.worker_pool import map_ordered
 from himtok_plugin.validation import abridged
 
@@ -105,6 +106,7 @@ def prepare_samples(job: PrepareJob, out: Path, on_progress: OnImages | None = N
         ValueError: the dataset cannot be read, or a strict run would skip an annotation.
         OSError: files that cannot be read or written.
     """
+    check_replaceable_rows(out)
     begin, summary = time.monotonic(), PrepareSummary()
     out.parent.mkdir(parents=True, exist_ok=True)
     without_rows: NoRowsError | None = None

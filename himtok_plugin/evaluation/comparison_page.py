@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from himtok_plugin.data.samples import find_file
+from himtok_plugin.files.output_file import check_replaceable_page
 from himtok_plugin.masks.drawing import COLORS, overlay, to_rgb
 from himtok_plugin.pages.environment import render_page
 
@@ -61,6 +62,7 @@ def write_comparison_page(
         metrics=[_show_metric(each) for each in comparison.differences],
         sections=sections,
     )
+    check_replaceable_page(path)
     path.write_bytes(page)
 
 

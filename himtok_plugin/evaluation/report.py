@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from himtok_plugin.files.output_file import check_replaceable_json
 from himtok_plugin.pages.markdown import escape_markdown
 
 from .protocols import RESIZES, Protocol
@@ -48,6 +49,9 @@ class ScoreReport:
     def save(self, path: Path) -> list[Path]:
         """Write `path`.json and `path`.md, and return both paths."""
         files = [path.with_name(path.name + ending) for ending in (".json", ".md")]
+        check_replaceable_json(files[0], "scores", "protocol")
+        if files[1].exists() and not files[0].exists():
+            raise ValueError(f"{files[1]}: got a file without {files[0].name}, expected a new name or that of a report")
         for file, text in zip(files, (json.dumps(self.to_dict(), indent=2), self.markdown()), strict=True):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text + "\n", encoding="utf-8")

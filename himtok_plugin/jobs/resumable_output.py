@@ -23,6 +23,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from himtok_plugin.files.output_file import check_replaceable_rows
+
 from .common_disk import check_common_disk
 from .processes import Processes
 
@@ -108,7 +110,10 @@ class ResumableOutput:
             if not state["complete"] or self.out.exists():
                 return state
         elif self.out.exists() and not overwrite:
+            check_replaceable_rows(self.out)
             raise ValueError(f"{self.out}: exists without {self._state_file.name}; pass --overwrite to replace it")
+        if not self._state_file.exists():  # with --overwrite, OUT can be anything
+            check_replaceable_rows(self.out)
         # Parts without a state cannot be resumed.
         for leftover in (*self._parts(), self.out, self.rejects):
             leftover.unlink(missing_ok=True)

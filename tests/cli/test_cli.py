@@ -60,7 +60,7 @@ def test_every_command_has_help_in_which_nothing_is_cut(himtok, monkeypatch, com
         (("init", "out", "--colour", "red"), "No such option"),
         (("init", "out", "--seed", "red"), "Invalid value for '--seed'"),
         (("init", "out", "--seed", "99999999999999999999"), "Invalid value for '--seed'"),
-        (("decode", "text", "--output", "o"), "Missing option '--size'"),
+        (("decode", "text", "--size", "3", "4"), "Missing option '--output'"),
         (
             ("eval", "out.jsonl", "--min_score", "7"),
             "Invalid value for '--min_score': got 7.0, expected a number in [0, 1]",

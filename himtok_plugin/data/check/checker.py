@@ -21,6 +21,7 @@ import numpy as np
 from himtok_plugin.data.prepare import atomic_write
 from himtok_plugin.data.row_files import NO_ROWS, iter_rows
 from himtok_plugin.data.samples import parse_row
+from himtok_plugin.files.output_file import check_replaceable_rows
 from himtok_plugin.jobs.worker_pool import map_ordered
 
 from .findings import CheckedSample, SampleChecker, image_ids
@@ -173,6 +174,7 @@ def _iter_image_ids(path: Path, root: Path | None) -> Iterator[int]:
 def _write_rest(path: Path, leaked_rows: np.ndarray, out: Path) -> None:
     if out.exists() and out.samefile(path):
         raise ValueError(f"--without_leaks is {str(out)!r}, the input itself: expected another file")
+    check_replaceable_rows(out)
     leaked = set(leaked_rows.tolist())
     with atomic_write(out) as kept:
         for number, line, _, _ in iter_rows(path):

@@ -19,6 +19,7 @@ from himtok_plugin.data.samples import (
     HISTORY_COLUMN,
     QUESTION_COLUMNS,
     as_list,
+    is_box,
     parse_row,
     row_masks,
     row_messages,
@@ -32,7 +33,7 @@ from himtok_plugin.mask_text import (
 )
 from himtok_plugin.masks import load_mask
 from himtok_plugin.masks.run_lengths import Runs
-from himtok_plugin.validation import abridged, finite_numbers
+from himtok_plugin.validation import abridged
 
 Faults = list[tuple[str, str]]  # (kind, description)
 
@@ -142,8 +143,7 @@ class SampleChecker:
             faults.append(("boxes", f"objects is {abridged(objects)}: expected lists ref and bbox"))
             return []
         for i, box in enumerate(boxes):
-            ok = isinstance(box, list) and len(box) in (2, 4) and are_finite(box)
-            if not ok or (len(box) == 4 and not (box[0] < box[2] and box[1] < box[3])):
+            if not is_box(box) or (len(box) == 4 and not (box[0] < box[2] and box[1] < box[3])):
                 faults.append(("boxes", f"objects.bbox[{i}] is {abridged(box)}: expected x1 < x2, y1 < y2"))
         return boxes
 
@@ -177,7 +177,7 @@ class SampleChecker:
         boxes = objects.get("bbox") if isinstance(objects, dict) else None
         ends = (size[1], size[0]) * 2
         for box in boxes if isinstance(boxes, list) else ():
-            numbers = isinstance(box, list) and are_finite(box)
+            numbers = is_box(box)
             # One pixel of tolerance: conventions differ in whether the end of a box is inclusive.
             if numbers and not all(-1 <= value <= end + 1 for value, end in zip(box, ends, strict=False)):
                 faults.append(("boxes", f"box {abridged(box)} extends beyond its image of (h, w) = {size}"))
@@ -199,15 +199,6 @@ class SampleChecker:
                 faults.append(("masks", f"{name}[{i}] has (h, w) = {tuple(found)}: {expected}"))
             if not area:
                 faults.append(("masks", f"{name}[{i}] has no pixels"))
-
-
-def are_finite(values: list[Any]) -> bool:
-    """Whether all values are finite numbers."""
-    try:
-        finite_numbers(values)
-    except ValueError:
-        return False
-    return True
 
 
 def _has_relative_boxes(row: dict[str, Any]) -> bool:

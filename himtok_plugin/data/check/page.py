@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from himtok_plugin.data.prepare import atomic_write
 from himtok_plugin.data.samples import row_masks
+from himtok_plugin.files.output_file import check_replaceable_page
 from himtok_plugin.mask_text import MASK_PLACEHOLDER
 from himtok_plugin.masks import load_mask
 from himtok_plugin.masks.drawing import COLORS, Color, overlay, to_rgb
@@ -75,6 +76,7 @@ def write_sample_page(lines: Sequence[tuple[int, bytes]], out: Path, title: str,
         root: folder of relative images and masks.
     """
     samples = [_load_shown_sample(number, line, root) for number, line in lines]
+    check_replaceable_page(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as file:
         file.write(render_page("sample_check.html.j2", title=title, samples=samples))

@@ -41,6 +41,9 @@ def check_model_files(args: Any) -> None:
     Raises:
         ValueError: a file is cut, empty or something else, or files are missing; the message says which and what it is.
     """
+    # First, because a full training also takes the model from there, and only this names the last whole checkpoint.
+    if resumed := getattr(args, "resume_from_checkpoint", None):
+        check_resumed_checkpoint(Path(resumed), only_model=bool(getattr(args, "resume_only_model", False)))
     for path in _list_paths(args, MODELS):
         if path.is_dir():
             check_model_folder(path)
@@ -48,8 +51,6 @@ def check_model_files(args: Any) -> None:
             check_weights_file(path)
     for path in _list_paths(args, ADAPTERS):
         check_adapter_folder(path)
-    if resumed := getattr(args, "resume_from_checkpoint", None):
-        check_resumed_checkpoint(Path(resumed), only_model=bool(getattr(args, "resume_only_model", False)))
 
 
 def check_resumed_checkpoint(folder: Path, only_model: bool = False) -> None:

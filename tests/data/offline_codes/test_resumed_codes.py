@@ -170,14 +170,17 @@ def test_searched_codes_are_not_mixed_with_others(himtok, folder, tmp_path):
 def test_a_file_of_unknown_origin_is_kept(himtok, folder, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", many_rows(20))
     out = write_rows(tmp_path / "out.jsonl", ["mine"])
+    rows = write_rows(tmp_path / "rows.jsonl", many_rows(3))
     arguments = ("--mask_tokenizer", folder, "--num_workers", 0)
-    for target, message in ((out, "pass --overwrite"), (source, "the input itself: expected another file")):
+    kept = "got a file that is there already and is not rows of samples"
+    for target, message in ((out, kept), (rows, "pass --overwrite"), (source, "the input itself: expected another")):
         status, printed, err = himtok("tokenize", source, target, *arguments)
         assert status == 2 and not printed and err.count("\n") == 1 and message in err
     status, _, err = himtok("tokenize", source, source, *arguments, "--overwrite")
     assert status == 2 and "the input itself" in err and len(read_rows(source)) == 20
-    assert out.read_text() == "mine\n"
-    assert himtok("tokenize", source, out, *arguments, "--overwrite")[0] == 0 and len(read_rows(out)) == 20
+    status, _, err = himtok("tokenize", source, out, *arguments, "--overwrite")
+    assert status == 2 and kept in err and out.read_text() == "mine\n"
+    assert himtok("tokenize", source, rows, *arguments, "--overwrite")[0] == 0 and len(read_rows(rows)) == 20
 
 
 # ----- torchrun

@@ -239,6 +239,7 @@ def test_training_from_an_ordinary_adapter_adds_mask_token_embeddings(lora, ordi
 
 
 def test_run_is_not_resumed_from_an_ordinary_adapter(lora, ordinary, world):
+    (ordinary / "trainer_state.json").write_text("{}")
     with pytest.raises(ValueError, match=r"resume_from_checkpoint: .* and '.*/ordinary' have no mask token embeddings"):
         lora(model=world.lmm, resume_from_checkpoint=ordinary)
 

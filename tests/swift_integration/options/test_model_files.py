@@ -11,8 +11,11 @@ PAGE = b"<!DOCTYPE html><html><head><title>A model</title></head></html>"
 
 
 @pytest.fixture
-def model(stage_two, tmp_path):
-    return shutil.copytree(stage_two[1], tmp_path / "model")
+def model(world, tmp_path):
+    folder = shutil.copytree(world.lmm, tmp_path / "model")
+    shutil.copytree(world.mask_tokenizer, folder / "mask_tokenizer")
+    (folder / "args.json").write_text("{}")
+    return folder
 
 
 def parse(kind="InferArguments", **options):
