@@ -14,6 +14,7 @@ from himtok_plugin.data.check.findings import SampleChecker
 from himtok_plugin.data.polygon_checks import drop_bad_polygons
 from himtok_plugin.data.records import AnnotationError, Record, Region, SkipLog
 from himtok_plugin.data.sample_reading import _read_sample
+from himtok_plugin.data.samples import check_boxes
 from himtok_plugin.evaluation.results import load_result_runs
 from himtok_plugin.jobs.resumable_output import REJECTED
 from himtok_plugin.mask_text import codes_to_text, text_to_codes
@@ -161,15 +162,22 @@ def test_every_row_is_sound_or_a_fault_in_all_rooms(times, tmp_path):
         (sample,) = check([line])
         read = _read_sample(1, line, 16, {})
         rejected = read.line.startswith(REJECTED)
-        faults = [what for kind, what in sample.faults if kind == "masks" and "no pixels" not in what]
-        assert rejected == bool(faults), (line, faults)
+        bad_masks = [what for kind, what in sample.faults if kind == "masks" and "no pixels" not in what]
+        bad_boxes = [what for kind, what in sample.faults if kind == "boxes"]
+        try:
+            check_boxes(row["objects"], "row 1")
+        except ValueError as error:
+            assert_own(error)
+            assert bad_boxes and rejected
+        else:
+            assert rejected == bool(bad_masks), (line, bad_masks)
         assert all("\n" not in what for _, what in sample.faults)
         try:
             load_result_runs({"masks": [], "target_masks": [mask]})
         except ValueError as error:
-            assert rejected
+            assert bad_masks
             assert_own(error)
         else:
-            assert not rejected
+            assert not bad_masks
         sound += not rejected
     assert sound > times["rows"] / 20

@@ -88,13 +88,19 @@ def check_boxes(objects: Any, name: str) -> None:
     """
     boxes = objects.get("bbox") if isinstance(objects, dict) else None
     for i, box in enumerate(as_list(boxes or [], f"{name}: objects.bbox")):
-        expected = f"{name}: objects.bbox[{i}]: got {abridged(box)}, expected two or four finite numbers"
-        try:
-            numbers = finite_numbers(box)
-        except ValueError as error:
-            raise ValueError(expected) from error
-        if numbers.size not in (2, 4) or np.abs(numbers).max() > MAX_PIXELS:
-            raise ValueError(f"{expected} within an image")
+        if not is_box(box):
+            raise ValueError(
+                f"{name}: objects.bbox[{i}]: got {abridged(box)}, expected two or four finite numbers within an image"
+            )
+
+
+def is_box(box: Any) -> bool:
+    """Whether a value is a box or a point: four or two finite numbers, none larger than any image."""
+    try:
+        numbers = finite_numbers(box)
+    except ValueError:
+        return False
+    return numbers.size in (2, 4) and bool(np.abs(numbers).max() <= MAX_PIXELS)
 
 
 def drop_nulls(mask: Any) -> Any:

@@ -111,7 +111,5 @@ def test_rows_that_are_all_too_long_are_refused_with_their_file(train, world, ro
 
 def test_rows_whose_images_are_all_missing_are_refused_with_the_reason(train, world, rows, tmp_path):
     path = write_rows(tmp_path / "gone.jsonl", [{**row, "images": ["/nowhere/a.png"]} for row in rows])
-    with pytest.raises(
-        ValueError, match=r"gone\.jsonl without a row .*: \S+gone\.jsonl: row 1: images.*/nowhere/a\.png"
-    ):
+    with pytest.raises(ValueError, match=r"gone\.jsonl without a row .*: \S+gone\.jsonl: row \d: images"):
         train(dataset=path, strict=False)
