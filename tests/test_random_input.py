@@ -12,9 +12,10 @@ import pytest
 
 from himtok_plugin.data.check.findings import SampleChecker
 from himtok_plugin.data.polygon_checks import drop_bad_polygons
-from himtok_plugin.data.records import AnnotationError, Record, Region, SkipLog
+from himtok_plugin.data.records import Record, Region
 from himtok_plugin.data.sample_reading import _read_sample
 from himtok_plugin.data.samples import check_boxes
+from himtok_plugin.data.skip_log import AnnotationError, SkipLog
 from himtok_plugin.evaluation.results import load_result_runs
 from himtok_plugin.jobs.resumable_output import REJECTED
 from himtok_plugin.mask_text import codes_to_text, text_to_codes

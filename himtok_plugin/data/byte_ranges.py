@@ -22,7 +22,8 @@ import numpy as np
 
 from himtok_plugin.files.text import EncodingError, decode_text, skip_mark
 
-from .records import NOT_JSON, NOT_UTF8, TOO_LARGE, UNREADABLE_FILE, AnnotationError, normal_id
+from .annotation_values import normal_id
+from .skip_log import NOT_JSON, NOT_UTF8, TOO_LARGE, UNREADABLE_FILE, AnnotationError
 
 CHUNK = 1 << 20  # bytes read at a time; elements may be longer
 MAX_ELEMENT = 1 << 30

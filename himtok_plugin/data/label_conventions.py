@@ -14,7 +14,8 @@ import numpy as np
 from himtok_plugin.masks.rle import rle_to_mask
 
 from .class_maps import BACKGROUND_LABEL, IGNORE_LABEL
-from .records import AnnotationError, Query, Record, RegionMask, SkipLog, region_to_rle
+from .records import Query, Record, RegionMask, region_to_rle
+from .skip_log import AnnotationError, SkipLog
 
 NO_CLASSES = frozenset((IGNORE_LABEL, BACKGROUND_LABEL))
 NO_CLASS_LABEL = "label is no class (__ignore__, _background_)"

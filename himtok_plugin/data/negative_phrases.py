@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from .records import AnnotationError, Record
+from .records import Record
+from .skip_log import AnnotationError
 from .tasks import Phrase, clean_text
 
 NEGATIVE_ITEMS = 1000  # items whose expressions are used

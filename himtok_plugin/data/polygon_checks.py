@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from himtok_plugin.masks.polygons import check_polygon, is_list
 from himtok_plugin.masks.rle import check_size
 
-from .records import BAD_POLYGON, AnnotationError, Record, Region, SkipLog
+from .records import Record, Region
+from .skip_log import BAD_POLYGON, AnnotationError, SkipLog
 
 Shape = TypeVar("Shape")
 Part = TypeVar("Part")

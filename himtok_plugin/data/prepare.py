@@ -35,7 +35,8 @@ from .negative_phrases import draw_negative_phrases
 from .polygon_checks import drop_bad_polygons
 from .prepare_summary import NoRowsError, PrepareSummary
 from .prompts import Prompts
-from .records import BAD_ENTRY, NOT_UTF8, UNREADABLE_FILE, AnnotationError, Record, SkipLog, StrictError
+from .records import Record
+from .skip_log import BAD_ENTRY, NOT_UTF8, UNREADABLE_FILE, AnnotationError, SkipLog, StrictError
 from .tasks import DEFAULT_SENTENCES, TASKS, Phrase, SampleBuilder, TaskOptions
 from .unused_annotations import explain_idle_task, explain_no_rows, log_unused, survey
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .prompts import Prompts
-from .records import (
+from .records import Record
+from .skip_log import (
     BOX_ONLY,
     INCOMPLETE_CLASS,
     INCOMPLETE_IMAGE,
@@ -23,7 +24,6 @@ from .records import (
     NO_ROW,
     NOT_ASKED,
     NOT_COUNTABLE,
-    Record,
     SkipLog,
 )
 from .tasks import TASKS, SampleBuilder, TaskOptions

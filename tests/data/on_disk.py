@@ -9,7 +9,7 @@ from pycocotools import mask as coco
 
 from himtok_plugin.data.catalog import FORMATS, open_reader
 from himtok_plugin.data.formats.reader import Source
-from himtok_plugin.data.records import SkipLog
+from himtok_plugin.data.skip_log import SkipLog
 
 
 def write_image(path, size=(48, 64), seed=0, orientation=None):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from himtok_plugin.data.records import AnnotationError, Record, Region
+from himtok_plugin.data.records import Record, Region
+from himtok_plugin.data.skip_log import AnnotationError
 
 
 def record(box):

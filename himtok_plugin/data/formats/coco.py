@@ -10,17 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from himtok_plugin.data.annotation_values import annotated_size, id_text, normal_id
 from himtok_plugin.data.byte_ranges import read_json_at
-from himtok_plugin.data.records import (
-    BAD_ENTRY,
-    AnnotationError,
-    Record,
-    Region,
-    SkipLog,
-    annotated_size,
-    id_text,
-    normal_id,
-)
+from himtok_plugin.data.records import Record, Region
+from himtok_plugin.data.skip_log import BAD_ENTRY, AnnotationError, SkipLog
 from himtok_plugin.files.splits import SPLITS, find_split, split_names
 
 from .coco_index import CocoIndex, ImageClasses, annotation_to_region

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from himtok_plugin.data.annotation_values import id_text, normal_id
 from himtok_plugin.data.byte_ranges import Range, RangeIndex, find_repeated, id_to_int, iter_elements, read_json_at
 from himtok_plugin.data.class_maps import ClassMap
-from himtok_plugin.data.records import (
+from himtok_plugin.data.records import Box, Region
+from himtok_plugin.data.skip_log import (
     BAD_BOX,
     BAD_ENTRY,
     BAD_MASK,
@@ -27,11 +29,7 @@ from himtok_plugin.data.records import (
     UNKNOWN_CATEGORY,
     UNKNOWN_ID,
     AnnotationError,
-    Box,
-    Region,
     SkipLog,
-    id_text,
-    normal_id,
 )
 from himtok_plugin.validation import abridged, finite_numbers
 

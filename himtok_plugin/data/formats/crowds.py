@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from himtok_plugin.data.records import SkipLog
+from himtok_plugin.data.skip_log import SkipLog
 
 
 def is_crowd(annotation: Mapping[str, Any]) -> bool:

@@ -19,23 +19,11 @@ from xml.parsers import expat
 
 import numpy as np
 
+from himtok_plugin.data.annotation_values import annotated_size
 from himtok_plugin.data.byte_ranges import Range
 from himtok_plugin.data.polygon_checks import convert_good_parts
-from himtok_plugin.data.records import (
-    BAD_BOX,
-    BAD_ENTRY,
-    BAD_MASK,
-    MISSING_IMAGE,
-    NOT_UTF8,
-    AnnotationError,
-    Box,
-    Query,
-    Record,
-    Region,
-    SkipLog,
-    annotated_size,
-    class_names,
-)
+from himtok_plugin.data.records import Box, Query, Record, Region, class_names
+from himtok_plugin.data.skip_log import BAD_BOX, BAD_ENTRY, BAD_MASK, MISSING_IMAGE, NOT_UTF8, AnnotationError, SkipLog
 from himtok_plugin.files.finder import find_in_any_case
 from himtok_plugin.files.splits import find_split, split_names
 from himtok_plugin.files.text import read_text

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from himtok_plugin.data.records import BAD_ENTRY, AnnotationError, SkipLog
+from himtok_plugin.data.skip_log import BAD_ENTRY, AnnotationError, SkipLog
 from himtok_plugin.validation import abridged
 
 NOT_INTERPOLATED = "track has no shape in this frame: masks, and shapes of two kinds, are not interpolated"

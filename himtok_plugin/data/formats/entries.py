@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from himtok_plugin.data.byte_ranges import Range, RangeIndex, iter_elements, read_json_at
-from himtok_plugin.data.records import BAD_ENTRY, UNREADABLE_FILE, AnnotationError, SkipLog
+from himtok_plugin.data.skip_log import BAD_ENTRY, UNREADABLE_FILE, AnnotationError, SkipLog
 from himtok_plugin.files.splits import has_split_name
 from himtok_plugin.files.text import skip_mark, strip_mark
 from himtok_plugin.validation import abridged

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from himtok_plugin.data.byte_ranges import Range, read_json_at
-from himtok_plugin.data.records import BAD_ENTRY, AnnotationError, GroundedText, Record, Region, SkipLog
+from himtok_plugin.data.records import GroundedText, Record, Region
+from himtok_plugin.data.skip_log import BAD_ENTRY, AnnotationError, SkipLog
 from himtok_plugin.validation import abridged
 
 from .coco_index import CocoIndex, has_coco_layout, segmentation_mask

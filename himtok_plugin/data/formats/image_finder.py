@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from himtok_plugin.data.records import AMBIGUOUS, MISSING_IMAGE, NOT_UTF8, WRONG_SIZE, AnnotationError
+from himtok_plugin.data.skip_log import AMBIGUOUS, MISSING_IMAGE, NOT_UTF8, WRONG_SIZE, AnnotationError
 from himtok_plugin.files.finder import AmbiguousNameError, FileFinder, MissingFileError, find_in_any_case
 from himtok_plugin.validation import abridged
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from himtok_plugin.data.records import UNREADABLE_FILE, Record, SkipLog, StrictError
+from himtok_plugin.data.records import Record
+from himtok_plugin.data.skip_log import UNREADABLE_FILE, SkipLog, StrictError
 
 from .entries import ConcatenatedSequence
 from .reader import ALL, NothingFoundError, Reader, Source

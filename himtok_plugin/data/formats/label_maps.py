@@ -13,16 +13,8 @@ import numpy as np
 from PIL import Image
 
 from himtok_plugin.data.class_maps import VOID_VALUE
-from himtok_plugin.data.records import (
-    BAD_MASK,
-    UNKNOWN_CATEGORY,
-    AnnotationError,
-    LabelMap,
-    Record,
-    Region,
-    SkipLog,
-    class_names,
-)
+from himtok_plugin.data.records import LabelMap, Record, Region, class_names
+from himtok_plugin.data.skip_log import BAD_MASK, UNKNOWN_CATEGORY, AnnotationError, SkipLog
 from himtok_plugin.files.images import make_upright
 from himtok_plugin.files.text import read_text
 

@@ -17,19 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from himtok_plugin.data.annotation_values import annotated_size
 from himtok_plugin.data.byte_ranges import parse_json_file
 from himtok_plugin.data.polygon_checks import convert_good_parts
-from himtok_plugin.data.records import (
-    BAD_ENTRY,
-    BAD_MASK,
-    AnnotationError,
-    Query,
-    Record,
-    Region,
-    SkipLog,
-    annotated_size,
-    class_names,
-)
+from himtok_plugin.data.records import Query, Record, Region, class_names
+from himtok_plugin.data.skip_log import BAD_ENTRY, BAD_MASK, AnnotationError, SkipLog
 from himtok_plugin.files.splits import split_names
 from himtok_plugin.masks import load_mask
 from himtok_plugin.masks.polygons import polygons_to_mask

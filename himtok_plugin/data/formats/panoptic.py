@@ -13,21 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from himtok_plugin.data.annotation_values import annotated_size, id_text, normal_id
 from himtok_plugin.data.byte_ranges import read_json_at
-from himtok_plugin.data.records import (
-    BAD_ENTRY,
-    BAD_MASK,
-    UNKNOWN_CATEGORY,
-    AnnotationError,
-    LabelMap,
-    Record,
-    Region,
-    SkipLog,
-    annotated_size,
-    class_names,
-    id_text,
-    normal_id,
-)
+from himtok_plugin.data.records import LabelMap, Record, Region, class_names
+from himtok_plugin.data.skip_log import BAD_ENTRY, BAD_MASK, UNKNOWN_CATEGORY, AnnotationError, SkipLog
 from himtok_plugin.files.finder import FileFinder
 from himtok_plugin.files.images import make_upright
 from himtok_plugin.validation import abridged

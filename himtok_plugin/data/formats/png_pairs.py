@@ -18,7 +18,8 @@ import numpy as np
 
 from himtok_plugin.data.byte_ranges import parse_json_file
 from himtok_plugin.data.class_maps import VOID_VALUE, ClassMap
-from himtok_plugin.data.records import AMBIGUOUS, BAD_ENTRY, UNKNOWN_ID, Query, Record, Region, SkipLog
+from himtok_plugin.data.records import Query, Record, Region
+from himtok_plugin.data.skip_log import AMBIGUOUS, BAD_ENTRY, UNKNOWN_ID, SkipLog
 from himtok_plugin.files.splits import split_names
 from himtok_plugin.validation import abridged
 

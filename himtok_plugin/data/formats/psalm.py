@@ -14,16 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from himtok_plugin.data.records import (
-    BAD_ENTRY,
-    MISSING_IMAGE,
-    AnnotationError,
-    Query,
-    Record,
-    Region,
-    SkipLog,
-    annotated_size,
-)
+from himtok_plugin.data.annotation_values import annotated_size
+from himtok_plugin.data.records import Query, Record, Region
+from himtok_plugin.data.skip_log import BAD_ENTRY, MISSING_IMAGE, AnnotationError, SkipLog
 from himtok_plugin.files.splits import find_split
 from himtok_plugin.validation import abridged
 

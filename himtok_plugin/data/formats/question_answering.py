@@ -10,19 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from himtok_plugin.data.annotation_values import normal_id
 from himtok_plugin.data.byte_ranges import Range, RangeIndex, find_repeated, id_to_int, iter_elements, read_json_at
-from himtok_plugin.data.records import (
-    BAD_ENTRY,
-    BAD_MASK,
-    REPEATED_ID,
-    UNKNOWN_ID,
-    AnnotationError,
-    Dialogue,
-    Record,
-    Region,
-    SkipLog,
-    normal_id,
-)
+from himtok_plugin.data.records import Dialogue, Record, Region
+from himtok_plugin.data.skip_log import BAD_ENTRY, BAD_MASK, REPEATED_ID, UNKNOWN_ID, AnnotationError, SkipLog
 from himtok_plugin.files.finder import FileFinder
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER, MASK_PLACEHOLDER
 from himtok_plugin.validation import abridged

@@ -18,7 +18,8 @@ from typing import Any
 from PIL import Image
 
 from himtok_plugin.data.class_maps import ClassMap
-from himtok_plugin.data.records import (
+from himtok_plugin.data.records import Record
+from himtok_plugin.data.skip_log import (
     DEEP_IMAGE,
     MISSING_IMAGE,
     NOT_UTF8,
@@ -27,7 +28,6 @@ from himtok_plugin.data.records import (
     UNREADABLE_FOLDER,
     UNREADABLE_IMAGE,
     AnnotationError,
-    Record,
     SkipLog,
 )
 from himtok_plugin.files.finder import find_in_any_case

@@ -15,16 +15,8 @@ import numpy as np
 
 from himtok_plugin.data.byte_ranges import parse_json, parse_json_file
 from himtok_plugin.data.polygon_checks import convert_good_parts
-from himtok_plugin.data.records import (
-    BAD_ENTRY,
-    NOT_UTF8,
-    AnnotationError,
-    PixelPolygons,
-    Query,
-    Record,
-    Region,
-    SkipLog,
-)
+from himtok_plugin.data.records import PixelPolygons, Query, Record, Region
+from himtok_plugin.data.skip_log import BAD_ENTRY, NOT_UTF8, AnnotationError, SkipLog
 from himtok_plugin.validation import abridged, finite_numbers
 
 from .image_finder import ImageFinder

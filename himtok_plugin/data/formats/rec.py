@@ -11,17 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from himtok_plugin.data.records import (
-    BAD_BOX,
-    BAD_ENTRY,
-    AnnotationError,
-    Box,
-    Query,
-    Record,
-    Region,
-    SkipLog,
-    annotated_size,
-)
+from himtok_plugin.data.annotation_values import annotated_size
+from himtok_plugin.data.records import Box, Query, Record, Region
+from himtok_plugin.data.skip_log import BAD_BOX, BAD_ENTRY, AnnotationError, SkipLog
 from himtok_plugin.metrics.boxes import boxes_in_text
 from himtok_plugin.validation import abridged, finite_numbers
 

@@ -13,21 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from himtok_plugin.data.annotation_values import annotated_size, id_text, normal_id
 from himtok_plugin.data.byte_ranges import id_to_int, read_json_at
-from himtok_plugin.data.records import (
-    BAD_ENTRY,
-    NOT_UTF8,
-    REPEATED_ID,
-    UNKNOWN_ID,
-    AnnotationError,
-    Query,
-    Record,
-    Region,
-    SkipLog,
-    annotated_size,
-    id_text,
-    normal_id,
-)
+from himtok_plugin.data.records import Query, Record, Region
+from himtok_plugin.data.skip_log import BAD_ENTRY, NOT_UTF8, REPEATED_ID, UNKNOWN_ID, AnnotationError, SkipLog
 from himtok_plugin.files.splits import find_split
 from himtok_plugin.files.text import decode_text, find_encoding
 from himtok_plugin.validation import abridged

@@ -12,18 +12,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from himtok_plugin.data.annotation_values import annotated_size
 from himtok_plugin.data.byte_ranges import parse_json, parse_json_file
-from himtok_plugin.data.records import (
+from himtok_plugin.data.records import Record, Region
+from himtok_plugin.data.skip_log import (
     BAD_ENTRY,
     NOT_JSON,
     TOO_LARGE,
     UNREADABLE_FILE,
     WRONG_SIZE,
     AnnotationError,
-    Record,
-    Region,
     SkipLog,
-    annotated_size,
 )
 from himtok_plugin.masks.rle import check_size
 from himtok_plugin.validation import abridged

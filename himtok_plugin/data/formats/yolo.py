@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from himtok_plugin.data.records import (
+from himtok_plugin.data.records import Record, Region
+from himtok_plugin.data.skip_log import (
     BAD_BOX,
     BAD_MASK,
     MISSING_IMAGE,
@@ -25,8 +26,6 @@ from himtok_plugin.data.records import (
     UNKNOWN_CATEGORY,
     UNREADABLE_FOLDER,
     AnnotationError,
-    Record,
-    Region,
     SkipLog,
 )
 from himtok_plugin.files.finder import FileFinder, find_in_any_case

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from pycocotools import mask as coco
 
-from himtok_plugin.data.records import BAD_TEXT, AnnotationError, Record, union_rles
+from himtok_plugin.data.records import Record, union_rles
+from himtok_plugin.data.skip_log import BAD_TEXT, AnnotationError
 from himtok_plugin.mask_text import MASK_PLACEHOLDER
 
 from .sample_builder import (

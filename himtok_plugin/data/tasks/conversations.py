@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from himtok_plugin.data.records import MASKS_DO_NOT_FIT, AnnotationError, Record
+from himtok_plugin.data.records import Record
+from himtok_plugin.data.skip_log import MASKS_DO_NOT_FIT, AnnotationError
 from himtok_plugin.mask_text import MASK_PLACEHOLDER, reference_placeholder_to_mask
 
 from .sample_builder import TEXTS, Sample, SampleBuilder, check_mask_count, register_task, target_masks

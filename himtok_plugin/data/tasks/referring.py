@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from himtok_plugin.data.joined_expressions import joined_question
-from himtok_plugin.data.records import AnnotationError, Query, Record, SkipLog
+from himtok_plugin.data.records import Query, Record
+from himtok_plugin.data.skip_log import AnnotationError, SkipLog
 from himtok_plugin.mask_text import BOX_PLACEHOLDER
 
 from .sample_builder import (

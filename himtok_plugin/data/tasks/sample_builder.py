@@ -13,19 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from himtok_plugin.data.prompts import Prompts
-from himtok_plugin.data.records import (
-    EMPTY_MASK,
-    MISSING_IMAGE,
-    TOO_MANY,
-    AnnotationError,
-    Box,
-    Record,
-    RegionMask,
-    Rle,
-    SkipLog,
-    region_to_rle,
-    union_rles,
-)
+from himtok_plugin.data.records import Box, Record, RegionMask, Rle, region_to_rle, union_rles
+from himtok_plugin.data.skip_log import EMPTY_MASK, MISSING_IMAGE, TOO_MANY, AnnotationError, SkipLog
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER, MASK_PLACEHOLDER
 
 from .wording import join_placeholders, strip_article

@@ -5,7 +5,7 @@ Contract: functions of text; what must not stand in a sample is an `AnnotationEr
 
 import re
 
-from himtok_plugin.data.records import BAD_TEXT, NOT_UTF8, AnnotationError
+from himtok_plugin.data.skip_log import BAD_TEXT, NOT_UTF8, AnnotationError
 from himtok_plugin.mask_text import (
     BOX_PLACEHOLDER,
     IMAGE_PLACEHOLDER,

@@ -117,8 +117,8 @@ class HimTokArguments:
     )
     max_outline_sides: int = _option(
         2**16,
-        "Pixel sides of a mask's outline, plus a 128th of its box's pixels, above which a segment has no polygon, >= 0. "
-        "0: no polygons.",
+        "Pixel sides of a mask's outline, plus a 128th of its box's pixels, above which a segment has no polygon, "
+        ">= 0. 0: no polygons.",
     )
     answer_threads: int = _option(2, "Threads that read images and draw masks for clients of `swift deploy`, >= 1.")
     allow_private_urls: bool = _option(

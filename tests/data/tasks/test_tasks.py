@@ -7,7 +7,8 @@ import pytest
 from on_disk import blob, decoded
 
 from himtok_plugin.data.prompts import Prompts
-from himtok_plugin.data.records import Dialogue, GroundedText, Query, Record, Region, SkipLog
+from himtok_plugin.data.records import Dialogue, GroundedText, Query, Record, Region
+from himtok_plugin.data.skip_log import SkipLog
 from himtok_plugin.data.tasks import TASKS, Phrase, SampleBuilder, TaskOptions
 from himtok_plugin.evaluation.protocols import PROTOCOLS, find_protocol
 from himtok_plugin.mask_text import codes_to_text
