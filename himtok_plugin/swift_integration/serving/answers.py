@@ -64,16 +64,19 @@ async def answer_with_segments(
         request.is_abandoned = True  # the engine skips it
         raise
     except Exception as error:
-        raise explain_error(error) from error
+        raise explain_error(error, request) from error
     segments = SegmentStream(runtime, image, request.mask_previews)
     return _add_segments_to_chunks(segments, first, answer, request, threads)
 
 
-def explain_error(error: Exception) -> ValueError:
+def explain_error(error: Exception, request: SegmentInferRequest | None = None) -> ValueError:
     """Return an error of the engine as one that has a text for a client."""
     text = " ".join(str(error).split())[:_LONGEST_REASON]
     if isinstance(error, ValueError) and text:
         return ValueError(text)
+    for name in ("videos", "audios"):  # which templates of models that cannot read them assert not to get
+        if isinstance(error, AssertionError) and getattr(request, name, None):
+            return ValueError(f"{name}: got {len(getattr(request, name))}, expected none: this model cannot read them")
     return ValueError(f"request: got one that the model cannot answer ({shorten_reason(error)}), expected another")
 
 

@@ -22,15 +22,27 @@ from swift.infer_engine.protocol import ChatCompletionRequest
 _LONGEST_REASON = 200  # characters
 # Fields of OpenAI's API that change nothing here, or only what a client does with the answer.
 _IGNORED_FIELDS = frozenset(
-    "user metadata store service_tier stream_options parallel_tool_calls safety_identifier prompt_cache_key verbosity "
-    "reasoning_effort modalities echo suffix encoding_format dimensions".split()
+    "user metadata store service_tier stream_options parallel_tool_calls safety_identifier prompt_cache_key "
+    "prompt_cache_retention prediction verbosity reasoning_effort encoding_format dimensions".split()
 )
-# Fields of OpenAI's API that are accepted with the value that changes nothing.
+# Fields of the APIs of OpenAI and vLLM that are accepted with the values that change nothing.
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "logit_bias": ({},),
     "functions": ([],),
     "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "echo": (False,),
+    "suffix": ("",),
+    "skip_special_tokens": (False,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "stop_token_ids": ([],),
+    "ignore_eos": (False,),
+    "min_tokens": (0,),
+    "use_beam_search": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
 }
 
 
@@ -112,7 +124,8 @@ def set_media(request: InferRequest, images: list[Any], videos: list[Any], audio
 def summarize_validation_errors(errors: Sequence[Mapping[str, Any]], prefix: str = "") -> str:
     """Join pydantic's error messages about a request, without quoting the request."""
     return "; ".join(
-        f"{prefix}{'.'.join(map(str, error['loc']))}: {error['msg']:.{_LONGEST_REASON}}" for error in errors[:3]
+        f"{prefix}{'.'.join(map(str, error['loc'])) or 'request'}: {error['msg']:.{_LONGEST_REASON}}"
+        for error in errors[:3]
     )
 
 

@@ -16,6 +16,7 @@ from himtok_plugin.validation import abridged
 from .tools_and_objects import check_tool_calls
 
 MEDIA = ("image", "video", "audio")
+TAGS = {kind: f"<{kind}>" for kind in MEDIA}  # ms-swift's, for the place of a medium in a text
 ROLES = ("system", "developer", "user", "assistant", "tool", "tool_call", "tool_response")
 _SYSTEM_ROLES = ("system", "developer")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # type -> key
@@ -94,7 +95,7 @@ def check_tags(conversation: Conversation) -> None:
     """
     texts = [message["content"] for message in conversation.messages]
     for kind in MEDIA:
-        tags, media = sum(text.count(f"<{kind}>") for text in texts), len(conversation.media[kind])
+        tags, media = sum(text.count(TAGS[kind]) for text in texts), len(conversation.media[kind])
         if tags > media:
             raise ValueError(f"messages: got {tags} <{kind}>, expected at most {media}, one for each {kind}")
     if any(_FILE_IN_TEXT.search(text) for text in texts):
@@ -207,7 +208,7 @@ def _read_content(message: dict[str, Any], name: str, conversation: Conversation
             continue
         medium = _MEDIA_PARTS[kind]
         value = part.get(kind, part.get(f"{medium}_url", part.get(medium)))
-        text += f"<{medium}>"
+        text += TAGS[medium]
         if value is not None:  # otherwise the part marks the place of one in the field images, videos or audios
             conversation.media[medium].append(_read_source(value, f"{place}.{kind}", medium))
     return text

@@ -18,6 +18,7 @@ from himtok_plugin.validation import abridged
 from .chat_requests import SegmentInferRequest
 from .message_texts import (
     MEDIA,
+    TAGS,
     Conversation,
     check_length,
     check_media_tokens,
@@ -50,7 +51,7 @@ def read_conversation(
     Raises:
         ValueError: a message or a medium is bad, or a text would be taken for a medium.
     """
-    check_tools(body.get("tools"))
+    check_tools(body.get("tools"), body.get("tool_choice"))
     check_objects(body.get("objects"))
     conversation = read_messages(body.get("messages"))
     for kind in MEDIA:
@@ -63,8 +64,10 @@ def read_conversation(
         check_length([conversation.messages, body.get("tools"), body.get("objects")], max_characters)
     if media_tokens:
         check_tags(conversation)
-        for name in ("messages", "tools", "objects", "chat_template_kwargs"):
-            check_media_tokens(conversation.messages if name == "messages" else body.get(name), media_tokens)
+        # Some models have a token of the name of a tag. In messages, tags have been counted.
+        check_media_tokens(conversation.messages, set(media_tokens) - set(TAGS.values()))
+        for name in ("tools", "objects", "chat_template_kwargs"):
+            check_media_tokens(body.get(name), media_tokens)
     return conversation
 
 

@@ -43,7 +43,7 @@ class LoadedMedia:
 
     Attributes:
         images: bytes of each image file.
-        videos, audios: path of a temporary file, or a list of bytes for the frames of a video.
+        videos, audios: path of a temporary file, or a list of such paths for the frames of a video.
         sizes: (h, w) of each image, in the frame that results are in.
     """
 
@@ -152,7 +152,8 @@ def load_media(
         loaded.sizes.append(size)
     for i, source in enumerate(sources.get("video", [])):
         if isinstance(source, list):
-            loaded.videos.append([_load_image(each, f"videos[{i}]", read, limits)[0] for each in source])
+            frames = [_load_image(each, f"videos[{i}]", read, limits)[0] for each in source]
+            loaded.videos.append([loaded.write_file(frame, "") for frame in frames])  # some templates take no bytes
         else:
             loaded.videos.append(_load_file(source, f"videos[{i}]", "video", read, loaded))
     for i, source in enumerate(sources.get("audio", [])):

@@ -238,9 +238,14 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except RequestRefused as error:
-        raise RequestRefused(f"{name}.{error}", error.status) from error
+        raise RequestRefused(_prepend(name, str(error)), error.status) from error
     except Exception as error:
-        raise RequestRefused(f"{name}.{explain_error(error)}") from error
+        raise RequestRefused(_prepend(name, str(explain_error(error)))) from error
+
+
+def _prepend(name: str, reason: str) -> str:
+    """Put the name of an object before a reason, which begins with the name of a field or with what the object is."""
+    return f"{name}: {reason}" if reason.startswith("got ") else f"{name}.{reason}"
 
 
 async def _answer_while_connected(raw: Request, answer: Coroutine) -> Any:

@@ -8,19 +8,28 @@ from typing import Any
 
 from himtok_plugin.validation import abridged
 
+_TOOL_CHOICES = ("none", "auto", "required")
 
-def check_tools(tools: Any) -> None:
-    """Check the field `tools`.
+
+def check_tools(tools: Any, choice: Any = None) -> None:
+    """Check the fields `tools` and `tool_choice`.
 
     Raises:
-        ValueError: it is no list of tools in OpenAI's form or in that of a function alone.
+        ValueError: `tools` is no list of tools in OpenAI's form or in that of a function alone, or `choice` is neither
+            a word of OpenAI's API nor one of the tools.
     """
-    if tools is None:
-        return
+    tools = [] if tools is None else tools
     if not isinstance(tools, list):
         raise ValueError(f"tools: got {abridged(tools)}, expected a list")
     for i, tool in enumerate(tools):
         _check_function(tool, f"tools[{i}]")
+    if isinstance(choice, Mapping):
+        _check_function({"function": choice.get("function")}, "tool_choice")
+        name, names = choice["function"]["name"], [tool.get("function", tool)["name"] for tool in tools]
+        if name not in names:
+            raise ValueError(f"tool_choice: got {abridged(name)}, expected one of the tools {abridged(names)}")
+    elif choice is not None and choice not in _TOOL_CHOICES:
+        raise ValueError(f"tool_choice: got {abridged(choice)}, expected one of {', '.join(_TOOL_CHOICES)}, or a tool")
 
 
 def check_tool_calls(calls: Any, name: str) -> None:

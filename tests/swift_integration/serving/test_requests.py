@@ -60,6 +60,7 @@ def nested(depth: int):
     return json.loads("[" * depth + "]" * depth)
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
 HUGE = data_url(png_header(10_000, 9_000))
 LARGE = data_url(png(95, 95))
 # What is sent, and a word of the reason.
@@ -95,6 +96,17 @@ BAD_CHATS = {
         "'<IMG_CON",
     ),
     "tool without a name": (ask_about(tools=[{"type": "function"}]), "tools[0]: got"),
+    "choice of no tool": (
+        ask_about(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "g"}}),
+        "tool_choice: got 'g', expected one of the tools ['f']",
+    ),
+    "choice without a function": (ask_about(tools=[TOOL], tool_choice={"type": "function"}), "tool_choice: got"),
+    "choice that is a number": (ask_about(tool_choice=3), "tool_choice: got 3, expected one of none, auto, required"),
+    "audio for a model without": (
+        chat([{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}, text()]),
+        "audios: got 1, expected none: this model cannot read them",
+    ),
+    "prompt repeated in the answer": (ask_about(echo=True), "echo: got a field without effect here"),
     "tool call without a name": (
         chat("", messages=[{"role": "user", "content": "Hi."}, {"role": "assistant", "tool_calls": [{"id": "1"}]}]),
         "messages[1].tool_calls[0]: got",
@@ -167,7 +179,7 @@ BAD_INFERS = {
     "stream": (infer(row(), stream=True), "stream: got True"),
     "unknown field outside": ({"requests": []}, "requests: got an unknown field"),
     "no requests": (infer(), "infer_requests: got 0 requests"),
-    "request as a text": (infer("Hello."), "infer_requests[0].got 'Hello.'"),
+    "request as a text": (infer("Hello."), "infer_requests[0]: got 'Hello.'"),
     "too long": (
         infer(row(messages=[{"role": "user", "content": "<image>" + "Segment it. " * 2000}])),
         "infer_requests[0]",
@@ -287,6 +299,17 @@ def test_null_is_what_the_server_has_as_default_and_other_fields_of_openai_are_t
     extra = {"n": None, "stop": "~", "logprobs": None, "user": "me", "store": False, "stream_options": None}
     body = ask_about(max_tokens=40, response_format={"type": "text"}, **extra)
     assert message_of(post(server, CHAT, body)) == expected
+
+
+def test_values_of_other_servers_fields_that_change_nothing_are_taken(server, expected):
+    extra = {"logit_bias": {}, "echo": False, "skip_special_tokens": False, "ignore_eos": False, "stop_token_ids": []}
+    extra |= {"min_tokens": 0, "prediction": {"type": "content", "content": ""}, "tools": [], "tool_choice": "none"}
+    assert message_of(post(server, CHAT, ask_about(max_tokens=40, **extra))) == expected
+
+
+def test_frames_of_a_video_are_no_token_in_the_text(server):
+    frames = [{"type": "video", "video": [URL, URL]}, text()]
+    assert message_of(post(server, CHAT, chat(frames)))["content"]
 
 
 def test_infer_route_answers_with_segments_in_order(server, expected):
