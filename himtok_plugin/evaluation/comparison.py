@@ -244,7 +244,9 @@ def _read_samples(
                 protocol.check_question(get_question(row), row.get("expressions"))
             shown = {**row, PREDICTED: []} if failed else drop_low_scores(row, min_score)
             overlap = load_result_runs(shown, root).overlap(protocol)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
+            if failed:  # the truth can be what could not be read; `himtok eval` leaves such a result out as well
+                continue
             raise ValueError(f"{path}: row {line}: {error}") from error
         counts = [overlap.iou, overlap.intersection, overlap.union, overlap.target, overlap.predicted > 0]
         if failed:  # wrong also without a target, where no mask would be right

@@ -23,8 +23,12 @@ DUPLICATES = (REFUSE, FIRST, LAST)  # what is done about several results of a ro
 
 
 def get_result_key(row: Mapping[str, Any]) -> Key | None:
-    """Return dataset and number of a result; None without a number."""
+    """Return dataset and number of a result; None without a number. Tables make numbers 1.0 and "1" of 1."""
     number, dataset = row.get("row"), row.get("dataset")
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    elif isinstance(number, str) and number.isascii() and number.isdecimal() and len(number) < 20:
+        number = int(number)
     if not isinstance(number, int) or isinstance(number, bool):
         return None
     return (dataset if isinstance(dataset, str) else None), number

@@ -131,3 +131,18 @@ def test_results_with_an_error_are_wrong_answers_of_their_run(tmp_path):
     found = {each.name: (each.a, each.b) for each in compared.differences}
     assert found["gIoU"] == found["cIoU"] == found["N-acc"] == found["T-acc"] == (1.0, 0.0)
     assert compared.errors == (0, 2) and compared.to_dict()["errors"] == {"a": 0, "b": 2}
+
+
+def test_results_whose_truth_is_what_cannot_be_read_are_left_out(tmp_path):
+    good = {"row": 1, "masks": [first_pixels(100)], "target_masks": [first_pixels(100)]}
+    for truth in ("missing.png", [[1, 1, 5, 5]]):
+        path = write_results(tmp_path / "a.jsonl", good, {"row": 2, "error": "?", "target_masks": [truth]})
+        assert [row.key for row in compare_results(path, path, resamples=20).rows] == [1]
+
+
+@pytest.mark.parametrize("number", [1, 1.0, "1"])
+def test_a_number_that_a_table_has_changed_is_still_that_of_its_row(tmp_path, number):
+    result = {"masks": [first_pixels(100)], "target_masks": [first_pixels(100)]}
+    path = write_results(tmp_path / "a.jsonl", {**result, "row": 1}, {**result, "row": number})
+    with pytest.raises(ValueError, match="row number 1 occurs more than once"):
+        compare_results(path, path)
