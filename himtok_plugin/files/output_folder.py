@@ -169,6 +169,8 @@ class OutputFolder:
             listed: dict[str, str | None] = {}
             for name, fingerprint in [*content.get("earlier", {}).items(), *content["files"].items()]:
                 path = self.out / name
+                if Path(name).is_absolute() or ".." in Path(name).parts:
+                    return {}  # a stranger's: no command writes outside of its folder
                 # While files are moved, both versions of one are listed.
                 is_old = name in listed and path.is_file() and _get_fingerprint(path) == listed[name]
                 listed[name] = listed[name] if is_old else fingerprint

@@ -139,6 +139,17 @@ def test_a_folder_converted_before_there_were_manifests_is_kept(himtok, tmp_path
     assert status == 2 and "move or delete the rest yourself" in err and content(out) == before
 
 
+def test_a_manifest_that_lists_files_elsewhere_costs_none(himtok, tmp_path, released):
+    beside = tmp_path / "beside"
+    beside.write_text("precious")
+    for i, name in enumerate(("../beside", str(beside))):
+        out = tmp_path / f"downloaded_{i}"
+        out.mkdir()
+        (out / MANIFEST).write_text(json.dumps({"command": "himtok convert", "files": {name: None}}))
+        assert himtok("convert", released, out, "--force")[0] == 0
+        assert beside.read_text() == "precious"
+
+
 def test_a_mask_tokenizer_alone_replaces_an_earlier_conversion(himtok, out, released):
     assert himtok("convert", released, out, "--force")[0] == 0
     assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", MANIFEST}
