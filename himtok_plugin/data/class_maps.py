@@ -1,9 +1,9 @@
 """Class maps: which class a pixel value, a colour, a class index or a category id stands for (`--classes`).
 
 Contract: a map is given as text, "road=1,car=2", or as a file: JSON or YAML with {name: value}, {value: name}, a list
-of names, YOLO's `names` or COCO's `categories`, or text with a name, "value: name" or CVAT's "name:r,g,b::" on each
-line. Names in a list stand for 0, 1, 2, …; in labelme's lists, `__ignore__` comes first and stands for 255. A colour
-(r, g, b) is the integer 65536 r + 256 g + b.
+of names, YOLO's `names` or COCO's `categories`, or text with a name, "value: name", "value name" or CVAT's
+"name:r,g,b::" on each line. Names in a list stand for 0, 1, 2, …; in labelme's lists, `__ignore__` comes first and
+stands for 255. A colour (r, g, b) is the integer 65536 r + 256 g + b.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ IGNORE_LABEL, BACKGROUND_LABEL = "__ignore__", "_background_"  # labelme's conve
 VOID_VALUE = 255  # of unlabelled pixels in label maps, also labelme's value of `__ignore__`
 FILE_SUFFIXES = (".json", ".yaml", ".yml", ".txt")
 _COLOUR = re.compile(r"(\d+),\s*(\d+),\s*(\d+)")
+_NUMBERED = re.compile(r"\d+\s+\D.*")  # "1 road"
 _EXPECTED = "name=value pairs like road=1,car=2, or a JSON, YAML or text file of them"
 
 
@@ -70,6 +71,8 @@ def _split_pairs(text: str) -> Iterator[tuple[str, str]]:
         name, equals, value = pair.rpartition("=")
         if not equals:
             raise ValueError(f"{abridged(pair.strip())} is no pair, expected {_EXPECTED}")
+        if "=" in name:
+            raise ValueError(f"{abridged(pair.strip())} is more than one pair, expected {_EXPECTED}")
         yield name.strip(), value.strip()
 
 
@@ -78,13 +81,26 @@ def _read_file(path: Path) -> ClassMap:
     if path.suffix.lower() not in (".json", ".yaml", ".yml"):
         return _read_lines(text)
     try:
-        return check_class_map(json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text))
+        return check_class_map(
+            json.loads(text, object_pairs_hook=_to_dict) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        )
     except (json.JSONDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"is not {path.suffix[1:].upper()} ({' '.join(str(error).split())})") from error
 
 
+def _to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. A key that is there twice is an error: one of its values would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
+        raise ValueError(f"{abridged(twice)} is there twice, expected each key once, or value: name")
+    return found
+
+
 def _read_lines(text: str) -> ClassMap:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if lines and all(_NUMBERED.fullmatch(line) for line in lines):
+        return _to_map(line.split(None, 1) for line in lines)
     if not any(":" in line for line in lines):
         return check_class_map(lines)
     pairs = []

@@ -264,6 +264,17 @@ def region_to_rle(mask: RegionMask, size: tuple[int, int] | None) -> Rle:
     return rle
 
 
+def explain_other_size(found: Sequence[int], size: Sequence[int]) -> str:
+    """The rest of an error about a mask or label map of (h, w) `found`, whose image has the size `size`."""
+    text = f"(h, w) = {tuple(found)}: expected {tuple(size)}, the size of its image"
+    if tuple(found) != tuple(size)[::-1]:
+        return text
+    return (
+        f"{text}; if the image has an EXIF orientation, masks belong to the upright image that viewers show: turn "
+        "them, too, or store the image upright (mogrify -auto-orient) and annotate that"
+    )
+
+
 def union_rles(rles: Sequence[Rle]) -> Rle:
     """The union of one or more masks of the same size."""
     merged = coco.merge(list(rles))
@@ -282,9 +293,7 @@ def _rasterise(mask: RegionMask, size: tuple[int, int] | None) -> Rle:
         if own is None:
             raise ValueError(f"polygons {abridged(mask['polygons'])} have no size: expected size [h, w]")
         if size is not None and check_size(own) != tuple(size):
-            raise ValueError(
-                f"polygons have size (h, w) = {tuple(own)}: expected {tuple(size)}, the size of their image"
-            )
+            raise ValueError(f"polygons have {explain_other_size(check_size(own), size)}")
         if not mask["polygons"]:
             raise ValueError(f"polygons is {abridged(mask['polygons'])}: expected at least one [x1, y1, x2, y2, ...]")
         return polygons_to_rle(mask["polygons"], own)
@@ -296,5 +305,5 @@ def _rasterise(mask: RegionMask, size: tuple[int, int] | None) -> Rle:
     else:
         found = load_mask(mask)
     if size is not None and found.shape != tuple(size):
-        raise ValueError(f"mask has size (h, w) = {found.shape}: expected {tuple(size)}, the size of its image")
+        raise ValueError(f"mask has {explain_other_size(found.shape, size)}")
     return mask_to_rle(found)

@@ -45,6 +45,8 @@ def test_text_files_have_names_or_values_and_names_or_cvats_colours(tmp_path):
     path = tmp_path / "labelmap.txt"
     path.write_text(f"1: {ROAD}\n2: {CAR}\n")
     assert read_class_map(str(path)) == EXPECTED
+    path.write_text(f"1 {ROAD}\n2 {CAR}\n")
+    assert read_class_map(str(path)) == EXPECTED
     path.write_text(f"# label:color_rgb:parts:actions\n{ROAD}:128,0,0::\n{CAR}:0,0,5::\n")
     assert read_class_map(str(path)) == {128 << 16: ROAD, 5: CAR}
 
@@ -62,6 +64,8 @@ def test_pairs_stand_on_the_command_line_in_either_order(text):
         ("road=-1", "has no value"),
         ("=1", "1 has the name ''"),
         ("road=1,car=1", "1 is both 'road' and 'car', expected one name for each value"),
+        ("road=1;car=2", "is more than one pair"),
+        ("twice.json", "'road' is there twice"),
         ("no.json", "which cannot be read (No such file"),
         ("bad.json", "is not JSON"),
         ("bad.yaml", "is not YAML"),
@@ -73,6 +77,7 @@ def test_bad_maps_are_one_line_that_says_what_is_expected(text, message, tmp_pat
     monkeypatch.chdir(tmp_path)
     for name, content in (("bad.json", "{"), ("bad.yaml", "a: ["), ("empty.json", "{}"), ("number.json", "5")):
         (tmp_path / name).write_text(content)
+    (tmp_path / "twice.json").write_text('{"road": 1, "road": 2}')
     with pytest.raises(ValueError, match=f"^--classes: got '{text}'") as error:
         read_class_map(text)
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -123,6 +128,16 @@ def test_label_maps_have_a_mask_per_class_and_255_is_unlabelled(prepare, tmp_pat
     assert len(rows) == 4
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_grey_label_maps_may_have_more_channels(mode, prepare, tmp_path):
+    root = write("png", tmp_path / "data").root
+    classes = remove_names("png", root)
+    expected = [row["masks"] for row in prepare("png", root, "--classes", classes)[0]]
+    for path in (root / "masks").iterdir():
+        Image.open(path).convert(mode).save(path)
+    assert [row["masks"] for row in prepare("png", root, "--classes", classes)[0]] == expected
+
+
 def test_colours_are_labels_of_colour_images_and_palettes(prepare, tmp_path):
     root = write("png", tmp_path / "data").root
     remove_names("png", root)
@@ -140,6 +155,23 @@ def test_colours_are_labels_of_colour_images_and_palettes(prepare, tmp_path):
     assert summary["skipped"] == {}
 
 
+def test_colours_without_a_map_of_colours_are_named(prepare, tmp_path):
+    root = write("png", tmp_path / "data").root
+    classes = remove_names("png", root)
+    for path in (root / "masks").iterdir():
+        Image.new("RGB", (W, H), (128, 0, 0)).save(path)
+    assert "--classes with the colour of each class" in prepare("png", root, "--classes", classes, status=2)
+
+
+def test_yolo_needs_no_yaml_if_the_classes_are_given(prepare, tmp_path):
+    root = write("yolo", tmp_path / "data").root
+    classes = remove_names("yolo", root)
+    expected = prepare("yolo", root, "--classes", classes)[0]
+    (root / "data.yaml").unlink()
+    assert prepare("yolo", root, "--classes", classes)[0] == expected
+    assert "found none of data.yaml" in prepare("yolo", root, status=2)
+
+
 def test_a_label_map_without_names_is_an_error_that_names_the_option(prepare, tmp_path):
     root = write("png", tmp_path / "data").root
     remove_names("png", root)
@@ -152,6 +184,11 @@ def test_categories_without_names_are_noted(prepare, tmp_path):
     remove_names("coco-json", root)
     (note,) = prepare("coco-json", root)[1]["notes"]
     assert "categories 1, 2 have no names" in note and "--classes" in note
+    content = json.loads((root / "annotations.json").read_text())
+    content["categories"][0]["name"], content["categories"][1]["name"] = None, CAR
+    (root / "annotations.json").write_text(json.dumps(content))
+    rows, summary, _ = prepare("coco-json", root, "--task", "segment_class")
+    assert "category 1 has no name" in summary["notes"][0] and {row["category"] for row in rows} == {"1", CAR}
 
 
 def test_a_file_without_categories_takes_them_from_the_map(prepare, tmp_path):

@@ -152,7 +152,7 @@ class LvisReader(CocoReader):
         return ("", "images", "..", *super().image_folders())
 
     def category_names(self, index: CocoIndex) -> dict[Any, str]:
-        return {id: _category_words(entry.get("name", id)) for id, entry in index.categories.items()}
+        return {id: _category_words(entry.get("name") or id) for id, entry in index.categories.items()}
 
     def image_name(self, image: dict[str, Any]) -> Any:
         url = image.get("coco_url")
@@ -180,7 +180,7 @@ class PacoReader(LvisReader):
     def category_names(self, index: CocoIndex) -> dict[Any, str]:
         names = {}
         for id, entry in index.categories.items():
-            thing, colon, part = str(entry.get("name", id)).partition(":")
+            thing, colon, part = str(entry.get("name") or id).partition(":")
             names[id] = f"{_category_words(part)} of the {_category_words(thing)}" if colon else _category_words(thing)
         return names
 

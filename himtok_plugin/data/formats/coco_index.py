@@ -150,7 +150,7 @@ class CocoIndex:
 
     def names(self) -> dict[Any, str]:
         """Category id -> name."""
-        return {id: str(entry.get("name", id)) for id, entry in self.categories.items()}
+        return {id: str(entry.get("name") or id) for id, entry in self.categories.items()}
 
     def given_names(self, classes: ClassMap | None, log: SkipLog) -> dict[Any, str]:
         """The names in a class map, by category id; a note names the categories without a name in either place."""
@@ -159,7 +159,8 @@ class CocoIndex:
         unnamed = [id for id, entry in known.items() if id not in given and not entry.get("name")]
         if unnamed:
             listed = ", ".join(map(str, unnamed[:8]))
-            log.notes.append(f"{self.path}: categories {listed} have no names: asked about by id; give --classes")
+            which = f"category {listed} has no name" if len(unnamed) == 1 else f"categories {listed} have no names"
+            log.notes.append(f"{self.path}: {which}: asked about by id; give --classes")
         return given
 
     def image_items(self) -> Sequence[tuple[Range, list[Range]]]:

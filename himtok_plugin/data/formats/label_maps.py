@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from himtok_plugin.data.class_maps import VOID_VALUE
-from himtok_plugin.data.records import LabelMap, Record, Region, class_names
+from himtok_plugin.data.records import LabelMap, Record, Region, class_names, explain_other_size
 from himtok_plugin.data.skip_log import BAD_MASK, UNKNOWN_CATEGORY, AnnotationError, SkipLog
 from himtok_plugin.files.images import make_upright
 from himtok_plugin.files.text import read_text
@@ -73,14 +73,17 @@ def read_label_map(path: Path, size: tuple[int, int], colours: bool = False) -> 
             values = np.asarray(image.convert("RGB") if colours and image.mode in ("P", "RGBA", "RGB") else image)
     except Exception as error:  # PIL's readers raise nearly anything on damaged files
         raise AnnotationError(BAD_MASK, f"{path}: {error}") from error
-    if values.ndim == 3 and (values[..., :1] == values[..., :3]).all() and not colours:
-        values = values[..., 0]  # grey values, saved as a colour image
-    elif colours and values.ndim == 3:
+    if values.shape[:2] != tuple(size):
+        raise AnnotationError(BAD_MASK, f"{path} has {explain_other_size(values.shape[:2], size)}")
+    if values.ndim == 3 and not colours:
+        if not (values.shape[2] == 2 or (values[..., :1] == values[..., :3]).all()):
+            raise AnnotationError(
+                BAD_MASK,
+                f"{path} has colours: expected one label per pixel, or --classes with the colour of each class",
+            )
+        values = values[..., 0]  # grey values, saved as a colour image or with an alpha channel
+    elif values.ndim == 3:
         values = values.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
-    if values.shape != tuple(size):
-        raise AnnotationError(
-            BAD_MASK, f"{path} has shape {values.shape}: expected {tuple(size)}, the size of its image"
-        )
     return values
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from himtok_plugin.data.annotation_values import annotated_size, id_text, normal_id
 from himtok_plugin.data.byte_ranges import read_json_at
-from himtok_plugin.data.records import LabelMap, Record, Region, class_names
+from himtok_plugin.data.records import LabelMap, Record, Region, class_names, explain_other_size
 from himtok_plugin.data.skip_log import BAD_ENTRY, BAD_MASK, UNKNOWN_CATEGORY, AnnotationError, SkipLog
 from himtok_plugin.files.finder import FileFinder
 from himtok_plugin.files.images import make_upright
@@ -65,11 +65,17 @@ class PanopticReader(Reader):
                 raise AnnotationError(BAD_ENTRY, f"has {len(annotations)} annotations: expected one")
             segment_ids = read_segment_ids(find_mask(self.map_finder, annotations[0].get("file_name"), BAD_MASK))
             if segment_ids.shape != tuple(size):
-                raise AnnotationError(BAD_MASK, f"its map has (h, w) = {segment_ids.shape}: expected {size}")
+                raise AnnotationError(BAD_MASK, f"its map has {explain_other_size(segment_ids.shape, size)}")
+            segments = annotations[0].get("segments_info")
+            if not isinstance(segments, list):
+                raise AnnotationError(BAD_ENTRY, f"segments_info is {abridged(segments)}: expected a list")
         except AnnotationError as error:
             raise AnnotationError(error.reason, f"{name}: {error.detail}") from error
         regions = []
-        for segment in annotations[0].get("segments_info", ()):
+        for segment in segments:
+            if not isinstance(segment, dict):
+                log.add(BAD_ENTRY, f"{name}: a segment is {abridged(segment)}: expected an object")
+                continue
             category, id = normal_id(segment.get("category_id")), normal_id(segment.get("id"))
             if category not in self.names:
                 found = abridged(segment.get("category_id"))

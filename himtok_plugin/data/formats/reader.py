@@ -122,6 +122,9 @@ class Reader(ABC):
         return tuple(names) if len(names) == 1 else ()
 
 
+_OPTIONS = ("annotations", "images")
+
+
 class NothingFoundError(ValueError):
     """A dataset's files are not where they usually lie."""
 
@@ -130,6 +133,9 @@ def find_path(root: Path, given: Path | None, candidates: Sequence[str], what: s
     """The path that was given, or the first of `candidates` (wildcards allowed) that exists below `root`.
 
     Without wildcards, a candidate is found in any case: CVAT keeps the capital of a subset "Train".
+
+    Args:
+        what: "annotations" or "images", the option that names the path; otherwise what the path is, without an option.
 
     Raises:
         NothingFoundError: no candidate exists.
@@ -148,7 +154,8 @@ def find_path(root: Path, given: Path | None, candidates: Sequence[str], what: s
                 return found
         elif (path_in_any_case := find_in_any_case(root, candidate)) is not None:
             return path_in_any_case
-    raise NothingFoundError(f"{what}: found none of {', '.join(candidates)} in {root}; name it with --{what}")
+    advice = f"name it with --{what}" if what in _OPTIONS else "it belongs to the dataset: put it there"
+    raise NothingFoundError(f"{what}: found none of {', '.join(candidates)} in {root}; {advice}")
 
 
 def read_upright_size(path: Path, annotated: tuple[int, int] | None = None) -> tuple[int, int]:

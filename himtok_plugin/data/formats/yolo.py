@@ -50,18 +50,18 @@ class YoloReader(Reader):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self.yaml_file = self.annotation_file("data.yaml", "dataset.yaml", "*.yaml", "*.yml", CLASSES_FILE)
+        without_file = ["."] if source.classes else []
+        self.yaml_file = self.annotation_file(
+            "data.yaml", "dataset.yaml", "*.yaml", "*.yml", CLASSES_FILE, *without_file
+        )
+        self.folder = self.yaml_file if self.yaml_file.is_dir() else self.yaml_file.parent
         settings = _read_settings(self.yaml_file)
-        names = source.classes or (settings.get("names") if isinstance(settings, dict) else None)
-        if not isinstance(names, list | dict):
-            expected = "a list or a mapping of classes, or --classes"
-            raise ValueError(f"{self.yaml_file}: names is {abridged(names)}: expected {expected}")
-        self.names = {int(k): str(v) for k, v in (names.items() if isinstance(names, dict) else enumerate(names))}
+        self.names = dict(source.classes) if source.classes else _read_names(self.yaml_file, settings.get("names"))
         self.missing: list[str] = []
         self.sources = self._sources(settings)
         # Lists may contain files outside the root, and missing ones.
         self.finder = ImageFinder(replace(source, images=None))
-        self.files = FileFinder([self.yaml_file.parent], IMAGE_SUFFIXES)
+        self.files = FileFinder([self.folder], IMAGE_SUFFIXES)
 
     def _sources(self, settings: dict[str, Any]) -> list[Path]:
         """The folders and list files of the split."""
@@ -78,7 +78,7 @@ class YoloReader(Reader):
                 errors.append(error)
                 if self._named(settings, split):
                     self.missing.append(str(error))
-        if not found and (everything := find_in_any_case(self.yaml_file.parent, "images")) is not None:
+        if not found and (everything := find_in_any_case(self.folder, "images")) is not None:
             return [everything]
         if not found:
             raise errors[0]
@@ -90,7 +90,7 @@ class YoloReader(Reader):
         return next((value for name, value in settings.items() if find_split(str(name), (split,)) and value), [])
 
     def _sources_of_split(self, settings: dict[str, Any], split: str) -> list[Path]:
-        base = self.yaml_file.parent
+        base = self.folder
         named: Any = self._named(settings, split)
         named = [named] if isinstance(named, str) else named
         if not isinstance(named, list) or not all(isinstance(entry, str) and entry for entry in named):
@@ -108,8 +108,8 @@ class YoloReader(Reader):
 
     def _first_existing(self, candidates: list[Path], split: str) -> Path:
         for candidate in candidates:
-            path = find_in_any_case(self.yaml_file.parent, str(candidate.absolute()))
-            path = path or find_in_any_case(self.yaml_file.parent, os.path.relpath(candidate, self.yaml_file.parent))
+            path = find_in_any_case(self.folder, str(candidate.absolute()))
+            path = path or find_in_any_case(self.folder, os.path.relpath(candidate, self.folder))
             if path is not None and (path.is_dir() or (path.suffix.lower() == LIST_SUFFIX and path.is_file())):
                 return path
         tried = abridged(list(map(str, candidates)))
@@ -142,7 +142,7 @@ class YoloReader(Reader):
         """The images of a list, relative to it or to the root. Missing ones are logged when they are read."""
         images = []
         for line in filter(None, map(str.strip, read_text(path).splitlines())):
-            candidates = [top / line for top in (path.parent, self.yaml_file.parent, self.source.root)]
+            candidates = [top / line for top in (path.parent, self.folder, self.source.root)]
             image = next((image for image in candidates if os.path.isfile(image)), None)
             if image is None:
                 try:
@@ -188,13 +188,13 @@ class YoloReader(Reader):
 
     def _class_name(self, field: str) -> str:
         try:
-            label = int(float(field))
+            label = int(number := float(field))
+            if label != number:
+                raise ValueError(field)
         except (ValueError, OverflowError) as error:
             raise AnnotationError(BAD_MASK, f"{field!r:.80}: expected the number of a class") from error
         if label not in self.names:
-            raise AnnotationError(
-                UNKNOWN_CATEGORY, f"got {label}, expected one of {len(self.names)} in {self.yaml_file.name}"
-            )
+            raise AnnotationError(UNKNOWN_CATEGORY, f"got {label}, expected a class of {self.yaml_file} or --classes")
         return self.names[label]
 
     def _parse_line(self, fields: list[str], category: str, size: tuple[int, int], id: str) -> Region:
@@ -215,15 +215,33 @@ class YoloReader(Reader):
         return Region({"size": [h, w], "polygons": [polygon]}, category, id=id)
 
 
-def _read_settings(path: Path) -> Any:
-    """The content of `data.yaml`; of a list of classes, which Label Studio writes instead, its names."""
+def _read_names(path: Path, names: Any) -> dict[int, str]:
+    """Class number -> name, from a list or mapping."""
+    try:
+        if isinstance(names, list | dict):
+            return {int(k): str(v) for k, v in (names.items() if isinstance(names, dict) else enumerate(names))}
+    except (TypeError, ValueError):
+        pass  # a key that is no number
+    raise ValueError(
+        f"{path}: names is {abridged(names)}: expected a list of classes or a mapping of numbers to them, or --classes"
+    )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """The content of `data.yaml`; of a list of classes, which Label Studio writes instead, its names.
+
+    A dataset without both has its classes from `--classes`; then the path is its folder.
+    """
+    if path.is_dir():
+        return {}
     text = read_text(path)
     if path.suffix.lower() == LIST_SUFFIX:
         return {"names": [line.strip() for line in text.splitlines() if line.strip()]}
     try:
-        return yaml.safe_load(text)
+        settings = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: is not YAML ({error})") from error
+    return settings if isinstance(settings, dict) else {}
 
 
 def _label_file(image: Path) -> Path:

@@ -78,6 +78,8 @@ def test_panoptic_segment_ids_are_colours(panoptic, prepare):
     ("reason", "spoil"),
     [
         ("unknown category", lambda c, root: c["annotations"][0]["segments_info"][0].update(category_id=5)),
+        ("entry lacks a field", lambda c, root: c["annotations"][0]["segments_info"].append(None)),
+        ("entry lacks a field", lambda c, root: c["annotations"][0].update(segments_info=None)),
         ("mask has no pixels", lambda c, root: c["annotations"][0]["segments_info"][2].update(id=5)),
         ("mask cannot be read", lambda c, root: c["annotations"][0].update(file_name="no.png")),
         ("entry lacks a field", lambda c, root: c["annotations"].clear()),
@@ -129,6 +131,23 @@ def test_ade20k_names_that_are_not_utf8_are_refused(tmp_path, prepare):
     path = tmp_path / "objectInfo150.txt"
     path.write_bytes(path.read_bytes().replace(b"wall", b"w\xe4nde"))
     assert "objectInfo150.txt: got byte 0xe4 at 54, which is not UTF-8" in prepare("ade20k", tmp_path, status=2)
+
+
+def test_a_missing_table_of_names_is_named_without_an_option_that_does_not_exist(tmp_path, prepare):
+    ade(tmp_path, blocks(1, 2))
+    (tmp_path / "objectInfo150.txt").unlink()
+    error = prepare("ade20k", tmp_path, status=2)
+    assert "found none of objectInfo150.txt" in error and "--objectInfo150" not in error and "put it there" in error
+
+
+def test_a_label_map_of_the_stored_pixels_is_refused_with_the_orientation(tmp_path, prepare):
+    ade(tmp_path, blocks(1, 2))
+    (path,) = (tmp_path / "images" / "training").iterdir()
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open(path).save(path, exif=exif)
+    error = prepare("ade20k", tmp_path, status=2, skipped=True)[1][0]["detail"]
+    assert "EXIF orientation" in error and "mogrify -auto-orient" in error
 
 
 def voc(root, classes, objects):
