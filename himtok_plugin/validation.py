@@ -33,6 +33,11 @@ def finite_numbers(values: Any) -> np.ndarray:
     return numbers
 
 
+def counted(count: int, noun: str) -> str:
+    """A count with its noun, in the plural unless it is one: "1 track", "2 tracks"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def abridged(value: Any) -> str:
     """The `repr` of a value, shortened to one line, for error messages. It never fails."""
     try:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from himtok_plugin.data.catalog import FORMATS, Format
+from himtok_plugin.validation import counted
 
 from .common import (
     SOME_REJECTED,
@@ -26,8 +27,8 @@ from .common import (
 from .progress_bars import progress
 
 TURNED_NOTE = (
-    "{} images are turned upright by their EXIF orientation: masks and boxes must belong to the upright image, which "
-    "their sizes do not show for images that are square, mirrored or turned by 180 degrees"
+    "turned upright by the EXIF orientation: {}; masks and boxes must belong to the upright image, which their sizes "
+    "do not show if the image is square, mirrored or turned by 180 degrees"
 )
 CHOSEN_TASKS = "what the annotations can serve"  # for formats without default tasks
 
@@ -271,7 +272,7 @@ def check_rows(
         for number, kind, what in report.examples:
             print(f"row {number}: {kind}: {what}", file=sys.stderr)
         if report.turned:
-            print(TURNED_NOTE.format(report.turned), file=sys.stderr)
+            print(TURNED_NOTE.format(counted(report.turned, "image")), file=sys.stderr)
         if html is not None:
             print(html)
     if not report.is_clean:

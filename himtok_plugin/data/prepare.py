@@ -26,7 +26,7 @@ import numpy as np
 
 from himtok_plugin.files.output_file import check_replaceable_rows
 from himtok_plugin.jobs.worker_pool import map_ordered
-from himtok_plugin.validation import abridged
+from himtok_plugin.validation import abridged, counted
 
 from .catalog import find_format, find_split, open_reader
 from .formats.reader import Reader, Source
@@ -161,7 +161,8 @@ def make_samples(
     if not job.tasks:
         chosen, why = reader.choose_tasks()
         job = replace(job, tasks=dict.fromkeys(chosen, 1.0))
-        summary.notes.append(f"{job.source.name}: without --task, {' and '.join(chosen)} was chosen: {why}")
+        were = "was" if len(chosen) == 1 else "were"
+        summary.notes.append(f"{job.source.name}: without --task, {' and '.join(chosen)} {were} chosen: {why}")
     summary.tasks.update(dict.fromkeys(job.tasks, 0))
     order: Iterable[int] = range(len(items))
     if job.limit is not None:
@@ -234,7 +235,7 @@ class _Remarks:
             self._found[what] = count + 1, first
 
     def to_notes(self) -> list[str]:
-        return [f"{count} times: {what}: {example}" for what, (count, example) in self._found.items()]
+        return [f"{counted(count, 'time')}: {what}: {example}" for what, (count, example) in self._found.items()]
 
 
 class _ItemConverter:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from himtok_plugin.files.images import ImageHeader, open_header
+from himtok_plugin.files.text import convert_command
 from himtok_plugin.masks import load_mask, to_square
 from himtok_plugin.masks.rle import MAX_PIXELS
 from himtok_plugin.validation import abridged, finite_numbers
@@ -38,6 +39,11 @@ def parse_row(line: bytes) -> dict[str, Any]:
     """
     try:
         row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"got byte 0x{line[error.start]:02x} at {error.start}, which is not UTF-8, expected a file in UTF-8: "
+            f"convert it, for example with {convert_command('LATIN1', 'FILE')}"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON ({error})") from error
     if not isinstance(row, dict):

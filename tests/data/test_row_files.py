@@ -164,6 +164,14 @@ def test_check_and_tokenize_name_the_same_faults(samples, himtok, tmp_path, case
     assert FAULTS[case] in (tmp_path / "out.jsonl.rejects.jsonl").read_text()
 
 
+def test_a_row_in_another_encoding_is_named_for_what_it_is(samples, himtok, tmp_path):
+    samples[0]["messages"][0]["content"] += " täglich"
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes("\n".join(json.dumps(row, ensure_ascii=False) for row in samples).encode("latin-1"))
+    status, _, error = himtok("prepare", "check", path, "--num_workers", 0)
+    assert status == 1 and "row 1: not JSON: got byte 0xe" in error and "iconv -f LATIN1 -t UTF-8" in error
+
+
 def test_check_counts_turned_images_and_says_which_frame_masks_belong_to(samples, himtok, tmp_path):
     exif = Image.Exif()
     exif[274] = 3
@@ -171,4 +179,4 @@ def test_check_counts_turned_images_and_says_which_frame_masks_belong_to(samples
     path = written(tmp_path / "rows.jsonl", samples, "lines")
     status, printed, error = himtok("prepare", "check", path, "--num_workers", 0)
     assert status == 0 and "turned" in printed
-    assert "2 images are turned upright" in error and "upright image" in error
+    assert "turned upright by the EXIF orientation: 1 image;" in error and "upright image" in error

@@ -40,7 +40,7 @@ class CheckReport:
         rows, masks, boxes: their numbers in the file.
         empty: samples without a mask.
         images: different images.
-        turned: images, counted in every row, that are turned upright by their EXIF orientation.
+        turned: those of the images that are turned upright by their EXIF orientation.
         bad_rows: samples with at least one fault.
         faults: kind -> number.
         examples: (row, kind, description) of the first faults.
@@ -95,6 +95,7 @@ def check_file(
     row_of_image, splits = array("Q"), {"train": array("Q")}
     drawn = _Reservoir(samples if html is not None else 0, seed)
     faults: Counter[str] = Counter()
+    turned: set[int] = set()
     number = 0
     for lines, checked, consumed in _check_blocks(path, root, num_workers):
         for line, sample in zip(lines, checked, strict=True):
@@ -105,7 +106,7 @@ def check_file(
             report.masks += sample.masks
             report.boxes += sample.boxes
             report.empty += not sample.masks
-            report.turned += sample.turned
+            turned.update(sample.turned)
             report.bad_rows += bool(sample.faults)
             for kind, what in sample.faults:
                 if strict:
@@ -123,6 +124,7 @@ def check_file(
     if not report.rows:
         raise ValueError(f"{path}: {NO_ROWS}")
     report.faults = dict(faults.most_common())
+    report.turned = len(turned)
     ids = np.array(images, dtype=np.uint64)
     report.images = len(np.unique(ids))
     report.repeated = report.rows - len(np.unique(np.array(digests, dtype=np.int64)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -53,7 +54,7 @@ class CheckedSample:
         digest: a hash of the line.
         split: "dataset:split", from the column `source`.
         made_for_training: whether its split is one for training.
-        turned: how many of its images are turned upright by their EXIF orientation.
+        turned: the ids of those images that are turned upright by their EXIF orientation.
     """
 
     faults: Faults
@@ -63,7 +64,7 @@ class CheckedSample:
     digest: int
     split: str
     made_for_training: bool
-    turned: int = 0
+    turned: Sequence[int] = ()
 
 
 class SampleChecker:
@@ -147,9 +148,10 @@ class SampleChecker:
                 faults.append(("boxes", f"objects.bbox[{i}] is {abridged(box)}: expected x1 < x2, y1 < y2"))
         return boxes
 
-    def _check_images(self, row: dict[str, Any], faults: Faults) -> tuple[ImageHeader | None, int]:
-        """Check the images; returns the header of the first one, and how many are turned."""
-        first, turned = None, 0
+    def _check_images(self, row: dict[str, Any], faults: Faults) -> tuple[ImageHeader | None, list[int]]:
+        """Check the images; returns the header of the first one, and the ids of those that are turned."""
+        first: ImageHeader | None = None
+        turned: list[int] = []
         for i, image in enumerate(row_images(row)):
             if not isinstance(image, str):
                 faults.append(("images", f"images[{i}] is {abridged(image)}: expected a path"))
@@ -167,7 +169,8 @@ class SampleChecker:
             except ValueError as error:
                 faults.append(("images", str(error)))
             first = header if i == 0 else first
-            turned += header.orientation != UPRIGHT
+            if header.orientation != UPRIGHT:
+                turned.append(_image_id(image, self._root))
             if i == 0 and not _has_relative_boxes(row):
                 self._check_boxes_within(row, header.size, faults)
         return first, turned
@@ -263,5 +266,9 @@ def image_key(image: str, root: Path | None = None) -> str:
 
 def image_ids(row: dict[str, Any], root: Path | None) -> list[int]:
     """A hash of the key of each image."""
-    keys = [image_key(image, root) for image in row_images(row) if isinstance(image, str)]
-    return [int.from_bytes(blake2b(key.encode("utf-8", "replace"), digest_size=8).digest()) for key in keys]
+    return [_image_id(image, root) for image in row_images(row) if isinstance(image, str)]
+
+
+def _image_id(image: str, root: Path | None) -> int:
+    key = image_key(image, root)
+    return int.from_bytes(blake2b(key.encode("utf-8", "replace"), digest_size=8).digest())

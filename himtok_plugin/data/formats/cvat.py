@@ -29,7 +29,7 @@ from himtok_plugin.files.splits import find_split, split_names
 from himtok_plugin.files.text import read_text
 from himtok_plugin.masks.polygons import polygons_to_mask
 from himtok_plugin.masks.rle import rle_to_mask
-from himtok_plugin.validation import abridged
+from himtok_plugin.validation import abridged, counted
 
 from .cvat_tracks import FrameItem, interpolate_track, match_frames, read_tracks
 from .image_finder import ImageFinder
@@ -86,13 +86,16 @@ class CvatReader(Reader):
             for number, shape in interpolate_track(track, video, log):
                 shapes.setdefault(number, []).append(ElementTree.tostring(shape))
         if video.tracks and not shapes:
-            raise ValueError(f"{self.path}: has {len(video.tracks)} tracks, expected one that is visible in a frame")
+            raise ValueError(
+                f"{self.path}: has {counted(len(video.tracks), 'track')}, expected one that is visible in a frame"
+            )
         if not shapes:
             return []
         folder = find_path(self.source.root, self.source.images, ("images", "."), "images")
         known = match_frames(video, list_files(folder, IMAGE_SUFFIXES), list(shapes), self.path)
         log.notes.append(
-            f"{self.path}: {len(video.tracks)} tracks of a video: objects are in {len(shapes)} frames, those between "
+            f"{self.path}: {counted(len(video.tracks), 'track')} of a video: objects are in "
+            f"{counted(len(shapes), 'frame')}, those between "
             f"key frames included; frame {min(known)} is {known[min(known)].name}"
         )
         missing = sorted(set(shapes) - set(known))

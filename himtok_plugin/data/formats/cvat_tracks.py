@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from himtok_plugin.data.skip_log import BAD_ENTRY, AnnotationError, SkipLog
-from himtok_plugin.validation import abridged
+from himtok_plugin.validation import abridged, counted
 
 NOT_INTERPOLATED = "track has no shape in this frame: masks, and shapes of two kinds, are not interpolated"
 _NUMBERS = {"box": ("xtl", "ytl", "xbr", "ybr"), "ellipse": ("cx", "cy", "rx", "ry")}
@@ -179,7 +179,7 @@ def match_frames(video: Video, images: Sequence[Path], frames: Sequence[int], wh
     """
     if not images:
         raise ValueError(
-            f"{where}: has {len(video.tracks)} tracks of a video and no images: expected its frames as "
+            f"{where}: has {counted(len(video.tracks), 'track')} of a video and no images: expected its frames as "
             "images/frame_000000.png, …; export the task with images"
         )
     numbers = [_FRAME_NAME.match(image.stem) for image in images]
@@ -189,8 +189,8 @@ def match_frames(video: Video, images: Sequence[Path], frames: Sequence[int], wh
     count = (last - video.first) // video.step + 1
     if len(images) < count or (video.last is not None and len(images) != count):
         raise ValueError(
-            f"{where}: has tracks in {count} frames, and {len(images)} images: expected an image for each frame, or "
-            "names like frame_000012.png"
+            f"{where}: has tracks in {counted(count, 'frame')}, and {counted(len(images), 'image')}: expected an image "
+            "for each frame, or names like frame_000012.png"
         )
     ordered = sorted(images, key=lambda image: _natural_key(image.as_posix()))
     return {video.first + i * video.step: image for i, image in enumerate(ordered)}

@@ -26,7 +26,7 @@ from himtok_plugin.files.splits import split_names
 from himtok_plugin.masks import load_mask
 from himtok_plugin.masks.polygons import polygons_to_mask
 from himtok_plugin.masks.rle import MAX_PIXELS
-from himtok_plugin.validation import abridged, finite_numbers
+from himtok_plugin.validation import abridged, counted, finite_numbers
 
 from .image_finder import ImageFinder
 from .reader import Reader, Source, list_files
@@ -56,15 +56,15 @@ class LabelMeReader(Reader):
             raise AnnotationError(error.reason, f"{item}: {error.detail}") from error
         regions: list[Region] = []
         queries = []
-        incomplete = set()
+        incomplete: set[str] = set()
         for shapes in _group_shapes(entry["shapes"]):
-            label = str(shapes[0].get("label"))
+            label = _label(shapes[0])
             try:
                 mask = _shapes_to_mask(shapes, size, log, f"{item}: {label!r}")
                 region = Region(mask, label, id=f"{item.stem}/{len(regions)}")
             except AnnotationError as error:
                 log.add(error.reason, f"{item}: {label!r}: {error.detail}")
-                incomplete.add(label)
+                incomplete.update(filter(None, [label]))
                 continue
             regions.append(region)
             descriptions = [shape.get("description") for shape in shapes]
@@ -84,6 +84,12 @@ class LabelMeReader(Reader):
     def _image(self, annotation: Path, entry: dict[str, Any], log: SkipLog) -> tuple[str, tuple[int, int]]:
         size = annotated_size(entry.get("imageHeight"), entry.get("imageWidth"), log, annotation.name)
         return self.finder.find(entry.get("imagePath") or annotation.stem, size, near=annotation.parent)
+
+
+def _label(shape: dict[str, Any]) -> str | None:
+    """The class of a shape; None if it has no label."""
+    label = shape.get("label")
+    return None if label is None else " ".join(str(label).split()) or None
 
 
 def _group_shapes(shapes: list[Any]) -> list[list[dict[str, Any]]]:
@@ -112,7 +118,7 @@ def _parse_points(shape: dict[str, Any], least: int) -> np.ndarray:
             raise ValueError(f"shape {points.shape}")
     except (TypeError, ValueError) as error:
         raise AnnotationError(
-            BAD_MASK, f"points {abridged(shape.get('points'))}: expected {least} points [x, y]"
+            BAD_MASK, f"points {abridged(shape.get('points'))}: expected {counted(least, 'point')} [x, y] or more"
         ) from error
     return points
 

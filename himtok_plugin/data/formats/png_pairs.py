@@ -20,6 +20,7 @@ from himtok_plugin.data.byte_ranges import parse_json_file
 from himtok_plugin.data.class_maps import VOID_VALUE, ClassMap
 from himtok_plugin.data.records import Query, Record, Region
 from himtok_plugin.data.skip_log import AMBIGUOUS, BAD_ENTRY, UNKNOWN_ID, SkipLog
+from himtok_plugin.files.names import fold_name
 from himtok_plugin.files.splits import split_names
 from himtok_plugin.validation import abridged
 
@@ -167,7 +168,7 @@ class _ImageIndex:
         for image in images:
             folder = image.relative_to(top).parent.parts
             for by_stem in (self._in_folder.setdefault(folder, {}), self._anywhere):
-                by_stem.setdefault(image.stem, []).append(image)
+                by_stem.setdefault(fold_name(image.stem), []).append(image)
 
     def candidates(self, mask: Path) -> list[Path]:
         """The images for a mask, whose path is relative to the folder of masks."""
@@ -185,9 +186,10 @@ class _ImageIndex:
 
 def _images_of_longest_stem(stem: str, known: dict[str, list[Path]]) -> list[Path]:
     """The images with the longest name that is a prefix of the mask's name, up to a separator."""
-    while stem not in known:
+    while fold_name(stem) not in known:
         cut = max(stem.rfind(separator) for separator in "_-.")
         if cut <= 0:
             return []
         stem = stem[:cut]
-    return known[stem]
+    found = known[fold_name(stem)]
+    return [image for image in found if image.stem == stem] or found

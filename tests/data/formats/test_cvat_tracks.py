@@ -46,7 +46,7 @@ def test_polygons_move_between_key_frames_and_end_at_an_outside_shape(prepare, t
     for frame, (mask,) in found.items():
         np.testing.assert_array_equal(mask, by_pycocotools([moved(SQUARE, 8 * frame)], SIZE))
     (note,) = summary["notes"]
-    assert "1 tracks of a video: objects are in 3 frames" in note and "frame 0 is frame_000000.png" in note
+    assert "1 track of a video: objects are in 3 frames" in note and "frame 0 is frame_000000.png" in note
 
 
 def test_frames_that_are_in_the_file_are_not_interpolated(prepare, tmp_path):
@@ -110,7 +110,7 @@ def test_images_with_other_names_are_frames_in_their_natural_order(prepare, tmp_
 @pytest.mark.parametrize(
     ("images", "meta", "message"),
     [
-        ((), "", "has 1 tracks of a video and no images: expected its frames as images/frame_000000.png"),
+        ((), "", "has 1 track of a video and no images: expected its frames as images/frame_000000.png"),
         (("a", "b"), "", "has tracks in 3 frames, and 2 images: expected an image for each frame"),
         (("a", "b", "c"), "<size>4</size>", "has tracks in 4 frames, and 3 images"),
     ],
@@ -135,7 +135,7 @@ def test_frames_of_another_size_than_the_header_states_are_counted(prepare, tmp_
 
 def test_tracks_whose_objects_are_never_visible_are_an_error(prepare, tmp_path):
     error = prepare("cvat", video(tmp_path, polygon(0, SQUARE, outside=1)), status=2)
-    assert "has 1 tracks, expected one that is visible in a frame" in error
+    assert "has 1 track, expected one that is visible in a frame" in error
 
 
 def test_tracks_beside_images_are_named_as_not_read(prepare, tmp_path):

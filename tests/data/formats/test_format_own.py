@@ -99,6 +99,14 @@ def test_labelme_bad_input_is_counted(tmp_path, prepare, reason, shape, more):
     assert reason in prepare("labelme", tmp_path, "--task", "masks", "--strict", status=2)
 
 
+@pytest.mark.parametrize("label", [None, "", "  "])
+def test_a_labelme_shape_without_a_label_has_a_mask_and_no_class(tmp_path, prepare, label):
+    label_me(tmp_path, [labelled("dog", pairs(polygon(1))), labelled(label, pairs(polygon(2)))])
+    rows, summary, _ = prepare("labelme", tmp_path, "--task", "segment_class")
+    assert {row["category"] for row in rows} == {"dog"} and summary["unused"] == {"mask has no class": 1}
+    assert len(prepare("labelme", tmp_path, "--task", "masks")[0]) == 2
+
+
 def test_labelme_files_that_are_truncated_or_not_utf8_are_counted(tmp_path, prepare):
     path = label_me(tmp_path, [labelled("dog", pairs(polygon(1)))])
     text = path.read_bytes()
@@ -152,6 +160,7 @@ def test_yolo_polygons(tmp_path, prepare, layout, names):
         ("unknown category", "7 0.1 0.1 0.9 0.1 0.9 0.9"),
         ("mask cannot be read", "0 0.1 0.1 0.9 0.1 0.9 0.9 0.3"),
         ("mask cannot be read", "0 0.1 x 0.9 0.1 0.9 0.9"),
+        ("mask cannot be read", "0.5 0.1 0.1 0.9 0.1 0.9 0.9"),
         ("mask cannot be read", "0 nan 0.1 0.9 0.1 0.9 0.9"),
         ("mask cannot be read", "0 100 200 900 100 900 800"),  # pixels
         ("mask has no pixels", "0 0.1 0.1 0.1 0.1 0.1 0.1"),
@@ -178,6 +187,8 @@ def test_yolo_without_names_or_images_is_refused(tmp_path, prepare):
     assert "--split" in prepare("yolo", tmp_path, "--split", "test", status=2)
     (tmp_path / "data.yaml").write_text("train: images")
     assert "names is None" in prepare("yolo", tmp_path, status=2)
+    (tmp_path / "data.yaml").write_text("train: images\nnames: {first: cup}")
+    assert "names is {'first': 'cup'}: expected a list of classes" in prepare("yolo", tmp_path, status=2)
 
 
 # ----- CVAT
@@ -331,6 +342,15 @@ def png_pairs(root, images, masks):
         path = root / "masks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(blob(seed=seed)))
+
+
+def test_png_pairs_may_differ_in_case(tmp_path, prepare):
+    png_pairs(tmp_path, ["DSC_1.JPG", "a.jpg", "A.jpg"], ["dsc_1.PNG", "Dsc_1_2.png", "A.png", "a.png"])
+    rows, summary, _ = prepare("png", tmp_path, "--task", "masks")
+    masks = [decoded(mask) for row in rows for mask in row["masks"]]
+    assert len(masks) == 4 and summary["skipped"] == summary["unused"] == {}
+    by_image = {row["source"]["image_id"]: [decoded(m).tolist() for m in row["masks"]] for row in rows}
+    assert by_image["A"] == [blob(seed=2).tolist()] and by_image["a"] == [blob(seed=3).tolist()]
 
 
 def test_png_pairs_in_folders_belong_to_the_image_in_the_same_folder(tmp_path, prepare):
