@@ -78,6 +78,8 @@ def check_adapter_folder(folder: Path) -> None:
 def check_training_checkpoint(folder: Path) -> None:
     """Check that a training can be resumed from a checkpoint: that its saving was not interrupted, by a full disk say.
 
+    Files of others, such as notes in JSON and hidden folders, do not matter.
+
     Raises:
         ValueError: a file is missing, cut, empty or something else.
     """
@@ -88,8 +90,8 @@ def check_training_checkpoint(folder: Path) -> None:
             f"{folder}: got no {STATE_FILE}, which is written last, expected a checkpoint whose saving was not "
             "interrupted"
         )
-    for file in _list_all_files(folder):
-        if file.suffix == ".json":
+    for file in _list_visible_files(folder):
+        if file.name in (*JSON_FILES, STATE_FILE, ADAPTER_CONFIG_FILE):
             _check_json(file)
         elif file.suffix in WEIGHTS_SUFFIXES:
             check_weights_file(file)
@@ -156,9 +158,12 @@ def _is_there(path: Path) -> bool:
     return path.is_file() or path.is_symlink()
 
 
-def _list_all_files(folder: Path) -> Iterator[Path]:
+def _list_visible_files(folder: Path) -> Iterator[Path]:
+    """All files in a folder and below, without hidden ones and without links to folders, which can be loops."""
     for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or (path.is_dir() and path.is_symlink()):
+            continue
         if path.is_dir():
-            yield from _list_all_files(path)
+            yield from _list_visible_files(path)
         else:
             yield path

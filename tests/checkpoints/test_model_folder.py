@@ -111,6 +111,15 @@ def test_a_checkpoint_with_a_cut_file_is_broken_and_the_one_before_it_is_the_las
     assert find_last_whole_checkpoint(tmp_path) == first
 
 
+def test_files_of_others_do_not_make_a_checkpoint_broken(tmp_path):
+    folder = write_checkpoint(tmp_path / "checkpoint-1")
+    (folder / "notes.json").touch()
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "blob.bin").write_bytes(b"\0raw")
+    (folder / "loop").symlink_to(folder)
+    check_training_checkpoint(folder)
+
+
 def test_an_interrupted_checkpoint_has_no_trainer_state(tmp_path):
     folder = write_checkpoint(tmp_path / "checkpoint-2")
     (folder / "trainer_state.json").unlink()
