@@ -15,6 +15,8 @@ def serve_segments() -> None:
     Goes when: a plugin can extend requests and responses, and the server checks requests.
     Upstream: none known (looked 2026-11-28).
     """
+    from contextlib import nullcontext
+
     import swift.pipelines.infer.deploy as deploy
     from swift.infer_engine import TransformersEngine
 
@@ -33,6 +35,12 @@ def serve_segments() -> None:
         original(self)
         self.infer_engine.strict = False
         add_routes(self)
+
+    @around(SwiftDeploy, "_prepare_request_media")
+    def prepare_request_media(original, infer_request):
+        # Media are loaded and checked. Temporary files of videos are in no folder of SWIFT_MEDIA_ALLOWED_DIRS.
+        is_loaded = isinstance(infer_request, SegmentInferRequest) and infer_request.sizes is not None
+        return nullcontext(infer_request) if is_loaded else original(infer_request)
 
     @add(SwiftDeploy, "infer_async", hides=TransformersEngine.infer_async)  # through SwiftInfer.__getattr__
     async def infer_async(self, infer_request, request_config=None, **kwargs):

@@ -307,7 +307,8 @@ def test_values_of_other_servers_fields_that_change_nothing_are_taken(server, ex
     assert message_of(post(server, CHAT, ask_about(max_tokens=40, **extra))) == expected
 
 
-def test_frames_of_a_video_are_no_token_in_the_text(server):
+def test_frames_of_a_video_are_neither_a_token_in_the_text_nor_files_of_the_server(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("SWIFT_MEDIA_ALLOWED_DIRS", str(tmp_path))
     frames = [{"type": "video", "video": [URL, URL]}, text()]
     assert message_of(post(server, CHAT, chat(frames)))["content"]
 
