@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 
 from himtok_plugin.data.catalog import FORMATS, Format
-from himtok_plugin.validation import counted
 
 from .common import (
     SOME_REJECTED,
@@ -250,6 +249,7 @@ def check_rows(
     """
     from himtok_plugin.data.check.checker import check_file
     from himtok_plugin.jobs.worker_pool import default_num_workers
+    from himtok_plugin.validation import counted
 
     with progress("B") as on_progress:
         report = check_file(

@@ -93,7 +93,7 @@ class SkipLog:
         """
         detail = _printable(detail)
         if self.strict:
-            raise StrictError(f"{detail}: {reason}")
+            raise StrictError(f"{reason}: {detail}")
         self.counts[reason] += 1
         self.entries.append((reason, detail))
 

@@ -158,14 +158,15 @@ class LvisReader(CocoReader):
         url = image.get("coco_url")
         return image.get("file_name") or ("/".join(url.split("/")[-2:]) if isinstance(url, str) else None)
 
-    def _names_of(self, ids: Sequence[Any]) -> frozenset[str]:
-        return frozenset(self.names[id] for id in map(normal_id, ids) if id in self.names)
+    def _names_of(self, ids: Any) -> frozenset[str]:
+        known = map(normal_id, ids if isinstance(ids, list) else ())  # null in some exports
+        return frozenset(self.names[id] for id in known if id in self.names)
 
     def absent(self, image: dict[str, Any]) -> frozenset[str]:
-        return self._names_of(image.get("neg_category_ids", ()))
+        return self._names_of(image.get("neg_category_ids"))
 
     def not_exhaustive(self, image: dict[str, Any]) -> frozenset[str]:
-        return self._names_of(image.get("not_exhaustive_category_ids", ()))
+        return self._names_of(image.get("not_exhaustive_category_ids"))
 
 
 class PacoReader(LvisReader):

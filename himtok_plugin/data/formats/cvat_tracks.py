@@ -20,6 +20,7 @@ from himtok_plugin.data.skip_log import BAD_ENTRY, AnnotationError, SkipLog
 from himtok_plugin.validation import abridged, counted
 
 NOT_INTERPOLATED = "track has no shape in this frame: masks, and shapes of two kinds, are not interpolated"
+MOST_FRAMES = 1_000_000  # over nine hours of video; a slip of the pen in a number must not fill the memory
 _NUMBERS = {"box": ("xtl", "ytl", "xbr", "ybr"), "ellipse": ("cx", "cy", "rx", "ry")}
 _STEP = re.compile(r"step\s*=\s*(\d+)")
 _FRAME_NAME = re.compile(r"frame_(\d+)$", re.IGNORECASE)
@@ -73,30 +74,37 @@ def read_tracks(path: Path, log: SkipLog) -> Video:
             header.setdefault(element.tag, (element.text or "").strip())
         elif element.tag == "original_size":
             width, height = element.findtext("width", "").strip(), element.findtext("height", "").strip()
-            if width.isdecimal() and height.isdecimal():
-                video.size = (int(height), int(width))
+            size = _parse_number(height), _parse_number(width)
+            video.size = (size[0], size[1]) if size[0] and size[1] else None
     if step := _STEP.search(header.get("frame_filter", "")):
-        video.step = max(int(step[1]), 1)
-    if header.get("start_frame", "").isdecimal():
-        video.first = int(header["start_frame"])
-    if header.get("stop_frame", "").isdecimal():
-        video.last = int(header["stop_frame"])
-    elif header.get("size", "").isdecimal():
-        video.last = video.first + (int(header["size"]) - 1) * video.step
+        video.step = max(_parse_number(step[1]) or 1, 1)
+    video.first = _parse_number(header.get("start_frame", "")) or 0
+    video.last = _parse_number(header.get("stop_frame", ""))
+    if video.last is None and (count := _parse_number(header.get("size", ""))) is not None:
+        video.last = min(video.first + (count - 1) * video.step, MOST_FRAMES)
     return video
+
+
+def _parse_number(text: str) -> int | None:
+    """A number of frames or pixels; None: it is none, or larger than in any video."""
+    number = int(text) if text.isdecimal() and len(text) < len(str(MOST_FRAMES)) + 1 else None
+    return None if number is None or number > MOST_FRAMES else number
 
 
 def _read_track(element: ElementTree.Element) -> Track:
     shapes: dict[int, ElementTree.Element] = {}
     for shape in element:
-        frame = shape.get("frame", "")
-        if not frame.isdecimal():
-            raise AnnotationError(BAD_ENTRY, f"<{shape.tag}> has the frame {abridged(frame)}: expected a number")
+        frame = _parse_number(shape.get("frame", ""))
+        if frame is None:
+            found = f"<{shape.tag}> has the frame {abridged(shape.get('frame'))}"
+            raise AnnotationError(BAD_ENTRY, f"{found}: expected a number of at most {MOST_FRAMES}")
         shape.set("label", element.get("label", ""))
         if element.get("group_id"):
             shape.set("group_id", element.get("group_id", ""))
         shape.tail = None
-        shapes[int(frame)] = shape
+        shapes[frame] = shape
+    if not shapes:
+        raise AnnotationError(BAD_ENTRY, "has no shapes: expected one for each key frame")
     return Track(str(element.get("id")), dict(sorted(shapes.items())))
 
 

@@ -120,8 +120,9 @@ def test_frames_without_their_images_are_refused(prepare, tmp_path, images, meta
     assert message in prepare("cvat", root, status=2)
 
 
-def test_a_missing_frame_and_a_bad_track_are_counted(prepare, tmp_path):
-    bad = '<polygon frame="x" points="1,1;2,2;3,1"/>'
+@pytest.mark.parametrize("frame", ["x", "-1", "9" * 12, "9" * 5000, None])
+def test_a_missing_frame_and_a_bad_track_are_counted(prepare, tmp_path, frame):
+    bad = "" if frame is None else polygon(0, SQUARE) + f'<polygon frame="{frame}" points="1,1;2,2;3,1"/>'
     root = video(tmp_path, polygon(0, SQUARE) + polygon(7, SQUARE), bad)
     _, summary = masks_by_frame(prepare, root)
     assert summary["skipped"]["image is missing"] == 4 and summary["skipped"]["entry lacks a field"] == 1
