@@ -131,6 +131,7 @@ def evaluate(
 
     from himtok_plugin.evaluation.evaluate import evaluate_results
     from himtok_plugin.jobs.processes import Processes
+    from himtok_plugin.validation import counted
 
     redecoder = None if resize is None else _redecoder(resize, mask_tokenizer, threshold)
     with Processes.from_environment() as processes:
@@ -141,10 +142,10 @@ def evaluate(
     if not first:
         return
     if scored.left_out:
-        print(f"left out {scored.left_out} results whose row has another one", file=sys.stderr)
+        print(f"left out {counted(scored.left_out, 'result')} whose row has another one", file=sys.stderr)
     if scored.failures:
-        what = "rows have no answer and are wrong in every metric"
-        print(f"{len(scored.failures)} {what}, the first: {scored.failures[0]}", file=sys.stderr)
+        failed = counted(len(scored.failures), "row")
+        print(f"{failed} without an answer, wrong in every metric, the first: {scored.failures[0]}", file=sys.stderr)
     if report is not None:
         scored.save(report)
     if not write_json_output({**scored.scores, "protocol": rules.name}, json_file):
@@ -223,6 +224,8 @@ def _print_comparison(compared: RunComparison) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from himtok_plugin.validation import counted
+
     table = Table("metric", *(f"{name}" for name in ("a", "b", "b - a")), f"{compared.confidence:.0%} interval")
     for each in compared.differences:
         values = (each.a, each.b, each.difference)
@@ -233,10 +236,10 @@ def _print_comparison(compared: RunComparison) -> None:
     Console().print(table)
     print(f"protocol: {compared.protocol.name}: {compared.protocol.summary}")
     draws = f"{compared.resamples} draws; *: the interval leaves out 0"
-    print(f"{len(compared.rows)} rows about {compared.images} images, {draws}")
+    print(f"{counted(len(compared.rows), 'row')} about {counted(compared.images, 'image')}, {draws}")
     if any(compared.errors):
-        a, b = compared.errors
-        print(f"{a} rows of a and {b} rows of b have an error and are wrong answers")
+        a, b = (counted(count, "row") for count in compared.errors)
+        print(f"{a} of a and {b} of b with an error, which are wrong answers")
     for row in compared.rows[:5]:
         if row.b < row.a:
             print(f"row {row.key}: IoU {row.a:.3f} -> {row.b:.3f}")

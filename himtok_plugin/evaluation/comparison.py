@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from himtok_plugin.metrics.segmentation import PRECISION_LEVELS
+from himtok_plugin.validation import counted
 
 from .protocols import PLAIN, Protocol
 from .result_keys import REFUSE, Key, check_rows_once, find_repeated_lines, get_result_key, name_datasets
@@ -281,7 +282,7 @@ def _check_same_samples(
         missing = [key for key in there if key not in here]
         if missing:
             number = _format_key(missing[0])
-            raise ValueError(f"{path}: lacks {len(missing)} rows of the other file, row {number} among them")
+            raise ValueError(f"{path}: lacks {counted(len(missing), 'row')} of the other file, row {number} among them")
     for key, sample in first.items():
         other = second[key]
         if sample.counts[TARGET] != other.counts[TARGET] or sample.question != other.question:

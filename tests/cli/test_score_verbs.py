@@ -112,7 +112,7 @@ def test_eval_counts_failures_and_chooses_one_of_two_results(tmp_path, himtok):
     path = write_results(tmp_path / "out.jsonl", answered, failed)
     status, out, err = himtok("eval", path, "--no_boundary", "--json", "-")
     assert status == 0 and json.loads(out)["failures"] == 1
-    assert err == f"1 rows have no answer and are wrong in every metric, the first: {path}: row 2: d: row 2: no image\n"
+    assert err == f"1 row without an answer, wrong in every metric, the first: {path}: row 2: d: row 2: no image\n"
     write_results(path, answered, failed, answered)
     assert_rejected(
         himtok("eval", path), "row number 1 of d occurs more than once, on lines 1 and 3: expected one result"
@@ -120,10 +120,10 @@ def test_eval_counts_failures_and_chooses_one_of_two_results(tmp_path, himtok):
     assert_rejected(himtok("eval", "--compare", path, path), "row number 1 of d occurs more than once")
     status, out, err = himtok("eval", path, "--no_boundary", "--duplicates", "last", "--report", tmp_path / "report")
     assert status == 0 and "IoU of <script>|[red]: " in out
-    assert err.startswith("left out 1 results whose row has another one\n")
+    assert err.startswith("left out 1 result whose row has another one\n")
     assert r"| &lt;script&gt;\|\[red\] |" in (tmp_path / "report.md").read_text()
     status, out, _ = himtok("eval", "--compare", path, path, "--duplicates", "first")
-    assert status == 0 and "1 rows of a and 1 rows of b have an error and are wrong answers" in out
+    assert status == 0 and "1 row of a and 1 row of b with an error, which are wrong answers" in out
     assert_rejected(
         himtok("eval", path, "--duplicates", "none"), "--duplicates: got 'none', expected one of refuse, first"
     )

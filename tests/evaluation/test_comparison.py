@@ -67,9 +67,9 @@ def test_results_of_different_samples_are_rejected(results, tmp_path):
     lines = b.read_text().splitlines()
     fewer = tmp_path / "fewer.jsonl"
     fewer.write_text("\n".join(lines[1:]) + "\n")
-    with pytest.raises(ValueError, match="fewer.jsonl: lacks 1 rows of the other file, row 1 among them"):
+    with pytest.raises(ValueError, match="fewer.jsonl: lacks 1 row of the other file, row 1 among them"):
         compare_results(a, fewer)
-    with pytest.raises(ValueError, match="fewer.jsonl: lacks 1 rows"):
+    with pytest.raises(ValueError, match="fewer.jsonl: lacks 1 row"):
         compare_results(fewer, a)
     twice = tmp_path / "twice.jsonl"
     twice.write_text("\n".join([*lines, lines[0]]) + "\n")
@@ -108,7 +108,7 @@ def test_results_of_several_datasets_are_compared_row_by_row(tmp_path):
         compare_results(a, b)
     assert compare_results(a, b, resamples=20, duplicates="last").rows == compared.rows
     b.write_text("\n".join(lines[:3]) + "\n")
-    with pytest.raises(ValueError, match=r"b.jsonl: lacks 1 rows of the other file, row 2 of testA\.jsonl among them"):
+    with pytest.raises(ValueError, match=r"b.jsonl: lacks 1 row of the other file, row 2 of testA\.jsonl among them"):
         compare_results(a, b)
 
 
