@@ -45,7 +45,7 @@ def check_rows_once(path: str | Path, keys: Iterable[tuple[int, Key]]) -> None:
     """
     lines: dict[Key, int] = {}
     listed = sorted(keys, key=lambda each: each[0])
-    single = len({dataset for _, (dataset, _) in listed} - {None}) < 2  # results of older versions name none
+    single = _is_single_dataset(key for _, key in listed)
     for line, (dataset, number) in listed:
         key = (None if single else dataset), number
         if key in lines:
@@ -55,6 +55,11 @@ def check_rows_once(path: str | Path, keys: Iterable[tuple[int, Key]]) -> None:
                 f"one result per row. {ADVICE}"
             )
         lines[key] = line
+
+
+def _is_single_dataset(keys: Iterable[Key]) -> bool:
+    """Whether results are of one dataset, though some do not name it: those of older versions."""
+    return len({dataset for dataset, _ in keys} - {None}) < 2
 
 
 def find_repeated_lines(path: str | Path, duplicates: str) -> set[int]:
@@ -72,10 +77,11 @@ def find_repeated_lines(path: str | Path, duplicates: str) -> set[int]:
         raise ValueError(f"--duplicates: got {duplicates!r}, expected one of {', '.join(DUPLICATES)}")
     repeated: set[int] = set()
     kept: dict[Key, int] = {}
-    for line, row in read_results(path) if duplicates != REFUSE else ():
-        key = get_result_key(row)
-        if key is None:
-            continue
+    results = read_results(path) if duplicates != REFUSE else ()
+    listed = [(line, key) for line, row in results if (key := get_result_key(row)) is not None]
+    single = _is_single_dataset(key for _, key in listed)
+    for line, (dataset, number) in listed:
+        key = (None if single else dataset), number
         if key in kept:
             repeated.add(line if duplicates == FIRST else kept[key])
         if key not in kept or duplicates == LAST:

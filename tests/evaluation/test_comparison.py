@@ -146,3 +146,5 @@ def test_a_number_that_a_table_has_changed_is_still_that_of_its_row(tmp_path, nu
     path = write_results(tmp_path / "a.jsonl", {**result, "row": 1}, {**result, "row": number})
     with pytest.raises(ValueError, match="row number 1 occurs more than once"):
         compare_results(path, path)
+    named = write_results(tmp_path / "b.jsonl", {**result, "row": 1, "dataset": "d"}, {**result, "row": number})
+    assert [row.key for row in compare_results(named, named, resamples=20, duplicates="last").rows] == [1]
