@@ -11,7 +11,7 @@ background and 255 is unlabelled unless they are classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,16 +101,14 @@ class PngPairsReader(Reader):
         named: dict[str, list[str]] = {}
         for mask in masks:
             key = self._key(mask)
-            named.setdefault(key, []).append(key)
-            if mask.stem != key:
-                named.setdefault(mask.stem, []).append(key)
+            for form in {fold_name(key), fold_name(mask.stem)}:
+                named.setdefault(form, []).append(key)
         for name, texts in entries.items():
             texts = [texts] if isinstance(texts, str) else texts
             if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
                 log.add(BAD_ENTRY, f"{path}: {name!r} is {abridged(texts)}: expected texts")
                 continue
-            bare = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
-            keys = [bare] if bare in named.get(bare, ()) else named.get(bare, ())
+            keys = _masks_of_name(name, named)
             if len(keys) > 1:
                 log.add(AMBIGUOUS, f"{path}: {name!r}: {', '.join(keys[:4])}")
             elif keys:
@@ -157,6 +155,15 @@ class PngPairsReader(Reader):
         values = read_label_map(mask, size, colours=max(classes) > VOID_VALUE)
         regions = class_regions(values, classes, (0, VOID_VALUE), str(mask), log)
         return regions, (values == VOID_VALUE) & (VOID_VALUE not in classes)
+
+
+def _masks_of_name(name: str, named: Mapping[str, list[str]]) -> list[str]:
+    """The masks, by their keys, that a name in `expressions.json` means, in any case: with its folder, or alone."""
+    name = name.replace("\\", "/")
+    bare = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
+    found = named.get(fold_name(bare), [])
+    exact = [key for key in found if key == bare] or [key for key in found if fold_name(key) == fold_name(bare)]
+    return exact or [key for key in found if Path(key).name == bare] or found
 
 
 class _ImageIndex:

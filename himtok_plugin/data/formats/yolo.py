@@ -219,7 +219,8 @@ def _read_names(path: Path, names: Any) -> dict[int, str]:
     """Class number -> name, from a list or mapping."""
     try:
         if isinstance(names, list | dict):
-            return {int(k): str(v) for k, v in (names.items() if isinstance(names, dict) else enumerate(names))}
+            pairs = names.items() if isinstance(names, dict) else enumerate(names)
+            return {int(number): str(number if name is None else name) for number, name in pairs}
     except (TypeError, ValueError):
         pass  # a key that is no number
     raise ValueError(

@@ -393,6 +393,17 @@ def test_expressions_for_a_name_in_two_folders_need_the_folder(tmp_path, prepare
 # ----- splits
 
 
+@pytest.mark.parametrize("names", [("x/a", "y/a"), ("x\\a.png", "Y/A.PNG"), ("X/a.PNG", "y\\A")])
+def test_expressions_name_masks_in_any_case_and_with_either_slash(tmp_path, prepare, names):
+    png_pairs(tmp_path, ["a.jpg"], ["x/a.png", "y/a.png"])
+    (tmp_path / "expressions.json").write_text(json.dumps(dict(zip(names, (["left"], ["right"]), strict=True))))
+    rows, summary, _ = prepare("png", tmp_path)
+    assert len(rows) == 2 and summary["tasks"] == {"segment": 2} and summary["skipped"] == {}
+    for seed, row in enumerate(rows):
+        np.testing.assert_array_equal(decoded(row["masks"][0]), blob(seed=seed))
+        assert ("left", "right")[seed] in row["messages"][0]["content"]
+
+
 def test_splits_of_own_data_are_folders_with_any_usual_name(tmp_path, prepare):
     for folder in ("train", "valid"):
         label_me(tmp_path / "labelme" / folder, [labelled("dog", pairs(polygon(1)))], folder)
