@@ -56,6 +56,7 @@ answering   InferEngine.__init__                               every engine gene
             SwiftInfer._prepare_val_dataset                    `--resume_result` skips rows with results
             SwiftInfer.infer_dataset                           no result of several processes on CPUs is lost
 deploying   SwiftDeploy._register_app                          all routes check requests
+            SwiftDeploy._prepare_request_media                 media of requests are read once
             SwiftDeploy.infer_async (new)                      chat requests have masks, responses segments
             SwiftDeploy.run                                    the server ends in time
             TransformersEngine._fetch_infer_requests           requests without a client are skipped

@@ -7,6 +7,7 @@ drawn by a few threads, which all requests share.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from typing import Any
@@ -14,14 +15,17 @@ from typing import Any
 from swift.infer_engine import RequestConfig
 
 from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
+from himtok_plugin.swift_integration.samples.mask_column import format_row_name
 from himtok_plugin.swift_integration.samples.sample_images import read_image_size
 
 from .chat_requests import SegmentInferRequest, shorten_reason
 from .request_checks import RequestImage, check_masks, resolve_previews
+from .request_media import MEDIA_FOLDER
 from .segment_messages import add_segments
 from .segment_stream import SegmentStream
 
 _LONGEST_REASON = 500  # characters
+_MEDIA_FILE = re.compile(rf"\S*{MEDIA_FOLDER}\S*")
 
 
 async def answer_with_segments(
@@ -71,7 +75,10 @@ async def answer_with_segments(
 
 def explain_error(error: Exception, request: SegmentInferRequest | None = None) -> ValueError:
     """Return an error of the engine as one that has a text for a client."""
-    text = " ".join(str(error).split())[:_LONGEST_REASON]
+    text = " ".join(str(error).split())[:_LONGEST_REASON].removeprefix(f"{format_row_name(None, None)}: ")
+    if MEDIA_FOLDER in text:  # a path of the server says nothing to a client
+        text = f"videos, audios: cannot be read ({_MEDIA_FILE.sub('the file', text)}), expected others"
+        return ValueError(text)
     if isinstance(error, ValueError) and text:
         return ValueError(text)
     for name in ("videos", "audios"):  # which templates of models that cannot read them assert not to get

@@ -35,6 +35,7 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"
 _DATA_URL = re.compile(r"data:([^,]*),", re.IGNORECASE)
 _BASE64_LETTERS = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _SHORTEST_IMAGE = 200  # letters of base64, below which a text is rather a path
+MEDIA_FOLDER = "himtok-media-"  # beginning of the names of temporary folders
 _SUFFIX = {"video": ".mp4", "audio": ".wav"}
 
 
@@ -57,7 +58,7 @@ class LoadedMedia:
     def write_file(self, content: bytes, suffix: str) -> str:
         """Write a temporary file, which `close` removes, and return its path."""
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="himtok-media-", ignore_cleanup_errors=True)
+            self._folder = tempfile.TemporaryDirectory(prefix=MEDIA_FOLDER, ignore_cleanup_errors=True)
         with tempfile.NamedTemporaryFile(dir=self._folder.name, suffix=suffix, delete=False) as file:
             file.write(content)
         return file.name
@@ -196,14 +197,14 @@ def read_header(content: bytes) -> tuple[int, int]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the caller has a limit of its own
             with Image.open(io.BytesIO(content), formats=known) as opened:
                 header = read_image_header(opened)
-                header.check_depth("image")
-                return header.size
     except UnidentifiedImageError as error:  # its text names an object in memory
         raise ValueError(
             f"got {len(content)} bytes of no known format, expected an image: {', '.join(known)}"
         ) from error
     except Exception as error:  # PIL raises many types
         raise ValueError(f"cannot be read ({shorten_reason(error)}), expected an image") from error
+    header.check_depth("depth")
+    return header.size
 
 
 def _load_image(

@@ -61,7 +61,16 @@ def nested(depth: int):
 
 
 TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+def deep_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("I;16", (4, 3)).save(buffer, "png")
+    return buffer.getvalue()
+
+
 HUGE = data_url(png_header(10_000, 9_000))
+DEEP = data_url(deep_png())
 LARGE = data_url(png(95, 95))
 # What is sent, and a word of the reason.
 BAD_CHATS = {
@@ -106,6 +115,12 @@ BAD_CHATS = {
         chat([{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}, text()]),
         "audios: got 1, expected none: this model cannot read them",
     ),
+    "video that is none": (
+        chat([{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}, text()]),
+        "videos, audios: cannot be read (",
+    ),
+    "half an image": (ask_about(URL[: len(URL) // 2]), "images: "),
+    "deep image": (ask_about(DEEP), "images[0]: depth: got an image of mode I;16, more than 8 bits per channel"),
     "prompt repeated in the answer": (ask_about(echo=True), "echo: got a field without effect here"),
     "tool call without a name": (
         chat("", messages=[{"role": "user", "content": "Hi."}, {"role": "assistant", "tool_calls": [{"id": "1"}]}]),
