@@ -31,7 +31,7 @@ class CopiedAnswer:
     Attributes:
         text: the answer, with literal mask tokens if it has any.
         escaping: the escaping that was undone, such as "HTML"; None if there was none.
-        sizes: (h, w) of each mask in a result row, in order; empty if it does not say.
+        sizes: (h, w) of each mask in a result row or a response, in order; empty if it does not say.
         images: paths of a row's images.
     """
 
@@ -109,7 +109,8 @@ def _read_value(value: Any) -> Iterator[CopiedAnswer]:
     if isinstance(value, str):
         yield CopiedAnswer(*unescape_mask_tokens(value))
     elif isinstance(value, dict):
-        sizes = [size for mask in _as_list(value.get("masks")) if (size := _read_size(mask)) is not None]
+        masks = _as_list(value.get("masks")) or _list_segments(value)
+        sizes = [size for mask in masks if (size := _read_size(mask)) is not None]
         images = [path for image in _as_list(value.get("images")) if (path := _read_path(image)) is not None]
         for text in _find_texts(value):
             yield CopiedAnswer(*unescape_mask_tokens(text), sizes=sizes, images=images)
@@ -129,6 +130,13 @@ def _find_texts(row: dict[str, Any]) -> list[str]:
         if answers:
             return ["".join(_list_texts(answers[-1]))]
     return [text for text in _list_texts(row) if MASK_TOKEN_PREFIX in unescape_mask_tokens(text)[0]]
+
+
+def _list_segments(response: dict[str, Any]) -> list[Any]:
+    """The segments in the messages of a server's response."""
+    choices = [choice for choice in _as_list(response.get("choices")) if isinstance(choice, dict)]
+    messages = [message for choice in choices if isinstance(message := choice.get("message"), dict)]
+    return [segment for message in messages for segment in _as_list(message.get("segments"))]
 
 
 def _list_texts(value: Any) -> list[str]:

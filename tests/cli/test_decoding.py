@@ -220,3 +220,8 @@ def test_a_servers_response_is_read(decode, tmp_path):
     response = {"choices": [{"message": {"content": MASKS[0]}}, {"message": {"content": MASKS[1]}}]}
     assert decode(json.dumps(response))[0] == 0
     assert len(get_sizes(tmp_path / "out")) == 2
+    for choice in response["choices"]:
+        choice["message"]["segments"] = [{"size": [9, 7], "counts": "", "label": None}]
+    (tmp_path / "response.json").write_text(json.dumps(response))
+    assert decode(tmp_path / "response.json", "--mask_tokenizer", tmp_path / "tokenizer")[0] == 0
+    assert get_sizes(tmp_path / "out") == [(9, 7)] * 2
