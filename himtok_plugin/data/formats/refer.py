@@ -85,7 +85,7 @@ class ReferReader(Reader):
 
     def list_items(self, log: SkipLog) -> Sequence[Any]:
         refs = self.load_refs()
-        if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
+        if not isinstance(refs, list) or not any(isinstance(ref, dict) for ref in refs):
             raise ValueError(f"{self.refs_file}: holds {abridged(refs)}: expected a list of references")
         index = CocoIndex.read(self.instances_file, log)
         self.names = index.names()
@@ -93,6 +93,9 @@ class ReferReader(Reader):
         by_image: dict[Any, list[dict[str, Any]]] = {}
         seen, splits = set(), set()
         for ref in refs:
+            if not isinstance(ref, dict):
+                log.add(BAD_ENTRY, f"{self.refs_file}: {abridged(ref)}: expected a reference")
+                continue
             splits.add(ref.get("split"))
             if find_split(str(ref.get("split")), (self.source.split,)) is None:
                 continue

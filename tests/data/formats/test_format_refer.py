@@ -107,6 +107,14 @@ def test_a_python_2_pickle_is_read(tmp_path, prepare):
             assert "1 x text is not UTF-8" in prepare("refcoco", tmp_path, status=2)
 
 
+def test_an_entry_that_is_no_reference_is_counted(tmp_path, prepare):
+    path = lay_out(tmp_path)
+    expected = prepare("refcoco", tmp_path)[0]
+    path.write_bytes(pickle.dumps([None, *REFS]))
+    rows, summary, _ = prepare("refcoco", tmp_path)
+    assert rows == expected and summary["skipped"] == {"entry lacks a field": 1}
+
+
 class Malicious:
     def __reduce__(self):
         return os.system, ("touch /tmp/himtok_was_here",)
