@@ -16,6 +16,7 @@ from himtok_plugin.masks.polygons import mask_polygons
 from .predictor import PredictedMask
 
 _PIXELS_PER_SIDE = 128  # as much work, measured on masks of 1 to 33 megapixels
+_SCORE_DIGITS = 6  # further ones depend on what else is in the batch of a server
 _LONGEST_LABEL = 200  # characters; also bounds the search
 # The phrase before a mask, as base models with grounding write it (InternVL, Qwen).
 _REFERENCE = re.compile(r"(?:<ref>|<\|object_ref_start\|>)([^<>]+)(?:</ref>|<\|object_ref_end\|>)\s*:?\s*$")
@@ -35,13 +36,13 @@ def segment_to_dict(
         max_outline_sides: see `outline`.
     Returns:
         size [h, w] and counts (COCO RLE); polygon, see `outline`; bbox [x1, y1, x2, y2] in pixels,
-        x2 and y2 exclusive, zeros for an empty mask; score, codes and complete, see `PredictedMask`; label.
+        x2 and y2 exclusive, zeros for an empty mask; score (rounded), codes and complete, see `PredictedMask`; label.
     """
     return {
         **to_rle(mask.mask),
         "polygon": outline(mask.mask, max_outline_sides),
         "bbox": list(mask_bbox(mask.mask)),
-        "score": mask.score,
+        "score": None if mask.score is None else round(mask.score, _SCORE_DIGITS),
         "codes": mask.codes,
         "label": label,
         "complete": mask.complete,
