@@ -36,12 +36,15 @@ EMPTY = {
     "empty_list.json": (b"[]", "has no rows"),
     "only_a_mark.jsonl": (codecs.BOM_UTF8, "has no rows"),
     "utf16.jsonl": ('{"messages": []}'.encode("utf-16"), "got text in UTF-16, expected UTF-8"),
+    "rows.txt": (b'{"messages": []}', "got rows in JSON, but ms-swift reads .txt as plain text"),
 }
 
 
 @pytest.mark.parametrize("option", ["dataset", "val_dataset"])
 @pytest.mark.parametrize("name", EMPTY)
-def test_a_file_without_rows_is_refused_before_a_model_is_loaded(train, world, tmp_path, monkeypatch, name, option):
+def test_a_file_that_gives_no_rows_is_refused_before_a_model_is_loaded(
+    train, world, tmp_path, monkeypatch, name, option
+):
     from swift.model import ModelLoader
 
     monkeypatch.setattr(ModelLoader, "load", lambda *_: pytest.fail("a model was loaded"))
