@@ -42,7 +42,7 @@ EMPTY = {
 
 @pytest.mark.parametrize("option", ["dataset", "val_dataset"])
 @pytest.mark.parametrize("name", EMPTY)
-def test_a_file_that_gives_no_rows_is_refused_before_a_model_is_loaded(
+def test_unusable_files_are_refused_before_a_model_is_loaded(
     train, world, tmp_path, monkeypatch, name, option
 ):
     from swift.model import ModelLoader
