@@ -42,9 +42,7 @@ EMPTY = {
 
 @pytest.mark.parametrize("option", ["dataset", "val_dataset"])
 @pytest.mark.parametrize("name", EMPTY)
-def test_unusable_files_are_refused_before_a_model_is_loaded(
-    train, world, tmp_path, monkeypatch, name, option
-):
+def test_unusable_files_are_refused_before_a_model_is_loaded(train, world, tmp_path, monkeypatch, name, option):
     from swift.model import ModelLoader
 
     monkeypatch.setattr(ModelLoader, "load", lambda *_: pytest.fail("a model was loaded"))
