@@ -196,7 +196,7 @@ def test_scores_of_masks_are_compared_with_the_iou_of_matched_masks(tmp_path, bo
 def test_bytes_that_are_not_text_are_named_by_their_row(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_bytes(b'{"masks": "\xff\xfe"}\n')
-    with pytest.raises(ValueError, match="row 1: is not JSON"):
+    with pytest.raises(ValueError, match="row 1: got byte 0xff at 11, which is not UTF-8"):
         score_results(path)
 
 
