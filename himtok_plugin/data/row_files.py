@@ -84,7 +84,9 @@ def read_row(file: BinaryIO, begin: int, end: int) -> bytes:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether other programs read the file as `iter_rows` does: no byte order marks, a list begins at the first byte.
+    """Whether other programs read the file as `iter_rows` does.
+
+    They take no byte order marks, a list only at the first byte, and with `datasets` 4.8.0 an object only on one line.
 
     Raises:
         ValueError: UTF-16 or UTF-32.
@@ -97,6 +99,9 @@ def is_plain(path: Path) -> bool:
         if first == b"[":
             file.seek(0)
             return file.read(1) == b"["
+        file.seek(0)
+        if _is_one_object(file):
+            return False
         file.seek(0)
         before = b""
         while chunk := file.read(1 << 20):
