@@ -9,8 +9,8 @@ Contract: imports the standard library only. Only the beginning of an existing f
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 LONGEST_ROW = 2**24  # bytes of a first row that are read
 TURN_COLUMNS = ("messages", "conversations")  # of rows with text, in ms-swift's format and in the authors'
@@ -23,16 +23,7 @@ def check_replaceable_rows(path: Path) -> None:
     Raises:
         ValueError: it is something else.
     """
-    if not _has_content(path, "rows of samples"):
-        return
-    with open(path, "rb") as file:
-        line = file.readline(LONGEST_ROW)
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if not (isinstance(row, dict) and any(name in row for name in ROW_COLUMNS)):
-        _refuse(path, "rows of samples")
+    _check_kind(path, "rows of samples", _begins_with_row)
 
 
 def check_replaceable_page(path: Path) -> None:
@@ -41,12 +32,7 @@ def check_replaceable_page(path: Path) -> None:
     Raises:
         ValueError: it is something else.
     """
-    if not _has_content(path, "an HTML page"):
-        return
-    with open(path, "rb") as file:
-        start = file.read(1024).lstrip().lower()
-    if not start.startswith((b"<!doctype html", b"<html", b"<!--")):
-        _refuse(path, "an HTML page")
+    _check_kind(path, "an HTML page", _begins_as_page)
 
 
 def check_replaceable_json(path: Path, *names: str) -> None:
@@ -56,27 +42,40 @@ def check_replaceable_json(path: Path, *names: str) -> None:
         ValueError: it is something else.
     """
     kind = "a JSON object" + (f" with {' and '.join(names)}" if names else " of results")
-    if not _has_content(path, kind):
-        return
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        content = None
-    is_list = isinstance(content, list) and not names
-    if not is_list and not (isinstance(content, dict) and all(name in content for name in names)):
-        _refuse(path, kind)
-    if any(name in content for name in TURN_COLUMNS):
-        _refuse(path, kind)
+    _check_kind(path, kind, lambda path: _is_result(path, names))
 
 
-def _has_content(path: Path, kind: str) -> bool:
+def _check_kind(path: Path, kind: str, is_of_kind: Callable[[Path], bool]) -> None:
     if path.is_dir():
         raise ValueError(f"{path}: got a folder, expected a file to write, {kind}")
-    return path.is_file() and path.stat().st_size > 0
+    if not path.is_file() or not path.stat().st_size:
+        return
+    try:
+        is_replaceable = is_of_kind(path)
+    except (ValueError, RecursionError):  # of JSON and UTF-8
+        is_replaceable = False
+    if not is_replaceable:
+        raise ValueError(
+            f"{path}: got a file that is there already and is not {kind}, expected a new file, or one of the kind that "
+            "this command writes; move or delete it yourself"
+        )
 
 
-def _refuse(path: Path, kind: str) -> NoReturn:
-    raise ValueError(
-        f"{path}: got a file that is there already and is not {kind}, expected a new file, or one of the kind that "
-        "this command writes; move or delete it yourself"
-    )
+def _begins_with_row(path: Path) -> bool:
+    with open(path, "rb") as file:
+        row = json.loads(file.readline(LONGEST_ROW))
+    return isinstance(row, dict) and any(name in row for name in ROW_COLUMNS)
+
+
+def _begins_as_page(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(1024).lstrip().lower().startswith((b"<!doctype html", b"<html", b"<!--"))
+
+
+def _is_result(path: Path, names: Sequence[str]) -> bool:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(content, list):
+        return not names
+    if not isinstance(content, dict) or any(name in content for name in TURN_COLUMNS):
+        return False
+    return all(name in content for name in names)
