@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import yaml
 
+from himtok_plugin.files.atomic_file import atomic_write
 from himtok_plugin.files.output_file import check_replaceable_rows
 from himtok_plugin.files.text import read_text
 from himtok_plugin.validation import abridged
@@ -33,7 +34,7 @@ from himtok_plugin.validation import abridged
 from .catalog import FORMATS
 from .class_maps import ClassMap, check_class_map, read_class_map
 from .formats.reader import Source
-from .prepare import NoRowsError, PrepareJob, PrepareSummary, atomic_write, make_samples, skipped_file
+from .prepare import NoRowsError, PrepareJob, PrepareSummary, make_samples, skipped_file
 from .row_files import iter_rows, read_row
 from .tasks import TaskOptions
 

@@ -9,14 +9,10 @@ Memory does not grow with the number of samples. OUT is written under a temporar
 from __future__ import annotations
 
 import errno
-import glob
 import json
-import os
 import random
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -24,6 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from himtok_plugin.files.atomic_file import atomic_write
 from himtok_plugin.files.output_file import check_replaceable_rows
 from himtok_plugin.jobs.worker_pool import map_ordered
 from himtok_plugin.validation import abridged, counted
@@ -41,7 +38,6 @@ from .tasks import DEFAULT_SENTENCES, TASKS, Phrase, SampleBuilder, TaskOptions
 from .unused_annotations import explain_idle_task, explain_no_rows, log_unused, survey
 
 SURVEYED_ITEMS = 200  # items that are looked at for the reason why there are no rows
-UNFINISHED = ".unfinished"  # suffix of temporary files
 
 OnImages = Callable[[int, int], None]  # (images read, images in total)
 
@@ -305,30 +301,3 @@ def read_or_skip(reader: Reader, item: Any, log: SkipLog) -> Iterator[Record]:
 
 # Errors that every other file would have as well: the disk is full, too many files are open, memory ran out.
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-
-
-def remove_unfinished(path: Path) -> None:
-    """Remove temporary files of `atomic_write` that a killed process has left; no other one may be writing `path`."""
-    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*{UNFINISHED}"):
-        leftover.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_write(path: Path, empty: bool = True) -> Iterator[BinaryIO]:
-    """Open a temporary file that is renamed to `path` when the block ends without an error.
-
-    Its name is new, so that several processes can write the same file: the last one that ends has written it.
-
-    Args:
-        empty: whether an empty file is kept; if not, `path` is deleted instead.
-    """
-    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
-    try:
-        with open(unfinished, "xb") as file:
-            yield file
-        if empty or unfinished.stat().st_size:
-            os.replace(unfinished, path)
-        else:
-            path.unlink(missing_ok=True)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from himtok_plugin.data.prepare import atomic_write
 from himtok_plugin.data.row_files import NO_ROWS, iter_rows
 from himtok_plugin.data.samples import parse_row
+from himtok_plugin.files.atomic_file import atomic_write
 from himtok_plugin.files.output_file import check_replaceable_rows
 from himtok_plugin.jobs.worker_pool import map_ordered
 

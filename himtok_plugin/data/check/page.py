@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from himtok_plugin.data.prepare import atomic_write
 from himtok_plugin.data.samples import row_masks
+from himtok_plugin.files.atomic_file import atomic_write
 from himtok_plugin.files.output_file import check_replaceable_page
 from himtok_plugin.mask_text import MASK_PLACEHOLDER
 from himtok_plugin.masks import load_mask

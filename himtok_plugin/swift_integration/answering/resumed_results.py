@@ -13,9 +13,9 @@ from typing import Any
 
 from swift.utils import get_logger
 
-from himtok_plugin.data.prepare import atomic_write
 from himtok_plugin.data.samples import parse_row
 from himtok_plugin.evaluation.results import ERROR
+from himtok_plugin.files.atomic_file import atomic_write
 from himtok_plugin.swift_integration.samples.mask_column import MaskColumn
 
 logger = get_logger()

@@ -12,9 +12,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from himtok_plugin.data.prepare import atomic_write
 from himtok_plugin.data.row_files import NO_ROWS, SUFFIXES, has_rows, is_plain, iter_lines, iter_rows
 from himtok_plugin.data.samples import parse_row
+from himtok_plugin.files.atomic_file import atomic_write
 from himtok_plugin.validation import abridged
 
 _INT64 = 1 << 63

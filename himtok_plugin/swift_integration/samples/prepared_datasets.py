@@ -53,8 +53,9 @@ class PreparedDatasetLoader(DatasetLoader):
     def _find_or_prepare(self, name: str, split: str) -> Path:
         """Return the cached file of a split; prepare it if there is none."""
         from himtok_plugin.data.formats.reader import Source
-        from himtok_plugin.data.prepare import PrepareJob, remove_unfinished, skipped_file
+        from himtok_plugin.data.prepare import PrepareJob, skipped_file
         from himtok_plugin.data.tasks import parse_task_share
+        from himtok_plugin.files.atomic_file import remove_unfinished
 
         settings = get_current_arguments()
         root = find_data_root(find_format(name), [] if settings is None else settings.data_root)

@@ -206,9 +206,10 @@ def test_several_processes_without_locks_prepare_the_same_file(load, tmp_path, m
 
 def test_work_of_a_killed_process_is_taken_over(load, tmp_path, monkeypatch):
     from himtok_plugin.data import prepare as module
+    from himtok_plugin.files.atomic_file import atomic_write
 
     def die(job, out):
-        with module.atomic_write(out) as file:
+        with atomic_write(out) as file:
             file.write(b"half")
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
