@@ -1,5 +1,6 @@
 """Writes tiny datasets, and decodes their masks with other code than the package's."""
 
+import io
 import json
 from pathlib import Path
 
@@ -102,3 +103,15 @@ def records(name, root, split=None, **more):
     reader = open_reader(source)
     for item in reader.list_items(log):
         yield from reader.read_records(item, log)
+
+
+def png(mask):
+    """The bytes of a mask as a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def pairs(flat):
+    """[x1, y1, x2, y2, ...] as [[x1, y1], [x2, y2], ...]."""
+    return np.reshape(flat, (-1, 2)).tolist()
