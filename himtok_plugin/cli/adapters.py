@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import ForceOption, OutFolder, app, hide_progress_bars_in_pipes, stdout_to_stderr
+from .common import ForceOption, OutFolder, QuietOption, app, hide_loading_bars, stdout_to_stderr
 from .progress_bars import progress
 
 
@@ -22,6 +22,7 @@ def split_adapter(
         typer.Option("--base", metavar="MODEL", help="Base model, folder or hub id. Default: the one that it names."),
     ] = None,
     force: ForceOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Split an adapter, so that vLLM can load it.
 
@@ -31,7 +32,7 @@ def split_adapter(
     with stdout_to_stderr():
         from himtok_plugin.adapters import split
 
-    hide_progress_bars_in_pipes()
-    with stdout_to_stderr(), progress("file") as report:
+    hide_loading_bars(quiet)
+    with stdout_to_stderr(), progress("file", not quiet) as report:
         split.split_adapter(adapter, out, base, report, force)
     print(out)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import SIZE_NAMES, JsonOption, app, stdout_to_stderr, write_json_output
+from .common import SIZE_NAMES, JsonOption, QuietOption, app, stdout_to_stderr, write_json_output
 from .progress_bars import progress
 
 bench_app = typer.Typer(rich_markup_mode=None)
@@ -31,6 +31,7 @@ def bench_loss(
     dtype: Annotated[str, typer.Option("--dtype", help="Type of the logits: bfloat16 or float32.")] = "bfloat16",
     repeats: Annotated[int, typer.Option("--repeats", help="Timed runs; the median is reported.")] = 5,
     json_file: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure the mask loss of stage 2.
 
@@ -40,7 +41,7 @@ def bench_loss(
     from himtok_plugin.benchmarks.mask_loss import LossBenchmark, measure_mask_loss
 
     settings = LossBenchmark(batch, length, vocabulary, tokens, size, device, dtype, repeats)
-    with progress("run") as report:
+    with progress("run", not quiet) as report:
         result = measure_mask_loss(settings, report)
     if write_json_output(result, json_file):
         return
@@ -68,6 +69,7 @@ def bench_step(
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", help="Timed steps of each kind; the median is reported.")] = 5,
     json_file: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure a whole training step of stage 2.
 
@@ -79,7 +81,7 @@ def bench_step(
     settings = StepBenchmark(
         lmm, size, batch, length, tokens, device, dtype, gradient_checkpointing, peak_tflops, repeats
     )
-    with progress("step") as report, stdout_to_stderr():
+    with progress("step", not quiet) as report, stdout_to_stderr():
         result = measure_training_step(settings, report)
     if not write_json_output(result, json_file):
         _print_step_bench(result)
@@ -104,6 +106,7 @@ def bench_infer(
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", help="Timed runs; the median is reported.")] = 5,
     json_file: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure encoding, decoding and inference.
 
@@ -126,7 +129,7 @@ def bench_infer(
             from himtok_plugin import Segmenter
 
             ask = Segmenter.from_pretrained(checkpoint, device=names[-1], max_batch_size=max(settings.batches))
-    with progress("measurement") as report, stdout_to_stderr():
+    with progress("measurement", not quiet) as report, stdout_to_stderr():
         timings = measure_inference(settings, ask, str(checkpoint), names[-1], report)
     if write_json_output([timing.to_dict() for timing in timings], json_file):
         return

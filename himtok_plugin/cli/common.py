@@ -61,6 +61,7 @@ JsonOption = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE|-", help="Write the result as JSON; - prints it to stdout."),
 ]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bars.")]
 RootOption = Annotated[
     Path | None, typer.Option("--root", metavar="DIR", help="Folder of relative paths of true masks.")
 ]
@@ -91,12 +92,12 @@ def write_json_output(result: Any, target: str | None) -> bool:
     return target == "-"
 
 
-def mask_tokenizer_from_option(name: str, device: str | None = None) -> MaskTokenizer:
+def mask_tokenizer_from_option(name: str, device: str | None = None, quiet: bool = False) -> MaskTokenizer:
     """Load the mask tokenizer of `--mask_tokenizer` in evaluation mode, on the device of `--device`."""
     from himtok_plugin.mask_tokenizer import MaskTokenizer
 
     device = choose_device(device)
-    hide_progress_bars_in_pipes()
+    hide_loading_bars(quiet)
     with stdout_to_stderr():
         return MaskTokenizer.from_pretrained(name).eval().to(device)
 
@@ -115,11 +116,11 @@ def stdout_to_stderr() -> Iterator[None]:
         yield
 
 
-def hide_progress_bars_in_pipes() -> None:
-    """Disable the progress bars of transformers unless stderr is a terminal."""
+def hide_loading_bars(quiet: bool = False) -> None:
+    """Disable the progress bars of transformers with `--quiet`, and unless stderr is a terminal."""
     from transformers.utils import logging
 
-    if not sys.stderr.isatty():
+    if quiet or not sys.stderr.isatty():
         logging.disable_progress_bar()
 
 

@@ -12,7 +12,7 @@ import typer
 
 from himtok_plugin.files.output_folder import OutputFolder
 
-from .common import FAILED, ForceOption, OutFolder, app, print_table
+from .common import FAILED, ForceOption, OutFolder, QuietOption, app, print_table
 
 
 @app.command()
@@ -27,6 +27,7 @@ def demo(
         typer.Option("--quick", help="Like --train in three minutes; the model does not learn much in this time."),
     ] = False,
     force: ForceOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Segment generated scenes with the shipped checkpoint.
 
@@ -38,7 +39,7 @@ def demo(
     writes = TrainingDemo.WRITES if train or quick else Demo.WRITES
     OutputFolder(out, "himtok demo").claim(writes, force)
 
-    with _demo_progress() as report:
+    with _demo_progress(shown=not quiet) as report:
         try:
             if train or quick:
                 scores = TrainingDemo(out, QUICK if quick else FULL, report).run()
@@ -54,13 +55,13 @@ def demo(
 
 
 @contextmanager
-def _demo_progress() -> Iterator[Callable[[str, int, int], None]]:
+def _demo_progress(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on stderr for each step of the demo; yields the function to call with (name, done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=not (shown and sys.stderr.isatty())) as progress:
         bars: dict[str, Any] = {}
 
         def report(name: str, done: int, total: int) -> None:

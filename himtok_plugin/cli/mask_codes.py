@@ -21,10 +21,11 @@ from .common import (
     ForceOption,
     MaskTokenizerOption,
     OutFolder,
+    QuietOption,
     app,
     check_seed,
     count_free_cores,
-    hide_progress_bars_in_pipes,
+    hide_loading_bars,
     mask_tokenizer_from_option,
     print_table,
     stdout_to_stderr,
@@ -69,7 +70,7 @@ def init(
 
     from himtok_plugin.mask_tokenizer import build_mask_tokenizer
 
-    hide_progress_bars_in_pipes()
+    hide_loading_bars()
     torch.manual_seed(seed)
     with stdout_to_stderr(), folder.fill() as new:
         build_mask_tokenizer(size, **fields).save_pretrained(new)
@@ -95,6 +96,7 @@ def convert(
         typer.Option("--image_token_id", help="Id of <IMG_CONTEXT>, if the model's tokenizer files do not have it."),
     ] = None,
     force: ForceOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Convert the authors' HiMTok checkpoint.
 
@@ -107,7 +109,7 @@ def convert(
     if Path(model).exists():  # before the check whose advice to pass --force would be wrong here
         check_output_is_apart(Path(model), out)
     get_output_folder(out).check(force)
-    hide_progress_bars_in_pipes()
+    hide_loading_bars(quiet)
     if (released := _released_file(Path(model))) is not None:
         given = {"--skip_tokenizer": skip_tokenizer, "--image_token_id": image_token_id is not None}
         if any(given.values()):
@@ -117,7 +119,7 @@ def convert(
             convert_released_mask_tokenizer(released, out)
         print(out)
         return
-    with stdout_to_stderr(), progress("tensor") as report:
+    with stdout_to_stderr(), progress("tensor", not quiet) as report:
         done = convert_chat_model(model, out, skip_tokenizer, image_token_id, report)
     _print_unknown_settings(done)
     print(out)
@@ -157,17 +159,18 @@ def encode(
     mask_tokenizer: MaskTokenizerOption = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per mask: mask, codes, text.")] = False,
     candidates: CandidatesOption = 1,
+    quiet: QuietOption = False,
 ) -> None:
     """Encode mask images to mask text.
 
     Prints a line per image, such as <|mt_start|><|mt_7|><|mt_3|><|mt_end|>.
     """
-    model = mask_tokenizer_from_option(mask_tokenizer)
+    model = mask_tokenizer_from_option(mask_tokenizer, quiet=quiet)
     warn_if_untrained(model)
     from himtok_plugin.prediction.mask_files import encode_files
 
     encoded = encode_files(masks, model, candidates)
-    with progress_bar("mask", len(masks)) as bar:
+    with progress_bar("mask", len(masks), not quiet) as bar:
         for done, result in enumerate(encoded, start=1):
             entry = {"mask": str(result.path), "codes": result.codes, "text": result.text}
             bar.print(json.dumps(entry) if as_json else result.text)
@@ -191,18 +194,19 @@ def tokenize(
         bool, typer.Option("--strict", help="Stop at a bad sample instead of writing it to OUT.jsonl.rejects.jsonl.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again even if OUT.jsonl exists.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Encode all masks of a dataset.
 
     Writes the samples with the codes of their masks, so that training needs no encoder. Run it again to continue after
     an interruption. Works under torchrun. Exit status 1 if samples were rejected.
     """
-    model = mask_tokenizer_from_option(mask_tokenizer, device)
+    model = mask_tokenizer_from_option(mask_tokenizer, device, quiet)
     from himtok_plugin.data.offline_codes import write_codes
 
     workers = count_free_cores() if num_workers is None else num_workers
     first = environment_int("RANK", 0) == 0
-    with _row_progress(shown=first) as report:
+    with _row_progress(shown=first and not quiet) as report:
         summary = write_codes(
             source,
             out,

@@ -17,13 +17,14 @@ from himtok_plugin.data.catalog import FORMATS, Format
 from .common import (
     SOME_REJECTED,
     JsonOption,
+    QuietOption,
     app,
     check_range,
     check_seed,
     print_table,
     write_json_output,
 )
-from .progress_bars import progress
+from .progress_bars import BYTES, progress
 
 TURNED_NOTE = (
     "turned upright by the EXIF orientation: {}; masks and boxes must belong to the upright image, which their sizes "
@@ -119,6 +120,7 @@ def _make_dataset_command(format: Format) -> tuple[Callable[..., None], str]:
         ] = False,
         strict: Annotated[bool, typer.Option("--strict", help="Stop at the first annotation to skip.")] = False,
         json_file: JsonOption = None,
+        quiet: QuietOption = False,
     ) -> None:
         from himtok_plugin.data.class_maps import read_class_map
         from himtok_plugin.data.formats.reader import Source
@@ -140,7 +142,7 @@ def _make_dataset_command(format: Format) -> tuple[Callable[..., None], str]:
             default_num_workers() if num_workers is None else num_workers,
             strict,
         )
-        with progress("image") as report:
+        with progress("image", not quiet) as report:
             summary = prepare_samples(job, out, report)
         _print_summary(asdict(summary), out, json_file)
 
@@ -195,6 +197,7 @@ def mix_rows(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first sample to skip.")] = False,
     json_file: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Mix several datasets in one file.
 
@@ -205,7 +208,7 @@ def mix_rows(
 
     workers = default_num_workers() if num_workers is None else num_workers
     loaded = Mixture.load(mixture, seed, workers, strict)
-    with progress("row") as report:
+    with progress("row", not quiet) as report:
         summary = asdict(mix(loaded, out, report))
     parts = summary.pop("parts")
     if write_json_output({**summary, "parts": parts}, json_file):
@@ -241,6 +244,7 @@ def check_rows(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first sample with a fault.")] = False,
     json_file: JsonOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Check samples before training.
 
@@ -251,7 +255,7 @@ def check_rows(
     from himtok_plugin.jobs.worker_pool import default_num_workers
     from himtok_plugin.validation import counted
 
-    with progress("B") as on_progress:
+    with progress(BYTES, not quiet) as on_progress:
         report = check_file(
             rows,
             against or (),

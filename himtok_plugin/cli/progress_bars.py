@@ -1,8 +1,9 @@
 """Progress bars of the `himtok` command.
 
-Contract: bars are on stderr, only if that is a terminal, and vanish when the work is done; a pipe or a file gets
-nothing. A bar is there before the first report and shows the time elapsed, so that slow steps can be told from a
-command that hangs. What is printed to stdout under a bar goes through `ProgressBar.print`.
+Contract: bars are on stderr, only if that is a terminal, and vanish when the work is done. A pipe or a file gets nothing,
+nor does a terminal with `--quiet` (`common.QuietOption`, passed on as `shown`). A bar is there before the first report
+and shows the time elapsed, so that slow steps can be told from a command that hangs. What is printed to stdout under a
+bar goes through `ProgressBar.print`.
 """
 
 from __future__ import annotations
@@ -82,14 +83,14 @@ def progress_bar(unit: str, total: int | None = None, shown: bool = True) -> Ite
 
 
 @contextmanager
-def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress(unit: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """A progress bar; yields the function to call with (done, total)."""
-    with progress_bar(unit) as bar:
+    with progress_bar(unit, shown=shown) as bar:
         yield bar.update
 
 
 @contextmanager
-def file_progress(*paths: Path) -> Iterator[Callable[[int], None]]:
+def file_progress(*paths: Path, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """A progress bar for reading files in turn; yields the function to call with the bytes read so far."""
-    with progress_bar(BYTES, sum(path.stat().st_size for path in paths)) as bar:
+    with progress_bar(BYTES, sum(path.stat().st_size for path in paths), shown) as bar:
         yield bar.update

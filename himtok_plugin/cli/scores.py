@@ -11,6 +11,7 @@ import typer
 
 from .common import (
     JsonOption,
+    QuietOption,
     RootOption,
     app,
     check_range,
@@ -91,6 +92,7 @@ def evaluate(
         int | None,
         typer.Option("--seed", help="With --compare: seed of the bootstrap. Default: 0.", callback=check_seed),
     ] = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Score the masks of a result file.
 
@@ -117,7 +119,7 @@ def evaluate(
         from himtok_plugin.evaluation.comparison import compare_results
 
         a, b = results
-        with file_progress(a, b) as on_progress:
+        with file_progress(a, b, shown=not quiet) as on_progress:
             compared = compare_results(
                 a, b, rules, root, min_score, seed or 0, on_progress=on_progress, duplicates=duplicates
             )
@@ -133,10 +135,10 @@ def evaluate(
     from himtok_plugin.jobs.processes import Processes
     from himtok_plugin.validation import counted
 
-    redecoder = None if resize is None else _redecoder(resize, mask_tokenizer, threshold)
+    redecoder = None if resize is None else _redecoder(resize, mask_tokenizer, threshold, quiet)
     with Processes.from_environment() as processes:
         first = processes.rank == 0
-        with file_progress(results[0]) if first else nullcontext() as on_progress:
+        with file_progress(results[0], shown=not quiet) if first else nullcontext() as on_progress:
             options = (min_score, rows, redecoder, processes, on_progress, duplicates)
             scored = evaluate_results(results[0], rules, root, boundary is not False, *options)
     if not first:
@@ -152,7 +154,7 @@ def evaluate(
         _print_report(scored)
 
 
-def _redecoder(resize: str, mask_tokenizer: str | None, threshold: float | None) -> Redecoder:
+def _redecoder(resize: str, mask_tokenizer: str | None, threshold: float | None, quiet: bool) -> Redecoder:
     from himtok_plugin.evaluation.protocols import RESIZES
     from himtok_plugin.evaluation.redecoding import Redecoder
 
@@ -161,7 +163,9 @@ def _redecoder(resize: str, mask_tokenizer: str | None, threshold: float | None)
     if mask_tokenizer is None:
         raise ValueError("--mask_tokenizer: got none with --resize, expected that of the checkpoint")
     return Redecoder(
-        mask_tokenizer_from_option(mask_tokenizer), cast("Resize", resize), 0.5 if threshold is None else threshold
+        mask_tokenizer_from_option(mask_tokenizer, quiet=quiet),
+        cast("Resize", resize),
+        0.5 if threshold is None else threshold,
     )
 
 
@@ -190,6 +194,7 @@ def calibrate(
     ],
     json_file: JsonOption = None,
     root: RootOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Calibrate the scores of masks.
 
@@ -199,7 +204,7 @@ def calibrate(
     from himtok_plugin.mask_tokenizer.released_weights import find_mask_tokenizer
 
     source = Path(find_mask_tokenizer(checkpoint))
-    with file_progress(result) as on_progress:
+    with file_progress(result, shown=not quiet) as on_progress:
         masks = read_scored_masks(result, root, on_progress=on_progress)
     calibration, report = fit_calibration(masks)
     path = calibration.save(source.parent if source.is_file() else source)
