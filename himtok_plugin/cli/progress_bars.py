@@ -1,9 +1,9 @@
 """Progress bars of the `himtok` command.
 
 Contract: bars are on stderr, only if that is a terminal, and vanish when the work is done. A pipe or a file gets
-nothing, nor does a terminal with `--quiet` (`common.QuietOption`, passed on as `shown`). A bar is there before the first
-report and shows the time elapsed, so that slow steps can be told from a command that hangs. What is printed to stdout
-under a bar goes through `ProgressBar.print`.
+nothing, nor does a terminal with `--quiet` (`common.QuietOption`, passed on as `shown`). A bar is there before the
+first report and shows the time elapsed, so that slow steps can be told from a command that hangs. What is printed to
+stdout under a bar goes through `ProgressBar.print`.
 """
 
 from __future__ import annotations
