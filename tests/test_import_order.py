@@ -21,6 +21,7 @@ ORDER = (
     "mask_text",
     "hierarchical_loss",
     "checkpoints",
+    "words",
     "masks",
     "mask_tokenizer",
     "lmm",

@@ -28,7 +28,7 @@ ARGUMENTS_FILE = "args.json"  # ms-swift's
 STATE_FILE = "trainer_state.json"  # transformers' trainer writes it last, so an interrupted checkpoint has none
 OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*")  # of torch, FSDP and DeepSpeed
 JSON_FILES = (
-    *("config.json", "generation_config.json", ARGUMENTS_FILE, "calibration.json"),
+    *("config.json", "generation_config.json", ARGUMENTS_FILE, "calibration.json", "known_words.json"),
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
 )

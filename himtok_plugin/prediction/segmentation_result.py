@@ -36,6 +36,8 @@ class SegmentationResult:
         row: the question as a dataset row with the answer as its last message; a further turn continues it.
         box_side: side of the image in the coordinates of boxes that the answer writes as text; None if the template
             writes pixels of the resized image.
+        unknown_words: words of the question that no question of the model's training had, in order; empty also for a
+            model whose training is not known (`words.known_words`).
     """
 
     text: str
@@ -46,6 +48,7 @@ class SegmentationResult:
     image: Image.Image | None = field(default=None, repr=False)
     row: dict[str, Any] = field(default_factory=dict, repr=False)
     box_side: int | None = NORMALIZED_SIDE
+    unknown_words: list[str] = field(default_factory=list)
 
     @classmethod
     def from_masks(
@@ -56,6 +59,7 @@ class SegmentationResult:
         image: Image.Image | None = None,
         row: Mapping[str, Any] | None = None,
         box_side: int | None = NORMALIZED_SIDE,
+        unknown_words: Sequence[str] = (),
     ) -> SegmentationResult:
         """Make a result from predicted masks.
 
@@ -63,7 +67,7 @@ class SegmentationResult:
             text: the answer.
             predicted: its masks.
             size: (h, w) of the image.
-            image, row, box_side: see the class.
+            image, row, box_side, unknown_words: see the class.
         """
         scores = [np.nan if mask.score is None else mask.score for mask in predicted]
         return cls(
@@ -75,6 +79,7 @@ class SegmentationResult:
             image=image,
             row=dict(row or {}),
             box_side=box_side,
+            unknown_words=list(unknown_words),
         )
 
     @classmethod
@@ -108,6 +113,7 @@ class SegmentationResult:
             codes=[list(entry.get("codes") or []) for entry in entries],
             image=image,
             row=dict(row),
+            unknown_words=list(row.get("unknown_words") or []),
         )
 
     def __len__(self) -> int:

@@ -49,9 +49,11 @@ class Segmenter:
 
         if question.count("{}") != 1:
             raise ValueError(f"question is {question!r}: expected one {{}} for the expression")
-        if get_mask_runtime(engine.template) is None:
+        runtime = get_mask_runtime(engine.template)
+        if runtime is None:
             raise ValueError("engine has no masks: expected a multimodal model loaded with --plugin himtok")
         self.engine = engine
+        self._runtime = runtime
         self.question = question
         self.request_config = RequestConfig(max_tokens=max_new_tokens, temperature=temperature)
 
@@ -177,5 +179,8 @@ class Segmenter:
             row["messages"] = [*row["messages"], {"role": "assistant", "content": message.content}]
             predicted = getattr(message, RESPONSE_ATTRIBUTE, [])
             size = image.height, image.width
-            results.append(SegmentationResult.from_masks(message.content, predicted, size, image, row, box_side))
+            unknown_words = self._runtime.find_unknown_words(row["messages"])
+            results.append(
+                SegmentationResult.from_masks(message.content, predicted, size, image, row, box_side, unknown_words)
+            )
         return results

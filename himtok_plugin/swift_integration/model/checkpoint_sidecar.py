@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 from swift.utils import get_logger
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from himtok_plugin.mask_tokenizer import MaskTokenizer
 from himtok_plugin.mask_tokenizer.released_weights import RELEASED_FILE, find_mask_tokenizer
 from himtok_plugin.resources import SIDECAR_FOLDER
+from himtok_plugin.words.known_words import KnownWords
 
 from .adapters import get_adapter_size
 from .attached_mask_tokenizer import MASK_TOKENIZER_ATTRIBUTE, find_attached_mask_tokenizer
@@ -49,6 +52,24 @@ def load_mask_tokenizer(source: Path) -> MaskTokenizer:
     # With ZeRO-3, DeepSpeed shards the complete weights later, as part of the LMM.
     with load_unsharded():
         return MaskTokenizer.from_pretrained(source)
+
+
+def load_known_words(model_dir: str, adapters: list[str]) -> KnownWords | None:
+    """Load the words of a model's training questions.
+
+    An adapter's list has the words of its base model as well.
+
+    Args:
+        model_dir: the model's checkpoint.
+        adapters: the adapters' checkpoints.
+    Returns:
+        None if the training of the model or of an adapter is not known.
+    Raises:
+        ValueError: a list is damaged.
+    """
+    lists = [KnownWords.load(folder) for folder in adapters or [model_dir]]
+    known = [words for words in lists if words is not None]
+    return reduce(or_, known) if len(known) == len(lists) else None
 
 
 def save_sidecar(model: nn.Module, folder: str, state_dict: dict | None) -> None:

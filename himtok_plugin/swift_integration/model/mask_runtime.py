@@ -7,6 +7,7 @@ attribute `himtok`. Its pickle is small: it leaves the loaded mask tokenizer out
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from himtok_plugin.prediction.calibration import Calibration
 from himtok_plugin.prediction.predictor import Answer, MaskPredictor, PredictedMask
 from himtok_plugin.prediction.refinement import SAM_KINDS, SamRefiner
 from himtok_plugin.swift_integration.options.checkpoint_settings import DEFAULT_DECODING
+from himtok_plugin.words.known_words import KnownWords, find_question
 
 from .attached_mask_tokenizer import attach_mask_tokenizer
 from .checkpoint_sidecar import load_mask_tokenizer
@@ -45,6 +47,7 @@ class MaskRuntime:
     Attributes:
         generated_mask_tokens: mask tokens of a generated mask, at most k.
         embeddings_are_new: whether the mask tokens' embeddings were initialized at load and no adapter has them.
+        known_words: words of the model's training questions; None if its training is not known.
 
     Raises:
         ValueError: the option `num_mask_tokens` exceeds that of the mask tokenizer.
@@ -71,6 +74,7 @@ class MaskRuntime:
         self.generation = MaskGeneration(settings, vocabulary, self.num_mask_tokens, self.generated_mask_tokens)
         self.trainer_encodes = trainer_encodes
         self.embeddings_are_new = False
+        self.known_words: KnownWords | None = None
         self.calibration = Calibration.load(source)
         self._mask_tokenizer: MaskTokenizer | None = None
         self._model: weakref.ref[nn.Module] | None = None  # beside which the mask tokenizer is
@@ -133,6 +137,10 @@ class MaskRuntime:
             return predictor(answers)
         finally:
             tokenizer.train(training)
+
+    def find_unknown_words(self, messages: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Find the words of a conversation's last question that no question of the model's training had."""
+        return [] if self.known_words is None else self.known_words.find_unknown(find_question(messages))
 
     def build_answer_pattern(self) -> str | None:
         """Build the regular expression that this run's answers match; None if generation is unconstrained."""

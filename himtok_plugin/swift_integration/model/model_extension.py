@@ -28,7 +28,7 @@ from himtok_plugin.swift_integration.options.current_arguments import get_curren
 from himtok_plugin.swift_integration.options.deepspeed_checkpoints import has_deepspeed_shards_only
 
 from .adapters import check_adapter, has_mask_token_embeddings
-from .checkpoint_sidecar import load_mask_tokenizer, resolve_mask_tokenizer
+from .checkpoint_sidecar import load_known_words, load_mask_tokenizer, resolve_mask_tokenizer
 from .detokenizer import load_detokenizer
 from .mask_runtime import MaskRuntime
 
@@ -72,6 +72,7 @@ def extend_loaded_model(loader: Any, model: PreTrainedModel | None, processor: A
     vocabulary = MaskVocabulary.of(tokenizer, tokenizer_config.codebook_size)
     check_ids_are_text(config, vocabulary.ids())
     runtime = MaskRuntime(settings.copy_options(), source, tokenizer_config, vocabulary, uses_mask_trainer(settings))
+    runtime.known_words = load_known_words(loader.model_info.model_dir, settings.adapter_folders)
     tokenizer.himtok = runtime
     if model is None or mask_tokenizer is None:
         return

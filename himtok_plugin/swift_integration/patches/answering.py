@@ -155,8 +155,8 @@ def resume_results() -> None:
 
 
 def write_masks_to_results() -> None:
-    """What: `swift infer` adds `masks` and `boxes` to its results, and writes images to `--mask_dir` and a run card. A
-    row that fails gets a result with `error`; the run then ends with exit status 1 after all other rows.
+    """What: `swift infer` adds `masks`, `boxes` and `unknown_words` to results, and writes images to `--mask_dir` and a
+    run card. A row that fails gets a result with `error`; the run then ends with exit status 1 after all other rows.
     Why: the pipeline builds a result from fixed fields of the response, and ends at the first row that fails.
     Goes when: a plugin can change results before they are written, and ms-swift writes a result for each row.
     Upstream: modelscope/ms-swift#4693 and #3936 (further fields in results), #7045 (one bad sample fails the others).
@@ -172,6 +172,7 @@ def write_masks_to_results() -> None:
     from himtok_plugin.swift_integration.answering.run_card import write_run_card
     from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
     from himtok_plugin.swift_integration.samples.failed_rows import describe_error
+    from himtok_plugin.words.known_words import UNKNOWN_WORDS, describe_unknown_words
 
     def get_pictures(pipeline: Any) -> MaskPictures | None:
         if pipeline.args.mask_dir is None:
@@ -202,6 +203,8 @@ def write_masks_to_results() -> None:
                 error, masks = describe_error(name, failure), []
         if error is None:
             add_masks_to_result(row, masks)
+            if unknown_words := runtime.find_unknown_words(row["messages"]):
+                row[UNKNOWN_WORDS] = unknown_words
         else:
             add_error_to_result(row, error)
         if "himtok_failures" in vars(pipeline):
@@ -232,6 +235,8 @@ def write_masks_to_results() -> None:
             if self.args.mask_dir is None and self.args.eval_human:
                 self.args.mask_dir = "masks"  # an interactive user wants to see the answer
             paths = complete_result(self, runtime, infer_request, responses[0], text)
+            if unknown_words := infer_request.get(UNKNOWN_WORDS):
+                print(describe_unknown_words(unknown_words))
             if paths:
                 print("masks: " + ", ".join(paths))
             elif error := getattr(responses[0], "error", None):

@@ -57,10 +57,11 @@ async def answer_with_segments(
     request.mask_previews = resolve_previews(request.mask_previews, runtime)
     run = asyncio.get_running_loop().run_in_executor
     image = await run(threads, _check_request, request, runtime)
+    unknown_words = runtime.find_unknown_words(request.messages)
     try:
         answer = await infer(request, config, **kwargs)
         if not config.stream:
-            await run(threads, add_segments, runtime, answer, image)
+            await run(threads, add_segments, runtime, answer, image, unknown_words)
             return answer
         # The HTTP status can report an error only before the stream begins, so wait for the first chunk.
         first = await anext(answer, None)
@@ -69,7 +70,7 @@ async def answer_with_segments(
         raise
     except Exception as error:
         raise explain_error(error, request) from error
-    segments = SegmentStream(runtime, image, request.mask_previews)
+    segments = SegmentStream(runtime, image, request.mask_previews, unknown_words)
     return _add_segments_to_chunks(segments, first, answer, request, threads)
 
 

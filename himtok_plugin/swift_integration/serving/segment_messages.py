@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -23,6 +24,13 @@ class SegmentMessage(ChatMessage):
 
 
 @dataclass
+class DoubtfulSegmentMessage(SegmentMessage):
+    """The answer to a question with words that no question of the model's training had."""
+
+    unknown_words: list[str] = field(default_factory=list)
+
+
+@dataclass
 class SegmentDelta(DeltaMessage):
     """A part of a streamed answer.
 
@@ -36,8 +44,24 @@ class SegmentDelta(DeltaMessage):
     previews: list[dict[str, Any]] | None = None
 
 
-def add_segments(runtime: MaskRuntime, response: Any, image: RequestImage | None) -> None:
-    """Replace the messages of a response by `SegmentMessage`s, from its masks or, without these, from its text."""
+@dataclass
+class DoubtfulSegmentDelta(SegmentDelta):
+    """The first part of a streamed answer to a question with words that no question of the model's training had."""
+
+    unknown_words: list[str] = field(default_factory=list)
+
+
+def add_segments(
+    runtime: MaskRuntime, response: Any, image: RequestImage | None, unknown_words: Sequence[str] = ()
+) -> None:
+    """Replace the messages of a response by `SegmentMessage`s, from its masks or, without these, from its text.
+
+    Args:
+        runtime: the run's masks.
+        response: ms-swift's response.
+        image: the request's first image; None for an answer without segments.
+        unknown_words: see `KnownWords.find_unknown`; messages get the field only if there are some.
+    """
     for choice in response.choices:
         message = choice.message
         masks = getattr(message, RESPONSE_ATTRIBUTE, None)
@@ -45,7 +69,12 @@ def add_segments(runtime: MaskRuntime, response: Any, image: RequestImage | None
             row = {"images": [] if image is None else [image.source]}
             masks = predict_masks_from_text(runtime, message.content, row, get_logprobs(choice))
         segments = make_segments(message.content, masks, runtime.settings.max_outline_sides)
-        choice.message = SegmentMessage(**copy_fields(message, ChatMessage), segments=segments)
+        values = {**copy_fields(message, ChatMessage), "segments": segments}
+        choice.message = (
+            DoubtfulSegmentMessage(**values, unknown_words=list(unknown_words))
+            if unknown_words
+            else SegmentMessage(**values)
+        )
 
 
 def copy_fields(message: Any, kind: type) -> dict[str, Any]:

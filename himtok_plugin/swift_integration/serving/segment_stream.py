@@ -6,7 +6,7 @@ chunks within a mask. `should_flush` decides where ms-swift's streamer must pass
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from swift.infer_engine.protocol import DeltaMessage
@@ -28,7 +28,7 @@ from himtok_plugin.swift_integration.model.mask_runtime import MaskRuntime
 from himtok_plugin.swift_integration.samples.sample_images import load_sample_image
 
 from .request_checks import RequestImage
-from .segment_messages import SegmentDelta, copy_fields
+from .segment_messages import DoubtfulSegmentDelta, SegmentDelta, copy_fields
 
 PROBABILITIES_ATTRIBUTE = "himtok_recorded"
 
@@ -40,12 +40,20 @@ class SegmentStream:
         runtime: the run's masks.
         image: the request's first image; None for an answer without segments.
         previews: numbers of mask tokens after which to preview a mask.
+        unknown_words: see `KnownWords.find_unknown`; the first delta has them, if there are some.
     """
 
-    def __init__(self, runtime: MaskRuntime, image: RequestImage | None, previews: list[int]):
+    def __init__(
+        self,
+        runtime: MaskRuntime,
+        image: RequestImage | None,
+        previews: list[int],
+        unknown_words: Sequence[str] = (),
+    ):
         self.runtime = runtime
         self.image = image
         self.previews = previews
+        self._unknown_words = list(unknown_words)  # until they are sent
         self._text = ""
         self._sent = 0  # segments
         self._previewed = (0, 0)  # number of the mask, number of its tokens
@@ -59,6 +67,9 @@ class SegmentStream:
         if probabilities_of is None and self._logprobs:
             probabilities_of = self._get_probabilities
         delta = SegmentDelta(**copy_fields(choice.delta, DeltaMessage))
+        if self._unknown_words:
+            delta = DoubtfulSegmentDelta(**copy_fields(delta, SegmentDelta), unknown_words=self._unknown_words)
+            self._unknown_words = []
         choice.delta = delta
         self._text += delta.content or ""
         if self.image is None:
