@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from himtok_plugin import __version__
 from himtok_plugin.files.output_file import check_replaceable_json
 from himtok_plugin.jobs.processes import environment_int
 from himtok_plugin.jobs.worker_pool import count_usable_cores
@@ -23,14 +25,46 @@ NOTHING_TO_DO = FAILED = SOME_REJECTED = 1  # exit statuses
 BAD_INPUT, INTERRUPTED = 2, 130
 SIZE_NAMES = " or ".join(", ".join(SIZES).rsplit(", ", 1))  # sizes of mask tokenizers, for help texts
 
+# Verbs as `himtok --help` lists them: what a newcomer needs first. Others follow in the order of their modules.
+VERB_ORDER = (
+    *("demo", "segment", "app", "prepare", "tokenize", "encode", "decode", "eval", "protocols", "calibrate", "export"),
+    *("init", "convert", "split-adapter", "bench"),
+)
+
+
+class VerbGroup(TyperGroup):
+    """The verbs, in the order of `VERB_ORDER`."""
+
+    def list_commands(self, ctx) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: VERB_ORDER.index(name) if name in VERB_ORDER else len(VERB_ORDER))
+
+
 app = typer.Typer(
     name="himtok",
-    help="Prepare data, convert masks to mask tokens and back, and evaluate segmentation results. Training and "
-    "inference are `swift sft|infer|... --plugin himtok`.",
-    add_completion=False,
+    cls=VerbGroup,
+    help="Segment images, prepare data, convert masks to mask tokens and back, and evaluate segmentation results. "
+    "Training and inference are `swift sft|infer|... --plugin himtok`.",
+    epilog="`himtok COMMAND -h` explains a command.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print("himtok", __version__)
+        raise typer.Exit
+
+
+@app.callback()
+def himtok(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself; its help is that of `app`."""
 
 
 def check_range(least: float, most: float | None = None) -> Callable[[float | None], float | None]:

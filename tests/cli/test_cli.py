@@ -1,5 +1,7 @@
 """The `himtok` command: help and usage errors of all verbs."""
 
+import os
+import re
 import subprocess
 import sys
 import time
@@ -7,7 +9,8 @@ import time
 import pytest
 import typer.main
 
-from himtok_plugin.cli.common import app
+import himtok_plugin
+from himtok_plugin.cli.common import VERB_ORDER, app
 
 
 def assert_rejected(result, message):
@@ -43,8 +46,8 @@ COMMANDS = [(), *list_commands(typer.main.get_command(app))]
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help_in_which_nothing_is_cut(himtok, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
-    status, out, _ = himtok(*command, "--help")
-    assert status == 0 and "Usage: " in out
+    status, out, _ = himtok(*command, "-h")
+    assert status == 0 and "Usage: " in out and "-h, --help" in out
     description, _, commands = out.partition("Commands:")
     assert description.split("\n\n")[1].strip().endswith(".")  # a sentence about the command
     cut = [line for line in commands.splitlines() if line.endswith("...")]
@@ -54,9 +57,9 @@ def test_every_command_has_help_in_which_nothing_is_cut(himtok, monkeypatch, com
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Missing command"),
-        (("segment",), "No such command 'segment'"),
-        (("init",), "Missing argument"),
+        (("segmnt",), "No such command 'segmnt'"),
+        (("init", "--seed", "3"), "Missing argument 'OUT'. (see `himtok init -h`)"),
+        (("prepare", "--seed", "3"), "(see `himtok prepare -h`)"),
         (("init", "out", "--colour", "red"), "No such option"),
         (("init", "out", "--seed", "red"), "Invalid value for '--seed'"),
         (("init", "out", "--seed", "99999999999999999999"), "Invalid value for '--seed'"),
@@ -82,3 +85,38 @@ def test_every_command_has_help_in_which_nothing_is_cut(himtok, monkeypatch, com
 )
 def test_usage_errors_are_one_line(himtok, arguments, message):
     assert_rejected(himtok(*arguments), message)
+
+
+@pytest.mark.parametrize("group", [(), ("prepare",), ("bench",)], ids=" ".join)
+def test_a_group_of_verbs_called_bare_prints_its_help(himtok, group):
+    _, shown, _ = himtok(*group, "--help")
+    assert himtok(*group) == (2, "", shown)
+
+
+def test_a_verb_called_bare_prints_its_help_and_what_is_missing(himtok):
+    _, shown, _ = himtok("encode", "--help")
+    assert himtok("encode") == (2, "", f"{shown}\nerror: Missing argument 'MASK'.\n")
+
+
+def test_the_version_is_that_of_the_package(himtok):
+    assert himtok("--version") == (0, f"himtok {himtok_plugin.__version__}\n", "")
+
+
+def test_verbs_are_listed_in_the_order_in_which_they_are_needed(himtok):
+    _, shown, _ = himtok("--help")
+    listed = re.findall(r"^  (\S+)", shown.partition("Commands:\n")[2].partition("\n\n")[0], re.MULTILINE)
+    assert listed == [verb for verb in VERB_ORDER if verb in listed]
+
+
+def test_bash_completes_verbs_and_options(tmp_path):
+    command = tmp_path / "himtok"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m himtok_plugin.cli "$@"\n')
+    command.chmod(0o755)
+    script = """
+    himtok --install-completion bash >&2 && . ~/.bashrc
+    complete() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _himtok_completion himtok; echo "${COMPREPLY[@]}"; }
+    complete himtok enc; complete himtok prepare coco --rel; complete himtok encode --c; complete himtok encode some_fi
+    """
+    environment = {**os.environ, "HOME": str(tmp_path), "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    ran = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.splitlines() == ["encode", "--relative_paths", "--candidates", ""], ran.stderr  # bash adds files
