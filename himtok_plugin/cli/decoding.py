@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperCommand
 
-from .common import NOTHING_TO_DO, MaskTokenizerOption, app, mask_tokenizer_from_option, warn_if_untrained
+from .common import (
+    NOTHING_TO_DO,
+    MaskTokenizerOption,
+    QuietOption,
+    app,
+    mask_tokenizer_from_option,
+    warn_if_untrained,
+)
+from .progress_bars import ProgressBar, progress_bar
 
 if TYPE_CHECKING:
     from himtok_plugin.prediction.copied_text import CopiedAnswer
@@ -64,6 +72,7 @@ def decode(
         bool, typer.Option("--overlay", help="Also write overlay_0.png, ...: each image with its masks, in colours.")
     ] = False,
     mask_tokenizer: MaskTokenizerOption = "default",
+    quiet: QuietOption = False,
 ) -> None:
     """Decode mask text to PNG files.
 
@@ -86,34 +95,36 @@ def decode(
         print("no mask in the text" + (f": {near}" if near else ""), file=sys.stderr)
         raise typer.Exit(NOTHING_TO_DO)
     plan = _plan_masks(answers, counts, sizes, image or [], None if text == "-" else Path(text), overlay)
-    model = mask_tokenizer_from_option(mask_tokenizer)
+    model = mask_tokenizer_from_option(mask_tokenizer, quiet=quiet)
     warn_if_untrained(model)
     from himtok_plugin.prediction.mask_files import decode_to_files, write_overlay
 
     first = overlays = written = 0
-    for answer, (mask_sizes, images) in zip(answers, plan, strict=True):
-        decoded = decode_to_files(answer.text, mask_sizes, model, output, first=first)
-        written += _print_decoded(decoded, first)
-        first += len(decoded)
-        for path in dict.fromkeys(images if overlay else []):
-            masks = [mask.mask for mask, own in zip(decoded, images, strict=True) if own == path]
-            found = [mask for mask in masks if mask is not None]
-            if found:
-                print(write_overlay(path, found, output / f"overlay_{overlays}.png"))
-                overlays += 1
+    with progress_bar("mask", sum(counts), not quiet) as bar:
+        for answer, (mask_sizes, images) in zip(answers, plan, strict=True):
+            decoded = decode_to_files(answer.text, mask_sizes, model, output, first=first)
+            written += _print_decoded(decoded, first, bar)
+            first += len(decoded)
+            for path in dict.fromkeys(images if overlay else []):
+                masks = [mask.mask for mask, own in zip(decoded, images, strict=True) if own == path]
+                found = [mask for mask in masks if mask is not None]
+                if found:
+                    bar.print(str(write_overlay(path, found, output / f"overlay_{overlays}.png")))
+                    overlays += 1
+            bar.update(first)
     if not written:
         print("no mask in the text", file=sys.stderr)
         raise typer.Exit(NOTHING_TO_DO)
 
 
-def _print_decoded(decoded: Sequence[DecodedSpan], first: int) -> int:
+def _print_decoded(decoded: Sequence[DecodedSpan], first: int, bar: ProgressBar) -> int:
     """Print the paths of decoded masks, and what is wrong with incomplete ones; return the number of paths."""
     for i, mask in enumerate(decoded, first):
         if not mask.span.complete:
             found = f"decoded from {len(mask.span.codes)} codes" if mask.path else "no usable code, no PNG written"
             print(f"mask {i} (characters {mask.span.start} to {mask.span.end}) is incomplete: {found}", file=sys.stderr)
         if mask.path:
-            print(mask.path)
+            bar.print(str(mask.path))
     return sum(mask.path is not None for mask in decoded)
 
 
