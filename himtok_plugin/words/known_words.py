@@ -53,7 +53,8 @@ class KnownWords:
     @classmethod
     def of_texts(cls, texts: Iterable[str]) -> KnownWords:
         """Collect the words of training questions."""
-        return cls(frozenset(word for text in texts for word in list_words(text)))
+        pieces = {piece for text in texts for piece in text.split()}  # most texts share theirs
+        return cls(frozenset(word for piece in pieces for word in list_words(piece)))
 
     def __or__(self, other: KnownWords) -> KnownWords:
         return KnownWords(self.words | other.words)
@@ -120,7 +121,7 @@ def find_question(messages: Sequence[Mapping[str, Any]]) -> str:
     while rest and rest[-1].get("role") == "assistant":
         rest.pop()
     asked = list(takewhile(lambda message: message.get("role") != "assistant", reversed(rest)))
-    return "\n".join(_read_content(message) for message in reversed(asked) if message.get("role") == "user")
+    return "\n".join(read_content(message) for message in reversed(asked) if message.get("role") == "user")
 
 
 def describe_unknown_words(words: Sequence[str]) -> str:
@@ -134,7 +135,8 @@ def describe_unknown_words(words: Sequence[str]) -> str:
     )
 
 
-def _read_content(message: Mapping[str, Any]) -> str:
+def read_content(message: Mapping[str, Any]) -> str:
+    """Return the text of a message, whose content is a text or a list of parts."""
     content = message.get("content")
     if isinstance(content, list):
         texts = (part.get("text") for part in content if isinstance(part, Mapping))

@@ -1,4 +1,4 @@
-"""The folder `mask_tokenizer/` of a checkpoint: finding, loading and saving the mask tokenizer there."""
+"""What a checkpoint has beside the LMM: the mask tokenizer in `mask_tokenizer/`, and `known_words.json`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from himtok_plugin.mask_tokenizer import MaskTokenizer
 from himtok_plugin.mask_tokenizer.released_weights import RELEASED_FILE, find_mask_tokenizer
 from himtok_plugin.resources import SIDECAR_FOLDER
-from himtok_plugin.words.known_words import KnownWords
+from himtok_plugin.words.known_words import KNOWN_WORDS_FILE, KnownWords
 
 from .adapters import get_adapter_size
 from .attached_mask_tokenizer import MASK_TOKENIZER_ATTRIBUTE, find_attached_mask_tokenizer
@@ -70,6 +70,14 @@ def load_known_words(model_dir: str, adapters: list[str]) -> KnownWords | None:
     lists = [KnownWords.load(folder) for folder in adapters or [model_dir]]
     known = [words for words in lists if words is not None]
     return reduce(or_, known) if len(known) == len(lists) else None
+
+
+def save_known_words(words: KnownWords | None, folder: str) -> None:
+    """Save the words of the training questions in a checkpoint; if they are not known, no earlier list stays there."""
+    if words is None:
+        Path(folder, KNOWN_WORDS_FILE).unlink(missing_ok=True)
+    else:
+        words.save(folder)
 
 
 def save_sidecar(model: nn.Module, folder: str, state_dict: dict | None) -> None:

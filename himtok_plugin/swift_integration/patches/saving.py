@@ -16,16 +16,26 @@ logger = get_logger()
 
 
 def save_sidecars() -> None:
-    """What: every checkpoint of every trainer and of `swift export` has the mask tokenizer in a subfolder.
+    """What: every checkpoint of every trainer and of `swift export` has the mask tokenizer in a subfolder, and the
+    words of the training questions where they are known.
     Why: a callback's `on_save` sees sharded parameters before they are gathered, and `template.save_callback` replaces
-    all of the saving.
-    Goes when: a hook gets the gathered weights.
+    all of the saving. Trainers get encoded rows only.
+    Goes when: a hook gets the gathered weights, and another one the rows.
     Upstream: none known (looked 2026-11-28).
     """
+    from swift.pipelines.train.sft import SwiftSft
     from swift.trainers.mixin import SwiftMixin
 
     from himtok_plugin.mask_tokenizer.released_weights import SIDECAR_FOLDER
-    from himtok_plugin.swift_integration.model.checkpoint_sidecar import load_mask_tokenizer, save_sidecar
+    from himtok_plugin.swift_integration.model.checkpoint_sidecar import (
+        load_mask_tokenizer,
+        save_known_words,
+        save_sidecar,
+    )
+    from himtok_plugin.swift_integration.samples.training_words import (
+        can_know_training_words,
+        find_training_words,
+    )
 
     def find_runtime(processor):
         return getattr(getattr(processor, "tokenizer", processor), "himtok", None)
@@ -47,8 +57,10 @@ def save_sidecars() -> None:
         forget_quantization(Path(output_dir, "args.json"))
         # Merging does not change answers, so the calibration stays valid.
         runtime = find_runtime(processor)
-        if runtime is not None and runtime.calibration is not None:
-            runtime.calibration.save(os.path.join(output_dir, SIDECAR_FOLDER))
+        if runtime is not None:
+            save_known_words(runtime.known_words, output_dir)
+            if runtime.calibration is not None:
+                runtime.calibration.save(os.path.join(output_dir, SIDECAR_FOLDER))
 
     @around(import_module("swift.pipelines.export.quant"), "save_checkpoint")
     def save_quantized(original, model, processor, output_dir, **kwargs):
@@ -56,13 +68,34 @@ def save_sidecars() -> None:
         runtime = find_runtime(processor)
         if runtime is not None:
             load_mask_tokenizer(runtime.source).save_pretrained(os.path.join(output_dir, SIDECAR_FOLDER))
+            save_known_words(runtime.known_words, output_dir)
+
+    @around(SwiftSft, "_prepare_dataset")
+    def prepare_dataset(original, self):
+        runtime = find_runtime(self.processor)
+        if runtime is not None and runtime.known_words is not None and not can_know_training_words(self.args):
+            runtime.known_words = None
+        return original(self)
+
+    @around(SwiftSft, "_get_dataset")
+    def get_dataset(original, self):
+        train_dataset, val_dataset = original(self)
+        runtime = find_runtime(self.processor)
+        if runtime is not None and runtime.known_words is not None:
+            every_role = not self.args.use_chat_template  # `swift pt` trains on plain texts
+            runtime.known_words |= find_training_words(train_dataset, every_role)
+        return train_dataset, val_dataset
 
     @around(SwiftMixin, "_save")
     def save(original, self, output_dir=None, state_dict=None):
         # A copy, because transformers deletes the mask tokenizer's weights from it.
         original(self, output_dir, None if state_dict is None else dict(state_dict))
         if state_dict != {}:  # with it, transformers says that the weights were not gathered: see save_sharded_models
-            save_sidecar(self.model, output_dir or self.args.output_dir, state_dict)
+            folder = output_dir or self.args.output_dir
+            save_sidecar(self.model, folder, state_dict)
+            runtime = find_runtime(self.template.processor)
+            if runtime is not None:
+                save_known_words(runtime.known_words, folder)
 
 
 def keep_whole_checkpoints() -> None:
@@ -126,7 +159,7 @@ def save_sharded_models() -> None:
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     from himtok_plugin.swift_integration.model.attached_mask_tokenizer import find_attached_mask_tokenizer
-    from himtok_plugin.swift_integration.model.checkpoint_sidecar import save_gathered_sidecar
+    from himtok_plugin.swift_integration.model.checkpoint_sidecar import save_gathered_sidecar, save_known_words
     from himtok_plugin.swift_integration.model.sharding import gather_fsdp_weights, gather_trained_zero3_weights
 
     @add(SwiftMixin, "save_model", hides=Trainer.save_model)
@@ -139,6 +172,7 @@ def save_sharded_models() -> None:
             weights = gather_trained_zero3_weights(mask_tokenizer)  # by all processes
             if self.args.should_save:
                 save_gathered_sidecar(mask_tokenizer, output_dir or self.args.output_dir, weights)
+                save_known_words(self.template.tokenizer.himtok.known_words, output_dir or self.args.output_dir)
         if self.is_fsdp_enabled and "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             weights = gather_fsdp_weights(self.model)  # by all processes
             if self.args.should_save:
