@@ -6,8 +6,10 @@ Shows a complete training recipe: training data, stage 1, an LMM that first lear
 and 3, and the packed checkpoint. Made for one GPU and 16 cores: all parts except measure take about a quarter of an
 hour there if words runs in parallel with stage1. Without a GPU it takes days.
 
-Parts, in order: masks, stage1, scenes, words (questions answered in text; needs only scenes), stage2, stage3, pack,
-measure. `--only measure` in a new folder measures the shipped checkpoint, in three quarters of an hour on a CPU.
+Parts, in order: masks, stage1, scenes, known_words (the words of all questions; needs only scenes), words (questions
+answered in text; needs only scenes), stage2, stage3, pack, measure. `--only measure` in a new folder measures the
+shipped checkpoint, in three quarters of an hour on a CPU. `--only scenes known_words --scale 0.01` makes its list of
+words in a minute: a hundredth of the scenes has all words.
 
 MASKS.jsonl holds one `{"image_id": …, "segmentation": COCO RLE}` per line, as in COCO's annotations. Every fifth image
 is held out; the other masks are moved and scaled, and mixed with generated masks. The LMM learns only from generated
@@ -52,6 +54,7 @@ from himtok_plugin.mask_tokenizer.released_weights import SIDECAR_FOLDER
 from himtok_plugin.masks import to_rle, to_square
 from himtok_plugin.metrics.reconstruction import ReconstructionMetrics
 from himtok_plugin.resources import config_path, default_checkpoint
+from himtok_plugin.words.known_words import KNOWN_WORDS_FILE, KnownWords
 
 TRAIN_SEED, HELD_OUT_SEED, TEXT_SEED = 1, 2, 3
 HELD_OUT_EVERY = 5
@@ -85,7 +88,7 @@ CHUNK_SIZE = 1000  # masks or scenes that a process generates from one seed
 FIRST_SEED = 1000
 MAX_SMALL_AREA, MAX_MEDIUM_AREA = 32**2, 96**2  # of COCO's sizes, in pixels
 Chunk = tuple[int, int]  # number of masks or scenes, seed
-PARTS = ("masks", "stage1", "scenes", "words", "stage2", "stage3", "pack", "measure")
+PARTS = ("masks", "stage1", "scenes", "known_words", "words", "stage2", "stage3", "pack", "measure")
 
 
 def main() -> None:
@@ -134,8 +137,8 @@ class Recipe:
     def parts(self) -> dict[str, Callable[[], None]]:
         """Return the function of each of `PARTS`, in order."""
         functions = (
-            *(self.write_masks, self.train_mask_tokenizer, self.write_scenes, self.train_on_questions),
-            *(self.train_stage2, self.train_stage3, self.pack, self.measure),
+            *(self.write_masks, self.train_mask_tokenizer, self.write_scenes, self.list_known_words),
+            *(self.train_on_questions, self.train_stage2, self.train_stage3, self.pack, self.measure),
         )
         return dict(zip(PARTS, functions, strict=True))
 
@@ -178,6 +181,21 @@ class Recipe:
         scenes = generate_scenes(800, TEXT_SEED, **CONVERSATIONS)
         texts = [turn["content"] for scene in scenes for turn in scene.messages]
         build_tiny_internvl(self.folder / "lmm", texts, "pocket", seed=TRAIN_SEED)
+
+    def list_known_words(self) -> None:
+        """List the words of all questions in the training rows, by which answers say what the LMM does not know.
+
+        ms-swift adds to the list of a checkpoint that has one, but the part words runs without `--plugin himtok`.
+        """
+        files = [self.folder / name for name in ("words.jsonl", "requests.jsonl")]
+        texts = (
+            message["content"]
+            for file in files
+            for line in file.open()
+            for message in json.loads(line)["messages"]
+            if message["role"] == "user"
+        )
+        KnownWords.of_texts(texts).save(self.folder)
 
     def train_on_questions(self) -> None:
         """Train the LMM to read the image and to answer in text, as the paper's LMM can before stage 2.
@@ -248,6 +266,7 @@ class Recipe:
         ]
         lmm, tokenizer = self._checkpoint("stage3"), self._checkpoint("stage1")
         files = {packed / name: lmm / name for name in names}
+        files[packed / KNOWN_WORDS_FILE] = self.folder / KNOWN_WORDS_FILE
         files |= {packed / SIDECAR_FOLDER / name: tokenizer / name for name in ("config.json", "model.safetensors")}
         for target, source in files.items():
             target.parent.mkdir(parents=True, exist_ok=True)

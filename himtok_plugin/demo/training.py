@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from himtok_plugin.data.generated.scenes import generate_masks, generate_scenes, write_mask_rows, write_rows
 from himtok_plugin.mask_tokenizer.released_weights import SIDECAR_FOLDER
 from himtok_plugin.resources import config_path
+from himtok_plugin.words.known_words import KnownWords
 
 from .run import HELD_OUT_SEED, DemoFolder, OnStep
 
@@ -151,7 +152,9 @@ class TrainingDemo(DemoFolder):
         from himtok_plugin.lmm.tiny_internvl import build_tiny_internvl
 
         texts = [turn["content"] for scene in generate_scenes(500, TEXT_SEED) for turn in scene.messages]
-        return os.fspath(build_tiny_internvl(self.folder / "lmm", texts, "demo"))
+        folder = build_tiny_internvl(self.folder / "lmm", texts, "demo")
+        KnownWords(frozenset()).save(folder)  # nothing so far: each stage adds the words of its questions
+        return os.fspath(folder)
 
     def _stage_one(self) -> str:
         import torch
