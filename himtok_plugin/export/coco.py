@@ -56,7 +56,7 @@ def build_coco(
 def build_annotation(each: ExportObject, shapes: str, tolerance: float) -> dict[str, Any]:
     """Build the part of an annotation that depends on its object only; bbox is [x, y, width, height]."""
     x1, y1, x2, y2 = mask_bbox(each.mask)
-    annotation = {
+    annotation: dict[str, Any] = {
         "segmentation": to_rle(each.mask) if shapes == MASKS else outline_mask(each.mask, tolerance),
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "area": int(each.mask.sum()),

@@ -65,7 +65,7 @@ def _mask_shapes(each: ExportObject) -> list[dict[str, Any]]:
 def _shape(
     each: ExportObject, kind: str, points: list[list[float]], group: int | None, mask: str | None
 ) -> dict[str, Any]:
-    shape = {
+    shape: dict[str, Any] = {
         "label": each.label,
         "points": points,
         "group_id": group,

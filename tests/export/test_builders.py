@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco
 from hard_masks import iou, pixel, ring, two_parts
+from pycocotools import mask as coco
 
 from himtok_plugin.export.annotations import ExportImage, ExportObject
 from himtok_plugin.export.coco import build_coco
