@@ -2,7 +2,7 @@
 
 `prompt_pools/english.yaml` ships with the package; `--prompts FILE` replaces some of its pools.
 Contract: a pool is a list of texts, or of {text, weight}; fields are in braces. Every pool and field of a file is
-checked when it is read.
+checked when it is read. The field `plural` is the English plural of `category`; a text uses one, the other, or both.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from himtok_plugin.files.text import read_text
 from himtok_plugin.mask_text import BOX_PLACEHOLDER, MASK_PLACEHOLDER
 from himtok_plugin.resources import shipped_path
 from himtok_plugin.validation import abridged
+from himtok_plugin.words.plurals import pluralize
 
 DEFAULT_FILE = shipped_path(Path(__file__).parent / "prompt_pools" / "english.yaml")
 _FIELD = re.compile(r"\{(\w+)\}")
+_CATEGORY, _PLURAL = "category", "plural"
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,23 @@ class Prompts:
                     pools[task][kind] = pool
         return cls(pools)
 
+    def texts(self, task: str, kind: str) -> tuple[str, ...]:
+        """All texts of a pool, with their fields in braces."""
+        return self._pools[task][kind].texts
+
     def draw(self, task: str, kind: str, rng: random.Random, **fields: str) -> str:
-        """Draw a text of a pool by weight and fill in its fields."""
+        """Draw a text of a pool by weight and fill in its fields; `plural` is made from `category`."""
+        if _CATEGORY in fields:
+            fields[_PLURAL] = pluralize(fields[_CATEGORY])
         pool = self._pools[task][kind]
         text = rng.choices(pool.texts, pool.weights)[0] if len(pool.texts) > 1 else pool.texts[0]
         return _FIELD.sub(lambda match: fields[match[1]], text)
 
 
 def _text_fields(text: str) -> set[str]:
-    """The fields of a text: names in braces, and placeholders."""
-    return set(_FIELD.findall(text)) | {mark for mark in (MASK_PLACEHOLDER, BOX_PLACEHOLDER) if mark in text}
+    """The fields of a text: names in braces, of which `plural` is another form of `category`, and placeholders."""
+    names = {_CATEGORY if name == _PLURAL else name for name in _FIELD.findall(text)}
+    return names | {mark for mark in (MASK_PLACEHOLDER, BOX_PLACEHOLDER) if mark in text}
 
 
 def _read_pools(path: Path) -> dict[str, dict[str, Pool]]:

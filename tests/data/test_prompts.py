@@ -18,6 +18,20 @@ def test_weights_decide_how_often_a_text_is_drawn(tmp_path):
     assert prompts.draw("mask_to_box", "answers", rng)  # other pools are unchanged
 
 
+def test_pools_can_name_a_class_in_the_plural_or_not(tmp_path):
+    rng = random.Random(0)
+    drawn = {Prompts.load().draw("segment_class", "questions", rng, category="dining table") for _ in range(50)}
+    assert drawn == {
+        "Segment all dining tables.",
+        "Segment everything of the class dining table in this image.",
+        "Output one mask of all dining tables.",
+        "Which pixels show dining tables? Answer with one mask.",
+    }
+    path = tmp_path / "mine.yaml"
+    path.write_text('segment_class: {questions: ["Segmentiere {category}."]}')
+    assert Prompts.load(path).draw("segment_class", "questions", rng, category="Hund") == "Segmentiere Hund."
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
