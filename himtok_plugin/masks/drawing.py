@@ -23,6 +23,9 @@ FRAME = (205, 209, 214)
 GAP = 8  # pixels between panels
 PANEL_ASPECT = 2  # maximum width of a panel divided by its height
 OUTLINE_SHARE = 250  # the outline has one pixel of width per 250 pixels of the longer side
+CONTRAST = 200  # distance from which a color is told apart from the pixels below; black and white are 765 apart
+TAG_HEIGHT = 16  # pixels
+COMPARED_PIXELS = 2000  # of a region, for its color
 
 Color = tuple[int, int, int]
 
@@ -62,6 +65,63 @@ def overlay(
         pixels[_outline(mask, 2 * width)] = color
         pixels[_outline(mask, width)] = 255
     return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def choose_colors(
+    image: Image.Image | np.ndarray, regions: Iterable[np.ndarray], palette: Sequence[Color] = COLORS
+) -> list[Color]:
+    """Choose a color for each region that differs from the pixels below it and, where possible, from the others.
+
+    Args:
+        image: see `overlay`.
+        regions: bool (h, w) of the image's size, such as masks, or the outlines of boxes.
+        palette: RGB triples of 0 … 255.
+    """
+    pixels = np.asarray(to_rgb(image))
+    unused, chosen = list(palette), []
+    for region in regions:
+        below = pixels[region]
+        below = below[:: max(1, len(below) // COMPARED_PIXELS)]
+        contrasts = {color: _contrast(below, color) for color in palette}
+        best = max(unused, key=lambda color: contrasts[color])
+        if contrasts[best] < CONTRAST:
+            best = max(palette, key=lambda color: contrasts[color])
+        chosen.append(best)
+        unused = [color for color in unused if color != best] or list(palette)
+    return chosen
+
+
+def _contrast(pixels: np.ndarray, color: Color) -> float:
+    """Mean distance of pixels (n, 3) to a color, weighted by what eyes see (the "redmean" formula); 0 of no pixels."""
+    if not len(pixels):
+        return 0.0
+    difference = pixels.astype(np.float64) - color
+    red = (pixels[:, 0] + float(color[0])) / 2
+    weights = np.stack([2 + red / 256, np.full_like(red, 4), 2 + (255 - red) / 256], axis=1)
+    return float(np.sqrt((weights * difference**2).sum(axis=1)).mean())
+
+
+def text_color(background: Color) -> Color:
+    """White or dark, whichever can be read on a background."""
+    red, green, blue = background
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else BACKGROUND
+
+
+def draw_tag(picture: Image.Image, corner: tuple[float, float], text: str, color: Color) -> None:
+    """Draw a text on a filled rectangle with a white edge, in place, moved so that it lies within the picture.
+
+    Args:
+        picture: mode RGB.
+        corner: x and y of the rectangle's lower left corner.
+        text: a word.
+        color: of the rectangle.
+    """
+    draw, font = ImageDraw.Draw(picture), label_font(12)
+    width, height = int(font.getlength(text)) + 7, TAG_HEIGHT
+    x = max(0, min(round(corner[0]), picture.width - width))
+    y = max(0, min(round(corner[1]) - height, picture.height - height))
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color, outline=BACKGROUND)
+    draw.text((x + width / 2, y + height / 2), text, fill=text_color(color), font=font, anchor="mm")
 
 
 def draw_mask_strip(masks: Iterable[np.ndarray], labels: Sequence[str] | None = None, height: int = 128) -> Image.Image:

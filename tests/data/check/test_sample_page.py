@@ -10,9 +10,12 @@ import pytest
 from PIL import Image
 
 from himtok_plugin.data.check.page import write_sample_page
+from himtok_plugin.data.generated.shapes import COLOURS as SHAPE_COLORS
 from himtok_plugin.masks import to_rle
+from himtok_plugin.masks.drawing import COLORS, choose_colors
 
 SIZE = (48, 64)
+SCALE = 4  # small images are enlarged
 MASK = np.zeros(SIZE, bool)
 MASK[10:30, 20:50] = True
 
@@ -47,8 +50,9 @@ def pictures_in(page):
 
 def test_the_picture_is_the_image_with_its_masks(sample, page_of):
     (picture,) = pictures_in(page_of(sample()))
-    changed = np.abs(picture - 90).sum(axis=2)
-    assert picture.shape == (*SIZE, 3) and changed[MASK].mean() > 20 * changed[~MASK].mean()
+    assert picture.shape == (SIZE[0] * SCALE, SIZE[1] * SCALE, 3)
+    changed = np.abs(picture - 90).sum(axis=2)[::SCALE, ::SCALE]
+    assert changed[MASK].mean() > 20 * changed[~MASK].mean()
 
 
 def test_boxes_are_drawn(sample, page_of):
@@ -60,15 +64,46 @@ def test_boxes_are_drawn(sample, page_of):
         )
     )
     assert np.abs(plain - 90).max() < 8
-    assert np.abs(boxed - plain)[4, 10:38].sum(axis=1).min() > 60 > np.abs(boxed - plain)[16:24, 20:28].max()
-    assert np.abs(normalized - plain)[24, 34:60].sum(axis=1).min() > 60
+    changed = np.abs(boxed - plain).sum(axis=2)
+    assert changed[4 * SCALE, 10 * SCALE : 38 * SCALE].min() > 60 > changed[16 * SCALE : 24 * SCALE, 20 * SCALE].max()
+    assert np.abs(normalized - plain)[24 * SCALE, 34 * SCALE : 60 * SCALE].sum(axis=1).min() > 60
+
+
+def test_boxes_in_the_text_are_numbered_in_their_colors(sample, page_of):
+    objects = {"ref": [], "bbox": [[8, 4, 40, 36], [50, 40]]}
+    page = page_of(sample("<mask>, its box <bbox>.", "<image>What is at <bbox>?", objects=objects))
+    assert re.findall(r">((?:mask|box) \d)<", page) == ["box 0", "mask 0", "box 1"]
+    assert len(set(re.findall(r"background: (rgb\(\d+, \d+, \d+\))", page))) == 3
+    assert "&lt;bbox&gt;" not in page
+
+
+def test_colors_differ_from_the_objects_below(sample, page_of, tmp_path):
+    halves = [MASK.copy(), MASK.copy()]
+    halves[0][:, 35:] = False
+    halves[1][:, :35] = False
+    for color in (*COLORS, *SHAPE_COLORS.values()):
+        pixels = np.full((*SIZE, 3), 90, np.uint8)
+        pixels[MASK] = color
+        chosen = choose_colors(pixels, halves)
+        assert chosen[0] != chosen[1]
+        assert min(np.abs(np.subtract(each, color)).sum() for each in chosen) > 150
+    Image.fromarray(pixels).save(tmp_path / "shape.png")
+    (shown,) = pictures_in(page_of(sample(images=["shape.png"])))
+    inside = shown[20 * SCALE, 35 * SCALE]
+    assert np.abs(inside - SHAPE_COLORS["cyan"]).max() < 70  # its own color is still seen
+
+
+def test_more_masks_than_colors_are_drawn():
+    image = np.zeros((*SIZE, 3), np.uint8)
+    colors = choose_colors(image, [MASK, np.zeros(SIZE, bool)] * 5)
+    assert len(colors) == 10 and set(colors) <= set(COLORS)
 
 
 def test_masks_in_the_text_are_numbered_over_all_messages_in_their_colors(sample, page_of):
     page = page_of(sample("<mask> and <mask>", "<image>What is beside <mask>?", masks=[to_rle(MASK)] * 3))
     assert re.findall(r">mask (\d)<", page) == ["0", "1", "2"]
     assert len(set(re.findall(r"background: (rgb\(\d+, \d+, \d+\))", page))) == 3
-    assert 'beside <span class="mask"' in page and "</span> and <span" in page and "</span>?</p>" in page
+    assert 'beside <span class="mention"' in page and "</span> and <span" in page and "</span>?</p>" in page
 
 
 def test_text_of_samples_is_never_html(sample, page_of):
