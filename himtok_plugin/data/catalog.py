@@ -113,6 +113,13 @@ _ALL = (
     ),
     Format("cvat", "cvat:CvatReader", "your own CVAT for images 1.1", ("all", "train", "val", "test"), _CLASSES),
     Format(
+        "label-studio",
+        "label_studio:LabelStudioReader",
+        "your own Label Studio export, JSON",
+        ("all", "train", "val", "test"),
+        _CLASSES,
+    ),
+    Format(
         "coco-json", "coco:OwnCocoReader", "your own COCO-JSON", ("all", "train", "val", "test"), _CLASSES, _IN_COCO
     ),
     Format(

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hard_masks import iou, pixel, ring, two_parts
+from hard_masks import SIZE, iou, pixel, ring, two_parts
 from pycocotools import mask as coco
 
 from himtok_plugin.export.annotations import ExportImage, ExportObject
@@ -12,8 +12,6 @@ from himtok_plugin.export.coco import build_coco
 from himtok_plugin.export.label_me import build_label_me
 from himtok_plugin.export.outlines import LEAST_IOU, join_polygons, outline_mask, simplify_polygon
 from himtok_plugin.masks.polygons import polygons_to_mask
-
-SIZE = (60, 80)
 
 
 def make_image():
