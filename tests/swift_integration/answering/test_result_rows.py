@@ -1,6 +1,7 @@
 """Results of `swift infer`: columns for evaluation, the run card, resumed runs."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,9 @@ from himtok_plugin.evaluation.evaluate import evaluate_results
 from himtok_plugin.evaluation.protocols import find_protocol
 from himtok_plugin.evaluation.provenance import RunCard
 from himtok_plugin.masks import to_rle
+from himtok_plugin.prediction.segmentation_result import SegmentationResult
 from himtok_plugin.swift_integration.answering.run_card import describe_probability_source
+from himtok_plugin.words.known_words import KnownWords
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,18 @@ def test_results_have_the_evaluation_columns(stage_two, rows, tmp_path):
     lisa, himtok = (evaluate_results(out, find_protocol(name), rows=rows) for name in ("lisa", "himtok"))
     assert lisa.failures == [] and lisa.scores["classes"] == 1
     assert lisa.scores["cIoU"] != himtok.scores["cIoU"]
+
+
+def test_results_name_unknown_words_where_there_are_some(stage_two, world, tmp_path):
+    known = tmp_path / "known"
+    shutil.copytree(stage_two[1], known)
+    KnownWords.of_texts(["Segment it."]).save(known)
+    asked = [world.segment(world.left), world.row("<image>Segment the bus.", "It is <mask>.", masks=[world.left])]
+    rows = write_rows(tmp_path / "asked.jsonl", asked)
+    for model, words in ((known, [None, ["the", "bus"]]), (stage_two[1], [None, None])):
+        answered = infer(rows, tmp_path / f"{model.name}.jsonl", model=model, max_new_tokens=8)
+        assert [row.get("unknown_words") for row in answered] == words
+    assert SegmentationResult.from_row({**answered[1], "unknown_words": ["bus"]}, (48, 64)).unknown_words == ["bus"]
 
 
 def test_run_writes_its_card(stage_two, rows, tmp_path):

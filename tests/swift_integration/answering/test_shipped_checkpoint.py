@@ -76,6 +76,14 @@ def test_segments_scenes_that_it_has_not_seen(segmenter):
     assert scores["gIoU"] > 0.8 and scores["T-acc"] > 0.95
 
 
+def test_says_which_words_it_does_not_know(segmenter):
+    (scene,) = generate_scenes(1, UNSEEN_SEED)
+    results = segmenter([scene.image] * 3, ["the bus", "Find the photo of a STAR!", scene.expression.text])
+    assert [result.unknown_words for result in results] == [["bus"], ["Find", "photo"], []]
+
+
 def test_card_names_data_recipe_figures_limits_and_licence():
     card = Path(default_checkpoint().parent, "README.md").read_text(encoding="utf-8")
-    assert {"Data", "Recipe", "Figures", "Limits", "Licence"} <= set(re.findall(r"^## (.+)$", card, re.MULTILINE))
+    assert {"What it knows", "Data", "Recipe", "Figures", "Limits", "Licence"} <= set(
+        re.findall(r"^## (.+)$", card, re.MULTILINE)
+    )

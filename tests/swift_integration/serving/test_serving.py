@@ -28,6 +28,7 @@ from himtok_plugin.masks.polygons import polygons_to_mask
 from himtok_plugin.swift_integration.model.mask_runtime import get_mask_runtime
 from himtok_plugin.swift_integration.serving.answers import answer_with_segments
 from himtok_plugin.swift_integration.serving.chat_requests import SegmentInferRequest
+from himtok_plugin.words.known_words import KnownWords
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,30 @@ def test_stream_previews_masks_after_the_requested_tokens(client, scenes):
     assert [(preview["index"], preview["codes"]) for preview in previews] == expected
     for preview in previews:
         assert not preview["complete"] and preview["size"] == [64, 64] and 0 <= preview["score"] <= 1
+
+
+@pytest.fixture
+def known_words(running, monkeypatch):
+    """Words of the server's model: those of the first scene's question."""
+
+    def set_words(question):
+        monkeypatch.setattr(get_mask_runtime(running[1].template), "known_words", KnownWords.of_texts([question]))
+
+    return set_words
+
+
+def test_messages_name_unknown_words_where_there_are_some(client, scenes, known_words):
+    question, url, _ = scenes[0]
+    known_words(question)
+    doubtful = "Segment the bus, please."
+    words = KnownWords.of_texts([question]).find_unknown(doubtful)
+    assert words[-2:] == ["bus", "please"]
+    assert ask(client, doubtful, url).choices[0].message.unknown_words == words
+    assert not hasattr(ask(client, question, url).choices[0].message, "unknown_words")
+    first, *rest = [chunk.choices[0].delta for chunk in ask(client, doubtful, url, stream=True)]
+    assert first.unknown_words == words and not any(hasattr(delta, "unknown_words") for delta in rest)
+    deltas = [chunk.choices[0].delta for chunk in ask(client, question, url, stream=True)]
+    assert not any(hasattr(delta, "unknown_words") for delta in deltas)
 
 
 def test_masks_have_the_size_of_the_image(client):
