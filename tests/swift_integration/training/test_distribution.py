@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from himtok_plugin import MaskTokenizer
 from himtok_plugin.mask_text import MASK_START
+from himtok_plugin.words.known_words import KnownWords
 
 COMMON = {
     **FULL_TRAINING_ON_CPUS,
@@ -36,13 +38,22 @@ def rows(world):
     return write_rows(world.root / "uneven.jsonl", [*kinds, without, without, kinds[1], without])
 
 
+@pytest.fixture(scope="module")
+def lmm(world):
+    """An LMM whose whole training is known."""
+    folder = world.root / "lmm_with_known_words"
+    shutil.copytree(world.lmm, folder)
+    KnownWords(frozenset({"earlier"})).save(folder)
+    return folder
+
+
 @pytest.fixture
-def launch(world, rows, tmp_path):
+def launch(world, lmm, rows, tmp_path):
     """Return a function that trains in several processes or in this one; DeepSpeed and FSDP always need a launcher."""
     from swift.pipelines import sft_main
 
     def run(processes, name="out", **options):
-        defaults = {"model": world.lmm, "mask_tokenizer": world.mask_tokenizer, "dataset": rows}
+        defaults = {"model": lmm, "mask_tokenizer": world.mask_tokenizer, "dataset": rows}
         options = {**COMMON, **defaults, "output_dir": tmp_path / name, **options}
         if processes == 1 and not {"deepspeed", "fsdp", "ddp_backend"} & options.keys():
             sft_main(flags(**options))
@@ -86,7 +97,8 @@ def test_gradient_is_the_same_with_one_batch_four_accumulated_ones_and_two_proce
 
 
 def check_checkpoint(checkpoint, world, tmp_path, trained=True):
-    """Check that the mask tokenizer is complete and encodes exactly as before, and that answers have masks."""
+    """Check that the mask tokenizer is complete and encodes as before, that words are listed and answers have masks."""
+    assert KnownWords.load(checkpoint).words == {"earlier", "both", "segment", "it", "what", "is"}
     before = MaskTokenizer.from_pretrained(world.mask_tokenizer).state_dict()
     after = MaskTokenizer.from_pretrained(checkpoint / "mask_tokenizer").state_dict()
     assert before.keys() == after.keys()
