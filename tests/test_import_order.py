@@ -29,6 +29,7 @@ ORDER = (
     "jobs",
     "metrics",
     "prediction",
+    "client",
     "pages",
     "data",
     "evaluation",

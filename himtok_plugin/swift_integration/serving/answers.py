@@ -55,6 +55,8 @@ async def answer_with_segments(
     if config.stream and runtime.settings.refiner == "zoom":
         raise ValueError("stream: got True, expected False: this server's --refiner zoom needs complete answers")
     request.mask_previews = resolve_previews(request.mask_previews, runtime)
+    if request.preview_side is not None and request.preview_side < 1:
+        raise ValueError(f"preview_side: got {request.preview_side}, expected a number of pixels, at least 1")
     run = asyncio.get_running_loop().run_in_executor
     image = await run(threads, _check_request, request, runtime)
     unknown_words = runtime.find_unknown_words(request.messages)
@@ -70,7 +72,7 @@ async def answer_with_segments(
         raise
     except Exception as error:
         raise explain_error(error, request) from error
-    segments = SegmentStream(runtime, image, request.mask_previews, unknown_words)
+    segments = SegmentStream(runtime, image, request.mask_previews, request.preview_side, unknown_words)
     return _add_segments_to_chunks(segments, first, answer, request, threads)
 
 

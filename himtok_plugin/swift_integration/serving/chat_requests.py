@@ -1,4 +1,4 @@
-"""Requests to `swift deploy` in ms-swift's classes, with the fields `masks` and `mask_previews`.
+"""Requests to `swift deploy` in ms-swift's classes, with `masks`, `mask_previews` and `preview_side`.
 
 Contract: `build_chat_request` and `build_infer_request` convert the JSON of a request whose messages and media have
 been read. Clients can leave out what has a default, or send null for it. A field that no server of this kind knows is
@@ -12,7 +12,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
@@ -52,14 +52,15 @@ class SegmentInferRequest(InferRequest):
 
     Attributes:
         images: see `request_media.LoadedMedia`.
-        masks, mask_previews: see `SegmentChatRequest`.
+        masks, mask_previews, preview_side: see `SegmentChatRequest`.
         sizes: (h, w) of each image, read from its header.
         is_abandoned: whether nobody waits for the answer any more.
     """
 
     images: list[Any] = field(default_factory=list)
     masks: list[Any] = field(default_factory=list)
-    mask_previews: list[int] | None = None
+    mask_previews: list[int] | Literal["all"] | None = None
+    preview_side: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,11 +79,14 @@ class SegmentChatRequest(ChatCompletionRequest):
 
     Attributes:
         masks: one COCO RLE for every `<mask>` in the messages, of the first image's size.
-        mask_previews: numbers of mask tokens after which a stream previews a mask; None: the server's --mask_previews.
+        mask_previews: numbers of mask tokens after which a stream previews a mask, or "all"; None: the server's
+            --mask_previews.
+        preview_side: maximum height and width of previews in pixels; None: those of the image.
     """
 
     masks: list[Any] = field(default_factory=list)
-    mask_previews: list[int] | None = None
+    mask_previews: list[int] | Literal["all"] | None = None
+    preview_side: int | None = None
 
     def parse(self) -> tuple[InferRequest, RequestConfig]:
         """Split the request into the one to the engine and the parameters of generation."""

@@ -95,15 +95,20 @@ def check_masks(request: SegmentInferRequest, settings: HimTokArguments) -> None
         _check_mask(mask, sizes[0], f"masks[{i}]")
 
 
-def resolve_previews(previews: list[int] | None, runtime: MaskRuntime) -> list[int]:
+def resolve_previews(previews: list[int] | str | None, runtime: MaskRuntime) -> list[int]:
     """Return a request's numbers of mask tokens after which to preview a mask; None takes those of the server.
 
+    Args:
+        previews: the numbers, or "all".
+        runtime: the run's masks.
     Raises:
         ValueError: a number exceeds the mask tokens of a mask, or is below 1.
     """
     if previews is None:
         return runtime.settings.mask_previews
     limit = runtime.num_mask_tokens
+    if isinstance(previews, str):
+        return list(range(1, limit + 1))
     wrong = next((n for n in previews if not 1 <= n <= limit), None)
     if wrong is not None:
         raise ValueError(f"mask_previews: got {abridged(wrong)}, expected numbers of tokens from 1 to {limit}")

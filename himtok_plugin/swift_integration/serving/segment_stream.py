@@ -40,6 +40,7 @@ class SegmentStream:
         runtime: the run's masks.
         image: the request's first image; None for an answer without segments.
         previews: numbers of mask tokens after which to preview a mask.
+        preview_side: maximum height and width of previews in pixels; None: those of the image.
         unknown_words: see `KnownWords.find_unknown`; the first delta has them, if there are some.
     """
 
@@ -48,11 +49,13 @@ class SegmentStream:
         runtime: MaskRuntime,
         image: RequestImage | None,
         previews: list[int],
+        preview_side: int | None = None,
         unknown_words: Sequence[str] = (),
     ):
         self.runtime = runtime
         self.image = image
         self.previews = previews
+        self.preview_side = preview_side
         self._unknown_words = list(unknown_words)  # until they are sent
         self._text = ""
         self._sent = 0  # segments
@@ -86,7 +89,8 @@ class SegmentStream:
             progress = closed, len(spans[closed].codes)
             if progress[1] in self.previews and progress != self._previewed:
                 self._previewed = progress
-                previews = self._make_segments(self.image, spans, range(closed, closed + 1), probabilities_of)
+                small = _shrink_image(self.image, self.preview_side)
+                previews = self._make_segments(small, spans, range(closed, closed + 1), probabilities_of)
                 delta.previews = [{**preview, "index": closed} for preview in previews]
         return chunk
 
@@ -123,6 +127,13 @@ class SegmentStream:
         if masks and refine and self.runtime.settings.refiner in SAM_KINDS:
             masks = refine_with_sam(self.runtime, load_sample_image(image.source), masks)
         return make_segments(text, masks, self.runtime.settings.max_outline_sides)
+
+
+def _shrink_image(image: RequestImage, side: int | None) -> RequestImage:
+    """The image with the size that its previews have."""
+    h, w = image.size
+    scale = 1.0 if side is None else min(1.0, side / max(h, w))
+    return RequestImage(image.source, (max(1, round(h * scale)), max(1, round(w * scale))))
 
 
 def should_flush(text: str, previews: list[int]) -> bool:

@@ -22,6 +22,7 @@ from swift.infer_engine.protocol import (
 )
 
 from himtok_plugin import Segmenter
+from himtok_plugin.client import ClientError, MaskClient
 from himtok_plugin.mask_text import MASK_END, codes_to_text
 from himtok_plugin.masks import load_mask, mask_bbox, to_rle
 from himtok_plugin.masks.polygons import polygons_to_mask
@@ -111,6 +112,23 @@ def test_stream_previews_masks_after_the_requested_tokens(client, scenes):
     assert [(preview["index"], preview["codes"]) for preview in previews] == expected
     for preview in previews:
         assert not preview["complete"] and preview["size"] == [64, 64] and 0 <= preview["score"] <= 1
+
+
+def test_the_package_s_client_gets_a_small_preview_after_every_token(server, scenes):
+    question, url, row = max(scenes, key=lambda scene: len(scene[2]["masks"]))
+    messages = [{"role": "user", "content": question}]
+    updates = list(MaskClient(server, KEY).ask(messages, [url], previews="all", preview_side=16))
+    assert updates[-1].finished and updates[-1].text == row["response"]
+    assert [segment["counts"] for segment in updates[-1].segments] == [mask["counts"] for mask in row["masks"]]
+    previews = [update.preview for update in updates if update.preview]
+    count = len(row["masks"][0]["codes"])  # a preview after the last token may or may not come before the mask
+    expected = [mask["codes"][:n] for mask in row["masks"] for n in range(1, count)]
+    assert [preview["codes"] for preview in previews if len(preview["codes"]) < count] == expected
+    assert all(preview["size"] == [16, 16] for preview in previews)
+    with pytest.raises(ClientError, match="preview_side: got -1"):
+        list(MaskClient(server, KEY).ask(messages, [url], preview_side=-1))
+    with pytest.raises(ClientError, match="API key"):
+        list(MaskClient(server, "wrong").ask(messages, [url]))
 
 
 @pytest.fixture
