@@ -76,7 +76,9 @@ def _write_json(path: Path, content: Any) -> None:
 
 def _write_coco(plan: Plan, folder: Path) -> None:
     content = build_coco(plan.images, plan.shapes, plan.tolerance, plan.labels)
-    (folder / "annotations.json").write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    path = folder / "annotations" / "instances_default.json"  # where CVAT and datumaro look for it
+    path.parent.mkdir()
+    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_label_me(plan: Plan, folder: Path) -> None:
@@ -130,7 +132,7 @@ def _write_label_studio(plan: Plan, folder: Path) -> None:
 
 _NEITHER = ("scores", "expressions")
 LAYOUTS = {
-    "coco": Layout("COCO-JSON", _write_coco, (MASKS, POLYGONS), "coco-json"),
+    "coco": Layout("COCO-JSON", _write_coco, (MASKS, POLYGONS), "coco-json", parts=("annotations", "images")),
     "labelme": Layout("LabelMe", _write_label_me, (POLYGONS, MASKS), "labelme", "", ()),
     "yolo": Layout("YOLO-seg", _write_yolo, (POLYGONS,), "yolo", parts=("images", "labels"), lacks=_NEITHER),
     "cvat": Layout("CVAT for images 1.1", _write_cvat, (MASKS, POLYGONS), "cvat"),

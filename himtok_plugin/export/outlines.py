@@ -19,7 +19,7 @@ from himtok_plugin.masks.polygons import mask_polygons, polygons_to_mask
 from .annotations import crop_mask
 
 DEFAULT_TOLERANCE = 1.0  # pixels
-LEAST_IOU = 0.95  # of a simplified outline with its mask
+LEAST_IOU = 0.97  # of a simplified outline with its mask
 _SMALLER = (1.0, 0.5, 0.25)  # shares of the tolerance that are tried in turn
 
 

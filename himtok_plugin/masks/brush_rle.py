@@ -39,7 +39,7 @@ def encode_brush(mask: np.ndarray) -> list[int]:
             bits.append(f"1{kind:02b}{most - 1:0{LENGTH_BITS[kind]}b}{value}")
             length -= most
     text = "".join(bits)
-    text += "0" * (-len(text) % 8)
+    text += "0" * (8 - len(text) % 8)  # a whole byte at the end of a byte, as Label Studio writes it
     return list(int(text, 2).to_bytes(len(text) // 8, "big"))
 
 
