@@ -131,9 +131,17 @@ def mask_tokenizer_from_option(name: str, device: str | None = None, quiet: bool
     from himtok_plugin.mask_tokenizer import MaskTokenizer
 
     device = choose_device(device)
+    bound_threads()
     hide_loading_bars(quiet)
     with stdout_to_stderr():
         return MaskTokenizer.from_pretrained(name).eval().to(device)
+
+
+def bound_threads() -> None:
+    """Let torch compute with no more threads than cores that this process may use, for which the others would wait."""
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), count_usable_cores()))
 
 
 def warn_if_untrained(model: MaskTokenizer) -> None:

@@ -42,8 +42,8 @@ CandidatesOption = Annotated[
     int,
     typer.Option(
         "--candidates",
-        help="Try this many of the nearest codes at every position and keep the one whose decoded mask is closest. "
-        "With 1 the nearest code is taken without decoding.",
+        help="Search among this many of the nearest codes at every position for those whose decoded mask is closest, "
+        "for example 8. With 1 the nearest code is taken without decoding.",
     ),
 ]
 

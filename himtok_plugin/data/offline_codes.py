@@ -80,7 +80,7 @@ def write_codes(
         source: JSON lines, or a JSON list of rows.
         out: JSONL; see `jobs/resumable_output.py` for the files beside it.
         mask_tokenizer: trained, in evaluation mode, on the device that encodes.
-        candidates: codes tried at every position, see `MaskTokenizer.encode`; 1 gives the codes of training.
+        candidates: codes to choose from at every position, see `MaskTokenizer.encode`; 1 gives the codes of training.
         batch_size: squares encoded at once; with `candidates`, fewer can be.
         num_workers: processes that read masks; 0: this process does.
         strict: stop at the first bad row instead of writing it to `out`.rejects.jsonl.

@@ -1,67 +1,192 @@
 """Search for the codes whose decoded mask is closest to the square (analysis by synthesis).
 
 The encoder predicts all codes at once without decoding them. A small or briefly trained encoder therefore misses better
-codes nearby (the amortization gap, arXiv 1801.03558). Coordinate descent finds many of them: position by position, each
-of the few nearest codes is decoded, and the code with the closest mask is kept.
+codes nearby (the amortization gap, arXiv 1801.03558). The search changes codes as long as masks come closer. One
+backward pass of the de-tokenizer estimates, to first order, what each change of a single code would gain; only the most
+promising changes are decoded, as in the greedy coordinate gradient search for discrete prompts (arXiv 2307.15043).
 
-Contract: the mask of the codes found is never farther from the square than that of the nearest codes.
+Contract: codes come from the candidates. The mask of the codes found is never farther from the square than that of the
+nearest codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from himtok_plugin.hierarchical_loss import bce_per_mask, dice_per_mask
 
-SWEEPS = 2  # passes over all positions; nearly all of the gain comes from the first
-DECODED_AT_ONCE = 32  # squares, because the convolutions of the de-tokenizer need memory
+SEARCHED_AT_ONCE = 8  # squares; their changes fill the batches of the de-tokenizer, and progress is reported often
+# Masks decoded at once: on CPUs the convolutions of more do not stay in the cache, elsewhere they need memory.
+DECODED_AT_ONCE, DECODED_AT_ONCE_ON_CPU = 32, 8
+CHANGES_PER_ROUND = 4  # decoded for each square before its gradient is computed again
+GRADIENT_COST = 3  # of a forward and a backward pass, in decoded masks
+DECODES_PER_TOKEN, DECODES_PER_CANDIDATE = 4, 2  # of the default budget
+
+
+@dataclass(frozen=True)
+class SearchedDecoder:
+    """What the search needs of a mask tokenizer.
+
+    Attributes:
+        code_vectors: (n, k) int64 codes -> (n, k, d) float32.
+        decode: (n, k, d) code vectors -> (n, s, s) float32 in [0, 1], with gradient.
+    """
+
+    code_vectors: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+
+    @torch.no_grad()
+    def distances(self, codes: Tensor, squares: Tensor) -> Tensor:
+        """(n, k) codes, (n, s, s) squares -> (n,) float32, BCE + Dice of the decoded masks."""
+        parts = zip(codes.split(_parts_of(codes)), squares.split(_parts_of(codes)), strict=True)
+        return torch.cat([_distance(self.decode(self.code_vectors(own)), square) for own, square in parts])
+
+    def gradients(self, codes: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """The same distances, and their gradients by the code vectors, (n, k, d) float32."""
+        distances: list[Tensor] = []
+        gradients: list[Tensor] = []
+        # Callers may compute without gradients; tensors that they made so cannot be part of a graph.
+        with torch.inference_mode(False), torch.enable_grad():
+            for own, square in zip(codes.split(_parts_of(codes)), squares.split(_parts_of(codes)), strict=True):
+                with torch.no_grad():
+                    vectors, target = self.code_vectors(own.clone()).clone(), square.clone()
+                found = _distance(self.decode(vectors.requires_grad_()), target)
+                gradients += torch.autograd.grad(found.sum(), vectors)
+                distances.append(found.detach())
+        return torch.cat(distances), torch.cat(gradients)
 
 
 @torch.no_grad()
-def search_codes(nearest: Tensor, squares: Tensor, decode: Callable[[Tensor], Tensor], sweeps: int = SWEEPS) -> Tensor:
+def search_codes(nearest: Tensor, squares: Tensor, decoder: SearchedDecoder, decodes: int | None = None) -> Tensor:
     """Find codes whose decoded mask is close to the square, measured by BCE + Dice.
 
     Args:
         nearest: (b, k, c) int64, candidates for each position; the search starts with the first of them.
         squares: (b, s, s) float in [0, 1].
-        decode: (n, k) int64 codes -> (n, s, s) float in [0, 1].
-        sweeps: passes over all positions, at least 1; each decodes k * c masks per square.
+        decoder: decodes codes.
+        decodes: about how many masks are decoded for each square, at least 1; None: 4 k + 2 c. A search ends earlier
+            when no change of a single code brings the mask closer.
 
     Returns:
         (b, k) int64.
 
     Raises:
-        ValueError: `sweeps` out of range.
+        ValueError: `decodes` out of range.
     """
-    if sweeps < 1:
-        raise ValueError(f"sweeps={sweeps}: expected at least 1")
-    candidates = nearest.shape[2]
-    codes = nearest[:, :, 0].clone()
-    for _ in range(sweeps):
-        before = codes.clone()
-        for position in range(codes.shape[1]):
-            tried = codes[:, None].repeat(1, candidates, 1)  # (b, candidates, k)
-            tried[:, :, position] = nearest[:, position]  # which include the current code
-            chosen = _distances(decode, tried, squares).argmin(dim=1, keepdim=True)
-            codes[:, position] = nearest[:, position].gather(1, chosen)[:, 0]
-        if torch.equal(before, codes):
-            break
-    return codes
+    tokens, count = nearest.shape[1:]
+    if decodes is None:
+        decodes = DECODES_PER_TOKEN * tokens + DECODES_PER_CANDIDATE * count
+    if decodes < 1:
+        raise ValueError(f"decodes={decodes}: expected at least 1")
+    search = _Search(nearest, squares, decoder)
+    active = torch.arange(len(squares), device=squares.device)
+    while len(active):
+        search.update_gradients(active[search.is_stale[active]])
+        search.try_changes(active)
+        goes_on = search.is_stale[active] | ~search.tried[active].flatten(1).all(dim=1)
+        active = active[goes_on & (search.spent[active] < decodes)]
+    return search.codes
+
+
+class _Search:
+    """The state of the search: a row for each square.
+
+    Attributes:
+        codes: (b, k) int64, the best so far.
+        distances: (b,) float32, of their masks.
+        gradients: (b, k, d) float32, of the distances.
+        is_stale: (b,) bool, whether the codes have changed since the gradient was computed.
+        tried: (b, k, c) bool, candidates that were decoded at their position since then, or are the current code.
+        spent: (b,) int64, cost in decoded masks.
+    """
+
+    def __init__(self, nearest: Tensor, squares: Tensor, decoder: SearchedDecoder) -> None:
+        self._nearest, self._squares, self._decoder = nearest, squares, decoder
+        self.codes = nearest[:, :, 0].clone()
+        self._vectors = decoder.code_vectors(nearest.flatten(1)).unflatten(1, nearest.shape[1:])  # (b, k, c, d)
+        self.distances = torch.full(squares.shape[:1], torch.inf, device=squares.device)
+        self.gradients = torch.zeros_like(self._vectors[:, :, 0])
+        self.is_stale = torch.ones_like(self.distances, dtype=torch.bool)
+        self.tried = torch.zeros_like(nearest, dtype=torch.bool)
+        self.spent = torch.zeros_like(nearest[:, 0, 0])
+
+    def update_gradients(self, rows: Tensor) -> None:
+        """Compute the gradients of some rows anew."""
+        if not len(rows):
+            return
+        codes = self.codes[rows]
+        self.distances[rows], self.gradients[rows] = self._decoder.gradients(codes, self._squares[rows])
+        self.tried[rows] = self._nearest[rows] == codes[..., None]
+        self.is_stale[rows] = False
+        self.spent[rows] += GRADIENT_COST
+
+    def try_changes(self, rows: Tensor) -> None:
+        """Decode the most promising changes of some rows, one by one and the good ones together; keep the best."""
+        positions, candidates, is_new = self._promising_changes(rows)
+        count = positions.shape[1]
+        self.tried[rows[:, None], positions, candidates] = True
+        changed = self._nearest[rows[:, None], positions, candidates]  # (n, count)
+        before, squares = self.codes[rows], self._squares[rows]
+        single = before[:, None].repeat(1, count, 1).scatter(2, positions[..., None], changed[..., None])
+        distances = torch.full(positions.shape, torch.inf, device=squares.device)
+        owner = is_new.nonzero()[:, 0]
+        distances[is_new] = self._decoder.distances(single[is_new], squares[owner])
+        self.spent[rows] += is_new.sum(dim=1)
+
+        # Changes of different positions are independent to first order, so the best two are also tried together, the
+        # best three, and so on.
+        order = distances.argsort(dim=1)
+        improves = distances.gather(1, order) < self.distances[rows, None]
+        joined, codes = [single], before
+        for i in range(count):
+            change = codes.scatter(1, positions.gather(1, order[:, i : i + 1]), changed.gather(1, order[:, i : i + 1]))
+            codes = torch.where(improves[:, i : i + 1], change, codes)
+            joined.append(codes[:, None])
+        several = torch.full_like(distances, torch.inf)
+        is_several = improves.clone()
+        is_several[:, 0] = False
+        owner = is_several.nonzero()[:, 0]
+        tries = torch.cat(joined, dim=1)  # (n, 2 count, k)
+        several[is_several] = self._decoder.distances(tries[:, count:][is_several], squares[owner])
+        self.spent[rows] += is_several.sum(dim=1)
+
+        closest, chosen = torch.cat([distances, several], dim=1).min(dim=1)
+        better = closest < self.distances[rows]
+        self.codes[rows[better]] = tries[better, chosen[better]]
+        self.distances[rows[better]] = closest[better]
+        self.is_stale[rows[better]] = True
+
+    def _promising_changes(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions (n, m) int64, candidates there, and whether they are untried; different positions in each row."""
+        codes = self._decoder.code_vectors(self.codes[rows])
+        moves = self._vectors[rows] - codes[:, :, None]
+        growth = torch.einsum("nkd,nkcd->nkc", self.gradients[rows], moves).masked_fill(self.tried[rows], torch.inf)
+        at_position, candidates = growth.min(dim=2)
+        least, positions = at_position.topk(min(CHANGES_PER_ROUND, at_position.shape[1]), dim=1, largest=False)
+        return positions, candidates.gather(1, positions), least < torch.inf
+
+
+def _parts_of(codes: Tensor) -> int:
+    """How many masks to decode at once."""
+    return DECODED_AT_ONCE_ON_CPU if codes.device.type == "cpu" else DECODED_AT_ONCE
+
+
+def _distance(decoded: Tensor, target: Tensor) -> Tensor:
+    return bce_per_mask(decoded, target) + dice_per_mask(decoded, target)
 
 
 def choose_encoding_batch(batch: int, candidates: int) -> int:
     """Choose how many masks to encode at once, so that a search reports its progress often enough.
 
-    More than `DECODED_AT_ONCE` candidates are decoded in several parts anyway, so smaller batches cost nothing.
-
     Args:
         batch: number of masks without a search.
-        candidates: tried at each position; 1 is no search.
+        candidates: at each position; 1 is no search.
     """
-    return batch if candidates == 1 else max(1, min(batch, DECODED_AT_ONCE // max(candidates, 1)))
+    return batch if candidates == 1 else min(batch, SEARCHED_AT_ONCE)
 
 
 def check_candidates(candidates: int, codebook_size: int) -> None:
@@ -72,14 +197,3 @@ def check_candidates(candidates: int, codebook_size: int) -> None:
     """
     if not 1 <= candidates <= codebook_size:
         raise ValueError(f"candidates={candidates}: expected 1 to {codebook_size}, the size of the codebook")
-
-
-def _distances(decode: Callable[[Tensor], Tensor], codes: Tensor, squares: Tensor) -> Tensor:
-    """(b, c, k) codes and (b, s, s) squares -> (b, c) float32, distances of the decoded masks from their squares."""
-    count = codes.shape[1]
-    owner = torch.arange(len(squares), device=squares.device).repeat_interleave(count)
-    distances = []
-    for own, part in zip(owner.split(DECODED_AT_ONCE), codes.flatten(0, 1).split(DECODED_AT_ONCE), strict=True):
-        decoded, target = decode(part), squares[own]
-        distances.append(bce_per_mask(decoded, target) + dice_per_mask(decoded, target))
-    return torch.cat(distances).view(-1, count)

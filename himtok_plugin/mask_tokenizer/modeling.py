@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from himtok_plugin.checkpoints.model_folder import check_model_folder
 
-from .code_search import SWEEPS, check_candidates, search_codes
+from .code_search import SearchedDecoder, check_candidates, search_codes
 from .configuration import MaskTokenizerConfig
 from .decoder import MaskDecoder
 from .encoder import MaskEncoder
@@ -168,15 +168,15 @@ class MaskTokenizer(PreTrainedModel):
         transformers' method handles this, but ms-swift replaces it in processes that have loaded an InternVL.
         """
 
-    def encode(self, squares: Tensor, candidates: int = 1, sweeps: int = SWEEPS) -> Tensor:
+    def encode(self, squares: Tensor, candidates: int = 1, decodes: int | None = None) -> Tensor:
         """Encode squares to codes, without gradient.
 
         Args:
             squares: (b, s, s) float in [0, 1], see `masks.to_square`.
-            candidates: 1 takes the code nearest to each latent, as in training. With 2 to v, this number of nearest
-                codes is decoded at each position and the one with the closest mask is kept, which gives better masks
-                and decodes up to k * candidates * sweeps masks per square (`code_search.search_codes`).
-            sweeps: passes of this search over all positions.
+            candidates: 1 takes the code nearest to each latent, as in training. With 2 to v, codes are searched among
+                this number of nearest codes at each position, which gives better masks (`code_search.search_codes`).
+            decodes: about how many masks this search decodes for each square, at least 1; more give closer masks.
+                None: 4 k + 2 candidates.
 
         Returns:
             (b, k) int64 in [0, v).
@@ -190,7 +190,8 @@ class MaskTokenizer(PreTrainedModel):
             latents = self.encode_to_latents(squares)
             if candidates == 1:
                 return self.quantize.nearest_codes(latents)
-            return search_codes(self.quantize.nearest_codes(latents, candidates), squares, self._decode_valid, sweeps)
+            decoder = SearchedDecoder(self.quantize.code_vectors, self.decode_code_vectors)
+            return search_codes(self.quantize.nearest_codes(latents, candidates), squares, decoder, decodes)
 
     def encode_to_latents(self, squares: Tensor) -> Tensor:
         """Encode squares (b, s, s) to latents (b, k, d) before quantization, in the model's dtype, with gradient."""

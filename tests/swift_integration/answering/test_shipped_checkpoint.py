@@ -45,7 +45,7 @@ def test_searched_codes_restore_shapes_better():
     masks = list(generate_masks(6, UNSEEN_SEED))
     squares = torch.from_numpy(np.stack([to_square(mask, tokenizer.config.image_size) for mask in masks]))
     metrics = ReconstructionMetrics(tokenizer.config.num_mask_tokens)
-    metrics.update(tokenizer, tokenizer.encode(squares, candidates=4, sweeps=1), masks)
+    metrics.update(tokenizer, tokenizer.encode(squares, candidates=4, decodes=40), masks)
     *_, searched = metrics.compute().values()
     assert searched["gIoU"] > 0.9  # the card says 0.952, of twice the candidates and passes
 
