@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .common import JsonOption, QuietOption, app, check_range, print_table, write_json_output
+from .common import SOME_REJECTED, JsonOption, QuietOption, app, check_range, print_table, write_json_output
 from .prepare import print_losses
 from .progress_bars import progress
 
@@ -86,3 +86,5 @@ def export(
     if not write_json_output(summary, json_file):
         print_table({name.replace("_", " "): value for name, value in summary.items() if isinstance(value, int)})
     print_losses(summary, output)
+    if summary["skipped"]:
+        raise typer.Exit(SOME_REJECTED)

@@ -80,7 +80,7 @@ class ImageFiles:
 
     def __init__(self, results: Path, root: Path | None = None) -> None:
         if root is not None and not root.is_dir():
-            raise ValueError(f"root: got {str(root)!r}, expected a folder")
+            raise ValueError(f"--root: got {str(root)!r}, expected a folder")
         self._root = root
         self._folders = [results.parent, Path()] if root is None else [root]
         self._finder = FileFinder(self._folders, IMAGE_SUFFIXES)

@@ -109,7 +109,7 @@ def collect_images(
     keys = []
     for line, row in read_results(path, on_progress):
         if line in repeated:
-            found.skipped.add(REPEATED, f"line {line}")
+            found.skipped.add_unused(REPEATED, f"line {line}")
             continue
         if (key := get_result_key(row)) is not None:
             keys.append((line, key))
@@ -142,10 +142,13 @@ def _add_result(found: Collected, row: dict[str, Any], line: int, label: str | N
             found.skipped.add(BAD_MASK, f"line {line}: {error}")
             continue
         image.size = image.size or size
-        reason = LOW_SCORE if score is not None and score < min_score else OTHER_SIZE if size != image.size else None
-        reason = reason or (None if runs.area else EMPTY_MASK)
-        if reason is not None:
-            found.skipped.add(reason, f"line {line}, mask {i}: score {score}, (h, w) = {size}, {path}")
+        where = f"line {line}, mask {i}, of {path}"
+        if score is not None and score < min_score:
+            found.skipped.add_unused(LOW_SCORE, f"{where}: {score}")
+            continue
+        if size != image.size or not runs.area:
+            reason = OTHER_SIZE if size != image.size else EMPTY_MASK
+            found.skipped.add(reason, f"{where}: (h, w) = {size}, expected {image.size}")
             continue
         found.cut += mask.get("complete") is False
         found.unnamed += label is None and name.label is None

@@ -7,11 +7,14 @@ no annotation is in the summary, with its reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from himtok_plugin.data.prepare import skipped_file
+from himtok_plugin.data.prepare_summary import LossSummary
 from himtok_plugin.data.skip_log import MISSING_IMAGE, AnnotationError, SkipLog
 from himtok_plugin.evaluation.results import check_min_score
+from himtok_plugin.files.atomic_file import atomic_write
 from himtok_plugin.files.output_folder import OutputFolder
 from himtok_plugin.validation import counted
 
@@ -73,16 +76,14 @@ class ExportOptions:
 
 
 @dataclass
-class ExportSummary:
-    """The figures of an export.
+class ExportSummary(LossSummary):
+    """The figures of an export; `unused` are masks and results that the options leave out.
 
     Attributes:
         images, objects, labels: what was written.
         results: lines of the file with an answer.
         without_masks: of these, answers without a mask; their images are written without objects.
         cut: objects whose mask text was cut or malformed.
-        skipped, unused, examples: reason -> number of what was not written, and the first of each; `unused` is empty.
-        notes: what the user has to know.
     """
 
     images: int = 0
@@ -91,10 +92,6 @@ class ExportSummary:
     results: int = 0
     without_masks: int = 0
     cut: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    unused: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 def export_results(
@@ -129,16 +126,23 @@ def export_results(
         names = name_files(files)
     objects = [each for image, _ in found for each in image.objects]
     labels = list(dict.fromkeys(each.label for each in objects))
-    summary = ExportSummary(len(files), len(objects), len(labels), collected.results)
-    summary.without_masks, summary.cut = collected.without_masks, collected.cut
-    summary.notes = _list_notes(collected, files, layout, options, top)
+    summary = ExportSummary(
+        images=len(files),
+        objects=len(objects),
+        labels=len(labels),
+        results=collected.results,
+        without_masks=collected.without_masks,
+        cut=collected.cut,
+        notes=_list_notes(collected, files, layout, options, top),
+    )
     with folder.fill() as new:
         images_from = str(top) if options.images == NONE else layout.images_folder
         images = _decode(found, names, new / layout.images_folder, options.images, on_progress)
         stems = [str(Path(name).with_suffix("")) for name in names]
         shapes = options.shapes or layout.shapes[0]
         layout.write(Plan(images, stems, labels, shapes, options.tolerance, images_from, summary.notes), new)
-    _count_skipped(collected.skipped, summary)
+    with atomic_write(skipped_file(output), empty=False) as file:
+        summary.count(collected.skipped.entries, collected.skipped.unused, file)
     return summary
 
 
@@ -206,14 +210,9 @@ def _list_notes(
     return notes
 
 
-def _count_skipped(log: SkipLog, summary: ExportSummary) -> None:
-    summary.skipped = dict(log.counts)
-    for reason, detail in log.entries:
-        summary.examples.setdefault(reason, detail)
-
-
 def _explain(log: SkipLog) -> str:
     if not log.entries:
-        return "it has no lines, expected a result file of `swift infer --plugin himtok`"
+        return "it has no answers, expected a result file of `swift infer --plugin himtok`"
     reason, count = log.counts.most_common(1)[0]
-    return f"{counted(count, 'time')} {reason}; for example {next(d for r, d in log.entries if r == reason):.300}"
+    example = next(detail for own, detail in log.entries if own == reason)
+    return f"{reason} ({counted(count, 'time')}); for example {example:.300}"
