@@ -43,6 +43,8 @@ training    TunerMixin.prepare_model                           adapters train th
             SwiftMixin.train                                   a resumed run equals a whole one on CPUs
 saving      SwiftMixin._save                                   checkpoints have `mask_tokenizer/`
             SwiftMixin.save_model (new)                        so have those of FSDP and ZeRO-3 that have shards only
+            SwiftSft._prepare_dataset                          they list the words of their training questions,
+            SwiftSft._get_dataset                              where these are known
             SwiftMixin._save_checkpoint                        an interrupted checkpoint is recognised and named
             trainer.rotate_checkpoints                         and deleted before whole ones
             merge_lora.save_checkpoint                         merged models have `mask_tokenizer/`
