@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from himtok_plugin.masks.drawing import draw_mask_strip, overlay
+from himtok_plugin.masks.drawing import COLORS, choose_colors, draw_mask_strip, draw_tag, overlay, text_color
 
 IMAGE = Image.new("RGB", (30, 20), (100, 100, 100))
 MASK = np.zeros((20, 30), dtype=bool)
@@ -65,3 +65,23 @@ def test_strip_refuses_nothing_and_uncounted_labels():
         draw_mask_strip([MASK, MASK], ["1"])
     with pytest.raises(ValueError, match=r"masks\[0\]"):
         draw_mask_strip([MASK[0]])
+
+
+def test_colors_are_chosen_against_the_pixels_below_and_differ():
+    pixels = np.full((20, 30, 3), 60, np.uint8)
+    other = ~MASK
+    for color in COLORS:
+        pixels[MASK] = color
+        chosen = choose_colors(pixels, [MASK, other])
+        assert chosen[0] != color and chosen[0] != chosen[1]
+    assert set(choose_colors(pixels, [MASK] * 20)) <= set(COLORS)
+    assert choose_colors(pixels, []) == [] and len(choose_colors(pixels, [np.zeros_like(MASK)])) == 1
+
+
+def test_a_tag_is_drawn_within_the_picture_with_readable_text():
+    for corner in ((-50, -50), (10, 15), (500, 500)):
+        picture = Image.new("RGB", (60, 40), (100, 100, 100))
+        draw_tag(picture, corner, "1", (250, 180, 30))
+        changed = (np.asarray(picture) != 100).any(axis=2)
+        assert changed.sum() >= 16 * 10 and not changed.all()
+    assert text_color((250, 180, 30)) != text_color((30, 30, 90)) == (255, 255, 255)
