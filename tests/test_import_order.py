@@ -34,6 +34,7 @@ ORDER = (
     "data",
     "evaluation",
     "export",
+    "segmenting",
     "internvl_chat",
     "benchmarks",
     "demo",
@@ -154,6 +155,7 @@ def test_the_bare_package_imports_neither_numpy_nor_torch_nor_swift():
         ("masks", {"torch", "transformers"}),
         ("metrics", {"torch", "transformers"}),
         ("masks.drawing", {"torch", "transformers"}),
+        ("export.run", {"torch", "transformers"}),
     ],
 )
 def test_light_modules_stay_light(module, barred):

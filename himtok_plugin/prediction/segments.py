@@ -6,14 +6,15 @@ Contract: `make_segments` returns one object per mask of an answer, in order of 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from himtok_plugin.masks import mask_bbox, to_rle
 from himtok_plugin.masks.polygons import mask_polygons
 
-from .predictor import PredictedMask
+if TYPE_CHECKING:
+    from .predictor import PredictedMask
 
 _PIXELS_PER_SIDE = 128  # as much work, measured on masks of 1 to 33 megapixels
 _SCORE_DIGITS = 6  # further ones depend on what else is in the batch of a server
