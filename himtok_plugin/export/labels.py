@@ -27,10 +27,11 @@ _LONGEST_LABEL = 80  # characters; longer ones are no names of classes
 
 
 class MaskName(NamedTuple):
-    """What a mask is called; None where nothing says it."""
+    """What a mask is called; None where nothing says it. `is_phrase`: the label is an expression, not a class."""
 
     label: str | None
     expression: str | None
+    is_phrase: bool = False
 
 
 def name_masks(row: Mapping[str, Any], masks: Sequence[Mapping[str, Any]]) -> list[MaskName]:
@@ -40,8 +41,9 @@ def name_masks(row: Mapping[str, Any], masks: Sequence[Mapping[str, Any]]) -> li
         row: the result.
         masks: entries of its `masks`; some of the answer's may be missing, left out by their score.
     """
-    label, expression = _name_question(row)
-    return [MaskName(own or label, expression) for own in _labels_in_text(row.get("response"), masks)]
+    name = _name_question(row)
+    labels = _labels_in_text(row.get("response"), masks)
+    return [name if own is None else MaskName(own, name.expression) for own in labels]
 
 
 def _name_question(row: Mapping[str, Any]) -> MaskName:
@@ -55,7 +57,7 @@ def _name_question(row: Mapping[str, Any]) -> MaskName:
     if found is None:
         return MaskName(None, question or None)
     label = _ARTICLE.sub("", found, count=1) if _ARTICLE.match(found) else found
-    return MaskName(label if len(label) <= _LONGEST_LABEL else None, found)
+    return MaskName(label if len(label) <= _LONGEST_LABEL else None, found, is_phrase=True)
 
 
 def find_expression(question: str) -> str | None:

@@ -74,6 +74,7 @@ class Collected:
         without_masks: of these, answers without a mask.
         cut: masks whose text is cut or malformed; they are exported.
         unnamed: objects whose label nothing names.
+        phrases: objects whose label is the expression of a question.
         skipped: what is in no annotation, and why.
     """
 
@@ -82,6 +83,7 @@ class Collected:
     without_masks: int = 0
     cut: int = 0
     unnamed: int = 0
+    phrases: int = 0
     skipped: SkipLog = field(default_factory=SkipLog)
 
 
@@ -152,6 +154,7 @@ def _add_result(found: Collected, row: dict[str, Any], line: int, label: str | N
             continue
         found.cut += mask.get("complete") is False
         found.unnamed += label is None and name.label is None
+        found.phrases += label is None and name.label is not None and name.is_phrase
         own = label or name.label or DEFAULT_LABEL
         expression = name.expression or (name.label if name.label != own else None)
         rle = {"size": list(size), "counts": mask["counts"]}

@@ -202,6 +202,11 @@ def _list_notes(
             f"{counted(collected.unnamed, 'object')} without a name in the answer or the question: called 'object'; "
             "--label names the class of all objects"
         )
+    if collected.phrases:
+        notes.append(
+            f"{counted(collected.phrases, 'object')} are labelled by the expression of the question; --label names one "
+            "class for all objects"
+        )
     objects = [each for image in collected.images.values() for each in image.objects]
     lost = {"scores": any(each.score is not None for each in objects)}
     lost["expressions"] = any(each.expression is not None for each in objects)
