@@ -115,6 +115,8 @@ EXTRAS_REQUIRE = {
     "test": TEST_REQUIRES,
     "dev": [
         *TEST_REQUIRES,
+        "gradio>=5.32.1,<6",  # with playwright: tests of the page, in Chromium
+        "playwright>=1.40,<2",
         "ruff>=0.6,<1",
         "mypy>=2.4,<3",
         "tensorboard>=2.18.0,<3",
@@ -127,7 +129,7 @@ EXTRAS_REQUIRE = {
     "deepspeed": ["deepspeed>=0.19,<1"],
     "vllm": ["vllm>=0.32,<0.34"],  # each release pins its own torch; docs/inference_and_serving.md on CPU builds
     "qlora": ["bitsandbytes>=0.49,<1"],
-    "app": ["gradio>=5,<6"],  # the version that ms-swift's page needs
+    "app": ["gradio>=5.32.1,<6"],  # ms-swift 4.6 recommends 5.32.1; its page fails with 6
     # Empty, because the refiners are models of transformers, which is required anyway.
     "refine": [],
 }

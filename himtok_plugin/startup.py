@@ -10,7 +10,8 @@ that has an entry point of its name in the group `swift.plugin_arguments`. Proce
 environment variable.
 
 `swift` itself waits for such a process and does not pass signals on, so a server would survive the SIGTERM that its
-`swift deploy` gets. With a plugin, `swift deploy` therefore becomes the server's process instead of starting one.
+`swift deploy` gets. With a plugin, `swift deploy` and `swift app` therefore become the process of the server or of the
+page instead of starting one. The page needs gradio, which `run` looks for before anything heavy is imported.
 
 `--external_plugins …/himtok_plugin/plugin/himtok.py`, ms-swift's own flag, means `--plugin himtok`. ms-swift's second
 command, `megatron`, has argument classes of its own, without these options: there both flags are an error.
@@ -43,6 +44,7 @@ OWN_ENTRY_POINTS = {
 PLUGIN_FLAG = "himtok_plugin.swift_integration.options.plugin_flag:add_plugin_flag"  # with any plugin
 OWN_PLUGIN = "himtok"
 USAGE_ERROR = 2
+GRADIO = "gradio>=5.32.1,<6"  # as the extra `app` in setup.py; ms-swift 4.6 recommends 5.32.1, its page fails with 6
 
 _EXTERNAL_PLUGINS_FLAGS = ("--external_plugins", "--external-plugins")
 _OLD_EXTERNAL_PLUGINS_FLAGS = ("--custom_register_path", "--custom-register-path")  # of ms-swift 3
@@ -78,6 +80,8 @@ def _prepare_command(argv: list[str]) -> None:
     names = requested_plugins(argv[1:])
     if not names:
         return
+    if OWN_PLUGIN in names and _command_of(argv, sys.orig_argv) == "app":
+        require_gradio()
     files = resolve_plugins(names)
     # Some commands first parse a few flags with parsers of their own, whose --help lists only these flags. The flag is
     # therefore removed until the argument classes are imported.
@@ -85,6 +89,12 @@ def _prepare_command(argv: list[str]) -> None:
     arguments = [a for a in argv[1:] if a not in _HELP_FLAGS]
     argv[1:] = with_external_plugins(arguments, list(files.values()))
     _install(files)
+
+
+def require_gradio() -> None:
+    """Raise ValueError if gradio, which the page of `swift app` is built with, is not installed."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError(f"gradio: got no installation, expected one for the page: pip install '{GRADIO}'")
 
 
 def activate(plugin: str = "himtok") -> None:
@@ -123,19 +133,28 @@ def is_swift_module(command_line: list[str]) -> bool:
     return package == "swift.cli" and verb != "main"
 
 
+def _command_of(argv: list[str], command_line: list[str]) -> str:
+    """NAME of the process that runs `.../swift/cli/NAME.py` or `python -m swift.cli.NAME`."""
+    if argv[0] == "-m":
+        return _module_of(command_line).rpartition(".")[2]
+    return argv[0].replace("\\", "/").rpartition("/")[2].removesuffix(".py")
+
+
 def is_server_launcher(argv: list[str], command_line: list[str]) -> bool:
-    """Whether this process is `swift deploy` or `python -m swift.cli.main deploy`, which start the server.
+    """Whether this process is `swift deploy`, `swift app` or the same through `python -m swift.cli.main`.
+
+    It starts the process of the server or of the page.
 
     Args:
         argv: `sys.argv` as it is when Python starts, `-m` before the arguments of a module.
         command_line: `sys.orig_argv`.
     """
     launches = _module_of(command_line) == "swift.cli.main" if argv[0] == "-m" else os.path.basename(argv[0]) == "swift"
-    return launches and argv[1:2] == ["deploy"] and os.name == "posix"
+    return launches and argv[1:2] in (["deploy"], ["app"]) and os.name == "posix"
 
 
 def _become_server() -> None:
-    """Let `subprocess.run`, by which ms-swift starts the server, replace this process if the server has a plugin."""
+    """Let `subprocess.run`, by which ms-swift starts its commands, replace this process if there is a plugin."""
     import subprocess
 
     start = subprocess.run

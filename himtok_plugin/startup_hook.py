@@ -16,7 +16,7 @@ def run_in_swift_processes() -> None:
     words = [*getattr(sys, "argv", [""])[:1], *sys.orig_argv]
     folder = os.path.join("swift", "cli")
     names_command = any(folder in word or word[:10] == "swift.cli." for word in words)
-    launches_server = sys.orig_argv[2:3] == ["deploy"] and os.path.basename(sys.orig_argv[1]) == "swift"
+    launches_server = sys.orig_argv[2:3] in (["deploy"], ["app"]) and os.path.basename(sys.orig_argv[1]) == "swift"
     if names_command or launches_server or "HIMTOK_ACTIVE_PLUGINS" in os.environ:
         from .startup import run
 

@@ -135,6 +135,35 @@ def test_unknown_plugin_is_one_line_and_exit_status_2():
     assert "'nope'" in child.stderr and "himtok" in child.stderr
 
 
+WITHOUT_GRADIO = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "gradio" else find(name, *rest)
+from himtok_plugin import startup
+sys.argv = [sys.argv[1], "--plugin", "himtok"]
+startup.run()
+assert "torch" not in sys.modules
+print("goes on")
+"""
+
+
+def test_page_without_gradio_is_one_line_with_the_pip_command_before_anything_is_loaded():
+    child = run_python(WITHOUT_GRADIO, SCRIPT.replace("sft", "app"))
+    assert child.returncode == 2
+    assert child.stdout == ""
+    assert child.stderr.splitlines() == [
+        f"error: gradio: got no installation, expected one for the page: pip install '{startup.GRADIO}'"
+    ]
+
+
+def test_other_commands_do_without_gradio():
+    assert run_python(WITHOUT_GRADIO, SCRIPT).stdout == "goes on\n"
+
+
+def test_gradio_is_the_one_of_the_extra():
+    assert f'"app": ["{startup.GRADIO}"]' in (ROOT / "setup.py").read_text(encoding="utf-8")
+
+
 def test_resolving_reports_an_unknown_plugin():
     with pytest.raises(ValueError, match="'nope'.*himtok"):
         startup.resolve_plugins(["nope"])
@@ -254,6 +283,7 @@ def test_both_hooks_prepare_a_swift_command(start):
         (["/env/bin/python", "-m", "torch.distributed.run", SCRIPT, "--plugin", "himtok"], True),
         (["/env/bin/python", "/env/swift/cli/_megatron/sft.py"], True),
         (["/env/bin/python", "/env/bin/swift", "deploy", "--plugin", "himtok"], True),
+        (["/env/bin/python", "/env/bin/swift", "app", "--plugin", "himtok"], True),
         (["/env/bin/python", "/env/bin/swift", "sft", "--plugin", "himtok"], False),
         (["/env/bin/python", "/env/bin/fab", "deploy"], False),
         (["/env/bin/python", "-c", "pass"], False),

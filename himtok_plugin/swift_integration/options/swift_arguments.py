@@ -25,6 +25,8 @@ from .model_files import check_model_files, check_saved_arguments
 from .plugin_flag import extend_template_arguments
 from .unconverted_checkpoints import refuse_unconverted
 
+MODEL_OF_SERVER = "model-of-the-server"  # of `swift app --base_url` without `--model`
+
 
 def add_options(module: ModuleType) -> None:
     """Extend the argument class that ms-swift's `module` defines."""
@@ -58,6 +60,8 @@ def _resolve_models(base: Any) -> None:
 
     @wraps(import_plugins)
     def import_plugins_and_resolve_model(self: Any) -> None:
+        if getattr(self, "base_url", None) and getattr(self, "model", None) is None:
+            self.model = MODEL_OF_SERVER  # ms-swift asks for a name, and loads nothing
         refuse_unconverted(getattr(self, "model", None))
         if getattr(self, "model", None) == SHIPPED_CHECKPOINT:
             self.model = str(default_checkpoint())

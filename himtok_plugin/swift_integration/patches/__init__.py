@@ -66,12 +66,14 @@ deploying   SwiftDeploy._register_app                          all routes check 
             TransformersEngine._infer_stream                   streams have masks
             InferStreamer._get_response                        and send each when it closes
             StreamerMixin.__next__                             a stream that fails ends with its error
+opening     SwiftApp.run                                       `swift app` opens our page (once gradio is imported)
+            app_args.find_free_port                            at the port that was asked for
 evaluating  EvalArguments.list_eval_dataset                    `swift eval` runs without OpenCompass
 """
 
 from __future__ import annotations
 
-from . import answering, deploying, evaluating, loading, rows, saving, training
+from . import answering, deploying, evaluating, loading, opening, rows, saving, training
 
 _MARK = "_himtok_patched"
 
@@ -113,5 +115,6 @@ def apply() -> None:
     deploying.end_server()
     deploying.flush_streams_at_masks()
     deploying.raise_stream_errors()
+    opening.open_segmentation_page()
     evaluating.list_evalscope_benchmarks()
     setattr(Template, _MARK, True)
