@@ -16,12 +16,12 @@ import numpy as np
 from himtok_plugin.mask_text import MASK_PLACEHOLDER, MaskSpan, count_placeholders, text_to_codes
 from himtok_plugin.masks import to_rle
 from himtok_plugin.masks.rle import rle_to_mask
+from himtok_plugin.prediction.segmentation_result import UNCERTAIN_BELOW
 from himtok_plugin.validation import counted
 
 from .regions import make_region_mask
 from .uploads import UploadedImage
 
-UNCERTAIN_BELOW = 0.5  # scores: a calibrated one is the expected IoU, and IoU 0.5 is the usual limit of a hit
 Rle = Mapping[str, Any]
 
 

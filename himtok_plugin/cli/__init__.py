@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from . import adapters, bench, decoding, demo, exporting, mask_codes, prepare, scores  # noqa: F401 - importing registers their verbs
+from . import adapters, bench, decoding, demo, exporting, mask_codes, page, prepare, scores, segmenting  # noqa: F401 - importing registers their verbs
 from .common import BAD_INPUT, INTERRUPTED, app
 
 PROGRAM = "himtok"  # in messages and for the shell's completion, also under `python -m himtok_plugin.cli`

@@ -75,14 +75,13 @@ class MaskClient:
 
     @cached_property
     def _openai(self) -> OpenAI:
-        import httpx
         import openai
 
         # The environment's proxies are for the internet, and a key of the environment is OpenAI's.
-        transport = httpx.Client(trust_env=False, timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS))
-        return openai.OpenAI(
-            base_url=self.base_url, api_key=self.api_key or NO_KEY, max_retries=0, http_client=transport
-        )
+        transport = openai.DefaultHttpxClient(trust_env=False)
+        timeout = openai.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+        key = self.api_key or NO_KEY
+        return openai.OpenAI(base_url=self.base_url, api_key=key, max_retries=0, timeout=timeout, http_client=transport)
 
     def is_ready(self) -> bool:
         """Whether the server answers; its model has then been loaded.
@@ -162,7 +161,6 @@ class MaskClient:
     @contextmanager
     def _in_sentences(self) -> Iterator[None]:
         """Raise errors of the connection as `ClientError`."""
-        import httpx
         import openai
 
         try:
@@ -176,7 +174,10 @@ class MaskClient:
             ) from error
         except openai.APIStatusError as error:
             raise ClientError(_find_reason(error)) from error
-        except (openai.APIError, httpx.HTTPError) as error:
+        except Exception as error:
+            # The library passes on errors of its HTTP client, which is httpx or httpx2, while an answer is read.
+            if not isinstance(error, openai.APIError) and not type(error).__module__.startswith("httpx"):
+                raise
             raise ClientError(f"the answer broke off: {str(error) or type(error).__name__:.200}") from error
 
 

@@ -21,6 +21,8 @@ from himtok_plugin.metrics.boxes import NORMALIZED_SIDE, boxes_in_text
 if TYPE_CHECKING:
     from .predictor import PredictedMask
 
+UNCERTAIN_BELOW = 0.5  # scores: a calibrated one is the expected IoU, and IoU 0.5 is the usual limit of a hit
+
 
 @dataclass(frozen=True, eq=False)
 class SegmentationResult:

@@ -11,12 +11,11 @@ from PIL import Image
 
 from himtok_plugin.mask_text import BOX_PLACEHOLDER, IMAGE_PLACEHOLDER, MASK_PLACEHOLDER, count_placeholders
 from himtok_plugin.masks import MaskSource
+from himtok_plugin.prediction.question_text import format_question
 from himtok_plugin.prediction.segmentation_result import SegmentationResult
 from himtok_plugin.swift_integration.samples.sample_images import load_sample_image
 
 ImageSource = str | os.PathLike | Image.Image | np.ndarray
-
-QUESTION_ENDS = (".", "?", "!", "。", "？", "！")
 
 
 def build_question_sample(
@@ -45,7 +44,7 @@ def build_question_sample(
         raise ValueError(f"history ends with a message of {messages[-1]['role']!r}: expected the assistant's answer")
     all_masks = [*(earlier.get("masks") or []), *(masks or [])]
     all_boxes = [*((earlier.get("objects") or {}).get("bbox") or []), *(list(map(float, box)) for box in boxes or [])]
-    question = _format_question(template, text)
+    question = format_question(template, text)
     texts = [m["content"] for m in messages if isinstance(m["content"], str)]
     if not any(IMAGE_PLACEHOLDER in text for text in (*texts, question)):
         if messages:
@@ -63,17 +62,6 @@ def build_question_sample(
             raise ValueError(f"{name} has {len(given)} entries: expected one for each of {placeholders} {placeholder}")
     row: dict[str, Any] = {"messages": messages, "images": [image], "masks": all_masks}
     return {**row, "objects": {"bbox": all_boxes, "ref": []}} if all_boxes else row
-
-
-def _format_question(template: str, text: str) -> str:
-    """Return the text itself if it is a question of its own, else the template with the text."""
-    text = text.strip()
-    if not text:
-        raise ValueError("expression is empty: expected what to segment, or a question")
-    placeholders = (IMAGE_PLACEHOLDER, MASK_PLACEHOLDER, BOX_PLACEHOLDER)
-    if text.endswith(QUESTION_ENDS) or any(placeholder in text for placeholder in placeholders):
-        return text
-    return template.format(text)
 
 
 def load_image_source(image: Any) -> Image.Image:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from himtok_plugin import startup
 from himtok_plugin.masks import MaskSource
 from himtok_plugin.metrics.boxes import NORMALIZED_SIDE
+from himtok_plugin.prediction.question_text import QUESTION
 from himtok_plugin.prediction.segmentation_result import SegmentationResult
 
 from .question_samples import ImageSource, build_question_sample, load_image_source
@@ -20,7 +21,6 @@ from .question_samples import ImageSource, build_question_sample, load_image_sou
 if TYPE_CHECKING:
     from swift.infer_engine import TransformersEngine
 
-QUESTION = "Segment {}."  # as in docs/data.md
 MAX_NEW_TOKENS = 512  # a dozen masks of 32 mask tokens with text between them
 
 
