@@ -50,9 +50,7 @@ def make_region_mask(
         point = _read_fraction(region, "x"), _read_fraction(region, "y")
         return _draw_stroke([point], CLICK_RADIUS, size)
     if answers is None or clicked not in answers:
-        raise ValueError(
-            f"region: got a click on the mask {abridged(clicked)}, expected one of this image's masks"
-        )
+        raise ValueError(f"region: got a click on the mask {abridged(clicked)}, expected one of this image's masks")
     mask = answers[clicked]
     if not mask.any():
         raise ValueError("region: got a click on an empty mask, expected one that covers something")

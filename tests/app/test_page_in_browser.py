@@ -183,13 +183,11 @@ def test_regions_become_the_masks_of_the_question(open_tab, tmp_path, client):
     ask(tab, "Describe <mask> and <mask>.")
     clicked, stroke = (load_mask(rle, SIZE) for rle in client.asked[-1]["masks"])
     assert np.array_equal(clicked, known_prefix(SIZE, 0, TOKENS))
-    assert (
-        stroke[int(0.8 * SIZE[0]), int(0.62 * SIZE[1]) : int(0.88 * SIZE[1])].all() and not stroke[: SIZE[0] // 2].any()
-    )
+    painted = stroke[int(0.8 * SIZE[0]), int(0.62 * SIZE[1]) : int(0.88 * SIZE[1])]
+    assert painted.all() and not stroke[: SIZE[0] // 2].any()
     assert np.array_equal(shown_mask(tab), clicked | stroke)  # the first answer is switched off, and can be switched on
-    assert (
-        tab.inner_text(".himtok-turn:last-child .himtok-question").split() == "Describe region 1 and region 2 .".split()
-    )
+    asked = tab.inner_text(".himtok-turn:last-child .himtok-question")
+    assert " ".join(asked.split()).replace(" .", ".") == "Describe region 1 and region 2."
 
 
 def test_what_goes_wrong_is_a_sentence_and_the_page_goes_on(open_tab, tmp_path):
@@ -219,7 +217,7 @@ def test_two_tabs_have_their_own_state_and_do_not_wait_for_each_other(open_tab, 
     upload(slow, image_file(tmp_path, name="slow.png"))
     upload(quick, image_file(tmp_path, name="quick.png"))
     ask(slow, "Segment it slowly.", wait=False)
-    slow.wait_for_selector(".himtok-open >> text=3 tokens")
+    slow.wait_for_selector(".himtok-open >> text=2 tokens")
     assert np.array_equal(shown_mask(slow), known_prefix(SIZE, 0, 2))  # drawn as its tokens come
     ask(quick, "Segment the two things.")
     assert shown_mask(quick).sum() > shown_mask(slow).sum()
