@@ -266,6 +266,16 @@ def _png(tiny: Tiny) -> None:
     tiny.json("expressions.json", {str(i): [f"the {THING}"] for i in (0, 1)})
 
 
+def _label_studio(tiny: Tiny) -> None:
+    tasks = []
+    for i in (0, 1):
+        points = (np.reshape(POLYGONS[i], (-1, 2)) * (100 / W, 100 / H)).tolist()
+        region = {"id": "r", "type": "polygonlabels", "value": {"points": points, "polygonlabels": [THING]}}
+        data = {"image": f"/data/local-files/?d={tiny.image(f'images/{i}.png')}"}
+        tasks.append({"id": i, "data": data, "annotations": [{"result": [region]}]})
+    tiny.json("tasks.json", tasks)
+
+
 WRITERS: dict[str, Callable[[Tiny], None]] = {
     "refcoco": _refer("refcoco", "refs(unc).p"),
     "refcoco+": _refer("refcoco+", "refs(unc).p"),
@@ -293,5 +303,6 @@ WRITERS: dict[str, Callable[[Tiny], None]] = {
     "cvat": _cvat,
     "coco-json": _coco("annotations.json", "images"),
     "png": _png,
+    "label-studio": _label_studio,
 }
 assert set(WRITERS) == set(FORMATS)
