@@ -24,6 +24,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -83,6 +84,8 @@ def _prepare_command(argv: list[str]) -> None:
     if OWN_PLUGIN in names and _command_of(argv, sys.orig_argv) == "app":
         require_gradio()
     files = resolve_plugins(names)
+    # torch warns of `torch.jit.script` in a library that ms-swift imports; nobody who trains or infers can change it.
+    warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
     # Some commands first parse a few flags with parsers of their own, whose --help lists only these flags. The flag is
     # therefore removed until the argument classes are imported.
     _held_back_help[:] = _held_back_help + [a for a in argv[1:] if a in _HELP_FLAGS]

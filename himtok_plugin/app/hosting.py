@@ -106,7 +106,7 @@ def until_signal() -> Iterator[None]:
 
 
 def host_page(
-    page: gradio.Blocks, address: PageAddress, max_file_bytes: int, watch: Callable[[], None] = lambda: None
+    page: gradio.Blocks, address: PageAddress, max_file_bytes: int, watch: Callable[[], object] = lambda: None
 ) -> None:
     """Serve a page until a signal or an error ends it.
 

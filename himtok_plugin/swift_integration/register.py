@@ -13,6 +13,7 @@ def register() -> None:
             stderr and exit status 2.
     """
     from . import patches
+    from .options.log_filter import shorten_log
     from .samples.prepared_datasets import register_prepared_datasets
     from .training.mask_metrics import register_mask_metrics
     from .training.muon import register_muon
@@ -20,6 +21,7 @@ def register() -> None:
     from .training.stage_one import register_mask_tokenizer
 
     _check_options_exist()
+    shorten_log()
     patches.apply()
     register_mask_tokenizer()
     register_mask_metrics()

@@ -94,6 +94,8 @@ def _apply_all_patches() -> None:
     startup.activate("himtok")
     if has_evalscope():
         import evalscope.api.registry  # noqa: F401  patches/evaluating.py does nothing without it
+    if has_gradio():
+        import swift.pipelines.app.app  # noqa: F401  patches/opening.py does nothing without it
 
     from swift.trainers import TrainerFactory
 
@@ -106,6 +108,10 @@ def _apply_all_patches() -> None:
 
 def has_evalscope() -> bool:
     return find_spec("evalscope") is not None
+
+
+def has_gradio() -> bool:
+    return find_spec("gradio") is not None
 
 
 def _foreign_attributes() -> list[tuple[Any, str, Any]]:
