@@ -11,8 +11,11 @@ nearest codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +23,13 @@ from torch import Tensor
 from himtok_plugin.hierarchical_loss import bce_per_mask, dice_per_mask
 
 SEARCHED_AT_ONCE = 8  # squares; their changes fill the batches of the de-tokenizer, and progress is reported often
-# Masks decoded at once: on CPUs the convolutions of more do not stay in the cache, elsewhere they need memory.
-DECODED_AT_ONCE, DECODED_AT_ONCE_ON_CPU = 32, 8
+DECODED_AT_ONCE = 32  # masks, because the convolutions of the de-tokenizer need memory
+DECODED_BY_THREAD = 4  # masks at once on CPUs, where the convolutions of more do not stay in the cache
 CHANGES_PER_ROUND = 4  # decoded for each square before its gradient is computed again
 GRADIENT_COST = 3  # of a forward and a backward pass, in decoded masks
 DECODES_PER_TOKEN, DECODES_PER_CANDIDATE = 4, 2  # of the default budget
+
+MapParts = Callable[..., list[Any]]  # (function, tensors) -> what the function returns for each part
 
 
 @dataclass(frozen=True)
@@ -39,25 +44,19 @@ class SearchedDecoder:
     code_vectors: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
 
-    @torch.no_grad()
-    def distances(self, codes: Tensor, squares: Tensor) -> Tensor:
+    def distance(self, codes: Tensor, squares: Tensor) -> Tensor:
         """(n, k) codes, (n, s, s) squares -> (n,) float32, BCE + Dice of the decoded masks."""
-        parts = zip(codes.split(_parts_of(codes)), squares.split(_parts_of(codes)), strict=True)
-        return torch.cat([_distance(self.decode(self.code_vectors(own)), square) for own, square in parts])
+        with torch.no_grad():
+            return _distance(self.decode(self.code_vectors(codes)), squares)
 
-    def gradients(self, codes: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(self, codes: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
         """The same distances, and their gradients by the code vectors, (n, k, d) float32."""
-        distances: list[Tensor] = []
-        gradients: list[Tensor] = []
         # Callers may compute without gradients; tensors that they made so cannot be part of a graph.
         with torch.inference_mode(False), torch.enable_grad():
-            for own, square in zip(codes.split(_parts_of(codes)), squares.split(_parts_of(codes)), strict=True):
-                with torch.no_grad():
-                    vectors, target = self.code_vectors(own.clone()).clone(), square.clone()
-                found = _distance(self.decode(vectors.requires_grad_()), target)
-                gradients += torch.autograd.grad(found.sum(), vectors)
-                distances.append(found.detach())
-        return torch.cat(distances), torch.cat(gradients)
+            with torch.no_grad():
+                vectors, target = self.code_vectors(codes.clone()).clone(), squares.clone()
+            distances = _distance(self.decode(vectors.requires_grad_()), target)
+            return distances.detach(), torch.autograd.grad(distances.sum(), vectors)[0]
 
 
 @torch.no_grad()
@@ -82,14 +81,34 @@ def search_codes(nearest: Tensor, squares: Tensor, decoder: SearchedDecoder, dec
         decodes = DECODES_PER_TOKEN * tokens + DECODES_PER_CANDIDATE * count
     if decodes < 1:
         raise ValueError(f"decodes={decodes}: expected at least 1")
-    search = _Search(nearest, squares, decoder)
-    active = torch.arange(len(squares), device=squares.device)
-    while len(active):
-        search.update_gradients(active[search.is_stale[active]])
-        search.try_changes(active)
-        goes_on = search.is_stale[active] | ~search.tried[active].flatten(1).all(dim=1)
-        active = active[goes_on & (search.spent[active] < decodes)]
-    return search.codes
+    with _map_in_parts(squares.device) as map_parts:
+        search = _Search(nearest, squares, decoder, map_parts)
+        active = torch.arange(len(squares), device=squares.device)
+        while len(active):
+            search.update_gradients(active[search.is_stale[active]])
+            search.try_changes(active)
+            goes_on = search.is_stale[active] | ~search.tried[active].flatten(1).all(dim=1)
+            active = active[goes_on & (search.spent[active] < decodes)]
+        return search.codes
+
+
+@contextmanager
+def _map_in_parts(device: torch.device) -> Iterator[MapParts]:
+    """Yield a function that calls another with all parts of two tensors and returns its results.
+
+    On CPUs each thread takes parts of its own. Threads that share every operation, as torch's do, wait for each other
+    after each, which takes most of the time when other processes use the cores as well.
+    """
+    if device.type != "cpu":
+        yield lambda function, *tensors: list(map(function, *(each.split(DECODED_AT_ONCE) for each in tensors)))
+        return
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield lambda function, *tensors: list(pool.map(function, *(each.split(DECODED_BY_THREAD) for each in tensors)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # a part of this setting is shared by all threads
 
 
 class _Search:
@@ -104,8 +123,8 @@ class _Search:
         spent: (b,) int64, cost in decoded masks.
     """
 
-    def __init__(self, nearest: Tensor, squares: Tensor, decoder: SearchedDecoder) -> None:
-        self._nearest, self._squares, self._decoder = nearest, squares, decoder
+    def __init__(self, nearest: Tensor, squares: Tensor, decoder: SearchedDecoder, map_parts: MapParts) -> None:
+        self._nearest, self._squares, self._decoder, self._map = nearest, squares, decoder, map_parts
         self.codes = nearest[:, :, 0].clone()
         self._vectors = decoder.code_vectors(nearest.flatten(1)).unflatten(1, nearest.shape[1:])  # (b, k, c, d)
         self.distances = torch.full(squares.shape[:1], torch.inf, device=squares.device)
@@ -119,7 +138,8 @@ class _Search:
         if not len(rows):
             return
         codes = self.codes[rows]
-        self.distances[rows], self.gradients[rows] = self._decoder.gradients(codes, self._squares[rows])
+        parts = self._map(self._decoder.gradient, codes, self._squares[rows])
+        self.distances[rows], self.gradients[rows] = map(torch.cat, zip(*parts, strict=True))
         self.tried[rows] = self._nearest[rows] == codes[..., None]
         self.is_stale[rows] = False
         self.spent[rows] += GRADIENT_COST
@@ -134,7 +154,7 @@ class _Search:
         single = before[:, None].repeat(1, count, 1).scatter(2, positions[..., None], changed[..., None])
         distances = torch.full(positions.shape, torch.inf, device=squares.device)
         owner = is_new.nonzero()[:, 0]
-        distances[is_new] = self._decoder.distances(single[is_new], squares[owner])
+        distances[is_new] = self._distances(single[is_new], squares[owner])
         self.spent[rows] += is_new.sum(dim=1)
 
         # Changes of different positions are independent to first order, so the best two are also tried together, the
@@ -151,7 +171,7 @@ class _Search:
         is_several[:, 0] = False
         owner = is_several.nonzero()[:, 0]
         tries = torch.cat(joined, dim=1)  # (n, 2 count, k)
-        several[is_several] = self._decoder.distances(tries[:, count:][is_several], squares[owner])
+        several[is_several] = self._distances(tries[:, count:][is_several], squares[owner])
         self.spent[rows] += is_several.sum(dim=1)
 
         closest, chosen = torch.cat([distances, several], dim=1).min(dim=1)
@@ -159,6 +179,10 @@ class _Search:
         self.codes[rows[better]] = tries[better, chosen[better]]
         self.distances[rows[better]] = closest[better]
         self.is_stale[rows[better]] = True
+
+    def _distances(self, codes: Tensor, squares: Tensor) -> Tensor:
+        """(n, k) codes, (n, s, s) squares -> (n,) float32; n may be 0."""
+        return torch.cat(self._map(self._decoder.distance, codes, squares))
 
     def _promising_changes(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Positions (n, m) int64, candidates there, and whether they are untried; different positions in each row."""
@@ -168,11 +192,6 @@ class _Search:
         at_position, candidates = growth.min(dim=2)
         least, positions = at_position.topk(min(CHANGES_PER_ROUND, at_position.shape[1]), dim=1, largest=False)
         return positions, candidates.gather(1, positions), least < torch.inf
-
-
-def _parts_of(codes: Tensor) -> int:
-    """How many masks to decode at once."""
-    return DECODED_AT_ONCE_ON_CPU if codes.device.type == "cpu" else DECODED_AT_ONCE
 
 
 def _distance(decoded: Tensor, target: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from himtok_plugin.data.generated.object_masks import generate_object_masks
 from himtok_plugin.data.generated.scenes import generate_scenes
 from himtok_plugin.hierarchical_loss import bce_per_mask, dice_per_mask
 from himtok_plugin.mask_tokenizer import MaskTokenizer
-from himtok_plugin.mask_tokenizer.code_search import DECODED_AT_ONCE_ON_CPU
+from himtok_plugin.mask_tokenizer.code_search import DECODED_BY_THREAD
 from himtok_plugin.masks import to_square
 
 
@@ -80,7 +80,7 @@ def test_a_search_ends_when_no_change_of_a_code_brings_the_mask_closer(model):
 
 
 def test_codes_do_not_depend_on_the_rest_of_the_batch(model):
-    squares = random_squares(DECODED_AT_ONCE_ON_CPU + 1)
+    squares = random_squares(DECODED_BY_THREAD + 1)
     alone = torch.cat([model.encode(square[None], 3) for square in squares])
     assert torch.equal(model.encode(squares, 3), alone)
 
