@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from himtok_plugin.segmenting.result_files import FreeNames
 
 STDIN = "-"
+LOG_LEVEL = "LOG_LEVEL"  # of ms-swift
 
 
 @app.command()
@@ -62,6 +64,7 @@ def segment(
         bool,
         typer.Option("--json", help="Print results to stdout as `swift infer` writes them, for `himtok export`."),
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the picture of --output.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Segment images: draw what an expression names.
@@ -86,8 +89,12 @@ def segment(
     if found.others:
         shown = ", ".join(path.name for path in found.others[:3]) + (", ..." if len(found.others) > 3 else "")
         print(f"left out: {counted(len(found.others), 'file')} without an image's suffix ({shown})", file=sys.stderr)
+    if found.earlier:
+        print(f"left out: {counted(len(found.earlier), 'picture')} that an earlier run has written", file=sys.stderr)
+    for folder in found.unreadable:
+        print(f"left out: the folder {str(folder)!r}, which cannot be read", file=sys.stderr)
     questions = [FileQuestion(image, each) for image in found.images for each in expressions]
-    files = _Files(questions, output, masks, json_lines)
+    files = _Files(questions, output, masks, json_lines, force)
     answerer = _load_answerer(model, adapters, device, base_url, api_key, quiet)
     failed = drawn = 0
     with progress_bar("image" if len(expressions) == 1 else "question", len(questions), not quiet) as bar:
@@ -108,13 +115,20 @@ class _Files:
 
     Args:
         questions: all of them.
-        output, masks, json_lines: the options.
+        output, masks, json_lines, force: the options.
     Raises:
         ValueError: `output` cannot be what was asked for.
     """
 
-    def __init__(self, questions: list[FileQuestion], output: Path | None, masks: Path | None, json_lines: bool):
-        from himtok_plugin.segmenting.image_files import is_image_name
+    def __init__(
+        self,
+        questions: list[FileQuestion],
+        output: Path | None,
+        masks: Path | None,
+        json_lines: bool,
+        force: bool = False,
+    ):
+        from himtok_plugin.segmenting.image_files import is_image_name, is_other_file_name
         from himtok_plugin.segmenting.result_files import FreeNames
 
         images = list(dict.fromkeys(question.image for question in questions))
@@ -129,6 +143,10 @@ class _Files:
                 self.folder = output
         if self.file is not None and self.file.resolve() in {image.resolve() for image in images}:
             raise ValueError(f"output: got {str(output)!r}, which is the image itself, expected another file")
+        if self.file is not None and self.file.exists() and not force:
+            raise ValueError(f"output: got {str(output)!r}, which is there already, expected a new file, or --force")
+        if self.file is None and output is not None and is_other_file_name(output) and not output.is_dir():
+            raise ValueError(f"output: got {str(output)!r}, expected a picture such as {output.stem}.png, or a folder")
         for option, folder in (("output", self.folder), ("masks", masks)):
             if folder is not None and folder.exists() and not folder.is_dir():
                 raise ValueError(f"{option}: got the file {str(folder)!r}, expected a folder")
@@ -140,14 +158,14 @@ class _Files:
         from himtok_plugin.segmenting.result_files import make_row
 
         if self.json_lines:
-            bar.print(json.dumps(make_row(question, answer), ensure_ascii=False))
+            bar.print(json.dumps(make_row(question, answer)))
         if isinstance(answer, str):
-            print(f"error: {question.image}: {answer}", file=sys.stderr)
+            print(_make_printable(f"error: {question.image}: {answer}"), file=sys.stderr)
             return
         lines = _describe(question, answer)
         for path in self._write(question, answer):
             lines.append(f"  {path}")
-        for line in lines:
+        for line in map(_make_printable, lines):
             if self.json_lines:
                 print(line, file=sys.stderr)
             else:
@@ -155,13 +173,8 @@ class _Files:
 
     def _write(self, question: FileQuestion, answer: SegmentationResult) -> Iterator[Path]:
         """Write the files of an answer; one without masks has none, since a picture would look like a result."""
-        from himtok_plugin.segmenting.result_files import (
-            OVERLAY_ENDING,
-            draw_result,
-            list_labels,
-            write_masks,
-            write_picture,
-        )
+        from himtok_plugin.segmenting.image_files import OVERLAY_ENDING
+        from himtok_plugin.segmenting.result_files import draw_result, list_labels, write_masks, write_picture
 
         if not len(answer):
             return
@@ -171,6 +184,12 @@ class _Files:
             yield write_picture(draw_result(answer, list_labels(answer, question.expression)), path)
         if self.masks is not None:
             yield from write_masks(answer, self.masks, stem, self.names)
+
+
+def _make_printable(line: str) -> str:
+    """Escape what stdout cannot show, such as names of files that are no text."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _describe(question: FileQuestion, answer: SegmentationResult) -> list[str]:
@@ -217,6 +236,7 @@ def _load_answerer(
         from himtok_plugin.client import MaskClient
 
         return ServerAnswerer(MaskClient(base_url, api_key), QUESTION)
+    os.environ.setdefault(LOG_LEVEL, "WARNING")  # what ms-swift sets and loads is not what was asked for
     with stdout_to_stderr(), progress_bar("loading the model", shown=not quiet):
         from himtok_plugin import Segmenter
 

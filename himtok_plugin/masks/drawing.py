@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from himtok_plugin.files.images import to_upright_rgb
 
+from .bounding_box import mask_bbox
+
 # Bright colours of different hue and lightness, so that neighbouring masks can be distinguished on photographs.
 COLORS = ((230, 60, 60), (50, 130, 246), (60, 190, 90), (250, 180, 30), (170, 90, 220), (30, 200, 210), (245, 120, 190))
 TRUTH_COLOR, PREDICTION_COLOR = (40, 200, 110), (240, 50, 180)
@@ -24,7 +26,10 @@ GAP = 8  # pixels between panels
 PANEL_ASPECT = 2  # maximum width of a panel divided by its height
 OUTLINE_SHARE = 250  # the outline has one pixel of width per 250 pixels of the longer side
 CONTRAST = 200  # distance from which a color is told apart from the pixels below; black and white are 765 apart
-TAG_HEIGHT = 16  # pixels
+TAG_HEIGHT = 16  # pixels, at scale 1
+TAG_TEXT = 12  # points
+TAG_SHARE = 1000  # pixels of the longer side at which a picture is looked at; tags of larger ones grow with them
+_NO_GLYPH = "\U0010ffff"  # no font has one
 COMPARED_PIXELS = 2000  # of a region, for its color
 
 Color = tuple[int, int, int]
@@ -59,11 +64,18 @@ def overlay(
         if mask.dtype != bool or mask.shape != pixels.shape[:2]:
             raise ValueError(f"masks[{i}] is {mask.dtype} {mask.shape}: expected bool {pixels.shape[:2]}, as the image")
         color = np.array(colors[i % len(colors)], dtype=np.float32)
-        pixels[mask] = (1 - alpha) * pixels[mask] + alpha * color
+        x1, y1, x2, y2 = mask_bbox(mask)
+        if not x2:
+            continue
+        # Only the mask's box and a pixel around it, because an outline of a large image takes seconds.
+        box = slice(max(y1 - 1, 0), y2 + 1), slice(max(x1 - 1, 0), x2 + 1)
+        part, shown = mask[box], pixels[box]
+        shown[part] = (1 - alpha) * shown[part] + alpha * color
         # The white line is needed because the coloured one is invisible on an object of that colour.
         width = 1 + max(mask.shape) // OUTLINE_SHARE
-        pixels[_outline(mask, 2 * width)] = color
-        pixels[_outline(mask, width)] = 255
+        inner = _erode(part, width)
+        shown[part & ~_erode(inner, width)] = color
+        shown[part & ~inner] = 255
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
@@ -107,7 +119,14 @@ def text_color(background: Color) -> Color:
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else BACKGROUND
 
 
-def draw_tag(picture: Image.Image, corner: tuple[float, float], text: str, color: Color) -> None:
+def can_draw(text: str) -> bool:
+    """Whether the built-in font has all characters of a text; it has the Latin ones without accents."""
+    font = label_font(TAG_TEXT)
+    missing = bytes(font.getmask(_NO_GLYPH))
+    return all(bytes(font.getmask(character)) != missing for character in set(text))
+
+
+def draw_tag(picture: Image.Image, corner: tuple[float, float], text: str, color: Color, scale: float = 1) -> None:
     """Draw a text on a filled rectangle with a white edge, in place, moved so that it lies within the picture.
 
     Args:
@@ -115,9 +134,10 @@ def draw_tag(picture: Image.Image, corner: tuple[float, float], text: str, color
         corner: x and y of the rectangle's lower left corner.
         text: a word.
         color: of the rectangle.
+        scale: size of the tag; 1 for pictures that are shown pixel by pixel.
     """
-    draw, font = ImageDraw.Draw(picture), label_font(12)
-    width, height = int(font.getlength(text)) + 7, TAG_HEIGHT
+    draw, font = ImageDraw.Draw(picture), label_font(round(TAG_TEXT * scale))
+    width, height = int(font.getlength(text) + 7 * scale), round(TAG_HEIGHT * scale)
     x = max(0, min(round(corner[0]), picture.width - width))
     y = max(0, min(round(corner[1]) - height, picture.height - height))
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color, outline=BACKGROUND)
@@ -178,13 +198,16 @@ def to_grey(mask: np.ndarray, name: str) -> Image.Image:
     return Image.fromarray((np.clip(mask.astype(np.float32), 0, 1) * 255).round().astype(np.uint8)).convert("RGB")
 
 
-def _outline(mask: np.ndarray, width: int) -> np.ndarray:
-    """Foreground pixels within `width` steps of background pixels; the image's border does not count as background."""
-    inner = mask
+def _erode(mask: np.ndarray, width: int) -> np.ndarray:
+    """Foreground pixels more than `width` steps from background; the image's border does not count as background."""
     for _ in range(width):
-        padded = np.pad(inner, 1, mode="edge")
-        inner = inner & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inner
+        inner = mask.copy()
+        inner[1:] &= mask[:-1]
+        inner[:-1] &= mask[1:]
+        inner[:, 1:] &= mask[:, :-1]
+        inner[:, :-1] &= mask[:, 1:]
+        mask = inner
+    return mask
 
 
 def _fit(size: tuple[int, int], height: int) -> tuple[int, int]:

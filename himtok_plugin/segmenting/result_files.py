@@ -17,13 +17,11 @@ from PIL import Image
 
 from himtok_plugin.mask_text import text_to_codes
 from himtok_plugin.masks import to_rle
-from himtok_plugin.masks.drawing import choose_colors, draw_tag, overlay
+from himtok_plugin.masks.drawing import TAG_SHARE, can_draw, choose_colors, draw_tag, overlay
 from himtok_plugin.prediction.segmentation_result import UNCERTAIN_BELOW, SegmentationResult
 from himtok_plugin.prediction.segments import find_label
 
 from .answerers import Answer, FileQuestion
-
-OVERLAY_ENDING = "_segmented.png"
 
 
 class FreeNames:
@@ -64,16 +62,21 @@ def describe_score(score: float) -> str:
 
 
 def draw_result(result: SegmentationResult, labels: list[str]) -> Image.Image:
-    """Draw the image of a result with its masks, each with its label and score."""
+    """Draw the image of a result with its masks, each with its label and score.
+
+    A label that the built-in font cannot write is replaced by the number of the mask.
+    """
     if result.image is None:
         raise ValueError("image is None: expected a result with its image")
     colors = choose_colors(result.image, result.masks)
     picture = overlay(result.image, result.masks, colors=colors or None)
-    for mask, label, score, color in zip(result.masks, labels, result.scores, colors, strict=True):
+    scale = max(1.0, max(picture.size) / TAG_SHARE)
+    for i, (mask, label, score, color) in enumerate(zip(result.masks, labels, result.scores, colors, strict=True), 1):
         rows = np.flatnonzero(mask.any(axis=1))
         if rows.size:
             corner = float(np.flatnonzero(mask[rows[0]])[0]), float(rows[0])
-            draw_tag(picture, corner, " ".join(filter(None, (label, describe_score(score)))), color)
+            name = label if can_draw(label) else str(i)
+            draw_tag(picture, corner, " ".join(filter(None, (name, describe_score(score)))), color, scale)
     return picture
 
 

@@ -12,8 +12,10 @@ from himtok_plugin.client import AnswerUpdate, ClientError, ServerUnreachableErr
 from himtok_plugin.export.run import ExportOptions, export_results
 from himtok_plugin.mask_text import codes_to_text
 from himtok_plugin.masks import load_mask, to_rle
+from himtok_plugin.masks.drawing import can_draw, draw_tag
 from himtok_plugin.prediction.segmentation_result import SegmentationResult
 from himtok_plugin.segmenting.answerers import FileQuestion, LocalAnswerer, ServerAnswerer, open_image
+from himtok_plugin.segmenting.result_files import draw_result
 
 SIZE = 20, 30  # (h, w)
 
@@ -125,6 +127,43 @@ def test_an_answer_without_a_mask_is_said_and_leaves_no_picture(photo, model, ca
     assert not list(photo.parent.glob("*.png")) and not (photo.parent / "masks").exists()
 
 
+def test_a_picture_that_is_there_is_replaced_only_by_force(photo, model, capsys):
+    mine = photo.parent / "mine.png"
+    Image.new("RGB", (4, 4)).save(mine)
+    assert run(photo, "it", "--output", mine) == 2 and Image.open(mine).size == (4, 4)
+    assert "which is there already, expected a new file, or --force" in capsys.readouterr().err
+    assert run(photo, "it", "--output", mine, "--force") == 0 and Image.open(mine).size == SIZE[::-1]
+
+
+def test_a_second_run_in_a_folder_leaves_out_the_pictures_of_the_first(photo, model, capsys):
+    for name in ("movie.mpg", "paper.pdf"):
+        (photo.parent / name).write_text("no image")
+    assert run(".", "it") == 0 and run(".", "it") == 0
+    assert "1 picture that an earlier run has written" in capsys.readouterr().err
+    assert model.batches == [["it"], ["it"]]
+
+
+def test_names_that_are_no_text_are_escaped(photo, model, capsys):
+    odd = photo.parent / "caf\udce9.png"
+    try:
+        Image.new("RGB", (30, 20)).save(odd)
+    except OSError as error:
+        pytest.skip(f"the file system refuses such names: {error}")
+    assert run(odd, "it") == 0 and "caf\\udce9.png: it" in capsys.readouterr().out
+    assert run(odd, "it", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"][0]["path"] == str(odd)
+
+
+def test_tags_grow_with_the_picture_and_labels_that_the_font_lacks_become_numbers(photo, model):
+    (answer,) = LocalAnswerer(model).answer([FileQuestion(photo, "it")])
+    assert draw_result(answer, ["\N{CJK UNIFIED IDEOGRAPH-732B}"]).tobytes() == draw_result(answer, ["1"]).tobytes()
+    assert can_draw("the dog 0.9") and not can_draw("\N{CJK UNIFIED IDEOGRAPH-732B}")
+    small, large = Image.new("RGB", (400, 400)), Image.new("RGB", (400, 400))
+    draw_tag(small, (0, 400), "it", (230, 60, 60))
+    draw_tag(large, (0, 400), "it", (230, 60, 60), scale=3)
+    assert np.count_nonzero(large) > 7 * np.count_nonzero(small)
+
+
 def test_printed_rows_can_be_exported(photo, model, capsys):
     assert run(photo, "it", "--json") == 0
     (photo.parent / "results.jsonl").write_text(capsys.readouterr().out)
@@ -142,6 +181,7 @@ def test_printed_rows_can_be_exported(photo, model, capsys):
         (("my photo.jpg", " "), "expression: got an empty text"),
         (("my photo.jpg", "<mask>?"), "expected no <mask>"),
         (("my photo.jpg", "it", "--output", "my photo.jpg"), "which is the image itself"),
+        (("my photo.jpg", "it", "--output", "out.psd"), "expected a picture such as out.png, or a folder"),
         (("my photo.jpg", "it", "--masks", "my photo.jpg"), "masks: got the file"),
         (("my photo.jpg", "it", "--base_url", "http://h", "--device", "cpu"), "base_url: got it beside"),
         (("my photo.jpg", "my photo.jpg", "copy.jpg", "it", "--output", "a.png"), "does not exist"),
