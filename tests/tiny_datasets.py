@@ -271,6 +271,7 @@ def _label_studio(tiny: Tiny) -> None:
     for i in (0, 1):
         points = (np.reshape(POLYGONS[i], (-1, 2)) * (100 / W, 100 / H)).tolist()
         region = {"id": "r", "type": "polygonlabels", "value": {"points": points, "polygonlabels": [THING]}}
+        region |= {"original_width": W, "original_height": H}
         data = {"image": f"/data/local-files/?d={tiny.image(f'images/{i}.png')}"}
         tasks.append({"id": i, "data": data, "annotations": [{"result": [region]}]})
     tiny.json("tasks.json", tasks)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from himtok_plugin.data.annotation_values import id_text
+from himtok_plugin.data.annotation_values import annotated_size, id_text
 from himtok_plugin.data.byte_ranges import parse_json_file
 from himtok_plugin.data.records import Query, Record, Region, class_names
 from himtok_plugin.data.skip_log import (
@@ -66,7 +66,7 @@ class LabelStudioReader(Reader):
         name = f"task {id_text(task.get('id', number))}"
         results = _choose_results(task)
         try:
-            path, size = self.finder.find(_image_name(task["data"], results))
+            path, size = self.finder.find(_image_name(task["data"], results), self._annotated_size(results, log))
         except AnnotationError as error:
             raise AnnotationError(error.reason, f"{name}: {error.detail}") from error
         regions: list[Region] = []
@@ -100,6 +100,14 @@ class LabelStudioReader(Reader):
             present=class_names(regions) | named,
             incomplete_classes=named,
         )
+
+    def _annotated_size(self, results: Sequence[Mapping[str, Any]], log: SkipLog) -> tuple[int, int] | None:
+        """(h, w) of the image as its first region states it; None without one."""
+        known = (result for result in results if "original_height" in result)
+        first = next(known, None)
+        if first is None:
+            return None
+        return annotated_size(first["original_height"], first.get("original_width"), log, self.path.name)
 
 
 def _choose_results(task: Mapping[str, Any]) -> list[dict[str, Any]]:
