@@ -283,7 +283,7 @@ class _Events:
             return [session, *[gr.skip()] * 7, _write_notice(notice)]
         return [
             session,
-            json.dumps({**describe_image(current.image), "number": session.index}),
+            json.dumps({**describe_image(current.image), "number": current.number}),
             *self._show_answer(session)[:2],
             gr.Radio(names, value=names[session.index], visible=len(names) > 1),
             *self._show_answer(session)[2:],
@@ -304,7 +304,7 @@ class _Events:
             gr.Slider(maximum=max(largest, 2), value=max(largest, 2), visible=largest > 1) if finished else gr.skip()
         )
         return [
-            json.dumps(describe_layers(current)),
+            json.dumps({**describe_layers(current), "image": current.number}),
             write_conversation(current),
             slider,
             gr.Row(visible=True),

@@ -116,10 +116,11 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """An image, and the turns about it."""
+    """An image, and the turns about it; `number` tells the conversations that a tab has had apart."""
 
     image: UploadedImage
     turns: list[Turn] = field(default_factory=list)
+    number: int = 0
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -224,6 +225,7 @@ class Session:
 
     conversations: list[Conversation] = field(default_factory=list)
     index: int = 0
+    begun: int = 0  # conversations, also those that were cleared
 
     @property
     def current(self) -> Conversation | None:
@@ -232,7 +234,7 @@ class Session:
 
     def add_image(self, image: UploadedImage) -> Conversation:
         """Begin a conversation about an image, and show it."""
-        self.conversations.append(Conversation(image))
+        self.conversations.append(self._begin(image))
         self.index = len(self.conversations) - 1
         return self.conversations[-1]
 
@@ -245,8 +247,12 @@ class Session:
     def clear_current(self) -> None:
         """Begin the conversation about the current image anew."""
         if self.conversations:
-            self.conversations[self.index] = Conversation(self.conversations[self.index].image)
+            self.conversations[self.index] = self._begin(self.conversations[self.index].image)
 
     def names(self) -> list[str]:
         """What each image is called, numbered."""
         return [f"{i}. {each.image.name}" for i, each in enumerate(self.conversations, 1)]
+
+    def _begin(self, image: UploadedImage) -> Conversation:
+        self.begun += 1
+        return Conversation(image, number=self.begun)

@@ -7,7 +7,7 @@
   const LARGEST_CACHE = 600; // decoded masks
   const state = {
     image: null, scene: { layers: [], size: [1, 1], tokens: 0, turns: 0 }, hidden: new Set(),
-    tokens: null, tool: "look", brush: 0.03, regions: [], draft: null, decoded: new Map(), turns: 0, focus: null,
+    tokens: null, layers: "", tool: "look", brush: 0.03, regions: [], draft: null, decoded: new Map(), turns: 0, focus: null,
   };
 
   const find = (selector) => document.querySelector(`#himtok-stage ${selector}`);
@@ -82,16 +82,24 @@
     const solid = ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
     const white = 0xffffffff;
     const line = Math.max(1, Math.round(Math.max(width, height) / 800));
-    const rowOf = new Int32Array(height), columnOf = new Int32Array(width);
-    for (let y = 0; y < height; y++) rowOf[y] = Math.floor(y / zoom) * w;
-    for (let x = 0; x < width; x++) columnOf[x] = Math.floor(x / zoom);
-    // Beyond the image's border there is no outline, as in the overlay that Python draws.
-    const isOut = (x, y) => x >= 0 && y >= 0 && x < width && y < height && !mask[rowOf[y] + columnOf[x]];
-    for (let y = y1 * zoom; y < Math.min(y2 * zoom, height); y++) {
-      for (let x = x1 * zoom; x < Math.min(x2 * zoom, width); x++) {
-        if (!mask[rowOf[y] + columnOf[x]]) continue;
-        const near = (d) => isOut(x - d, y) || isOut(x + d, y) || isOut(x, y - d) || isOut(x, y + d);
-        pixels[y * width + x] = near(line) ? white : near(2 * line) ? solid : tinted;
+    const bottom = Math.min(y2 * zoom, height), right = Math.min(x2 * zoom, width);
+    const columnOf = Int32Array.from({ length: width }, (_, x) => Math.floor(x / zoom));
+    const rowAt = (y) => (y < 0 || y >= height ? -1 : Math.floor(y / zoom) * w);
+    for (let y = y1 * zoom; y < bottom; y++) {
+      const row = rowAt(y);
+      // Beyond the image's border (-1) there is no outline, as in the overlay that Python draws.
+      const up = rowAt(y - line), down = rowAt(y + line), up2 = rowAt(y - 2 * line), down2 = rowAt(y + 2 * line);
+      for (let x = x1 * zoom; x < right; x++) {
+        const column = columnOf[x];
+        if (!mask[row + column]) continue;
+        const isEdge =
+          (up >= 0 && !mask[up + column]) || (down >= 0 && !mask[down + column]) ||
+          (x >= line && !mask[row + columnOf[x - line]]) || (x + line < width && !mask[row + columnOf[x + line]]);
+        const isNear = !isEdge && (
+          (up2 >= 0 && !mask[up2 + column]) || (down2 >= 0 && !mask[down2 + column]) ||
+          (x >= 2 * line && !mask[row + columnOf[x - 2 * line]]) ||
+          (x + 2 * line < width && !mask[row + columnOf[x + 2 * line]]));
+        pixels[y * width + x] = isEdge ? white : isNear ? solid : tinted;
       }
     }
   }
@@ -361,9 +369,12 @@
       draw();
       drawLegend();
       drawRegions();
+      this.showLayers(state.layers);
     },
+    // Gradio sends an image and its masks at once, and does not say which of them arrives first.
     showLayers(text) {
-      if (!text || !state.image) return;
+      state.layers = text;
+      if (!text || !state.image || JSON.parse(text).image !== state.image.number) return;
       state.scene = JSON.parse(text);
       if (state.scene.turns > state.turns) {
         // A new answer is looked at first; the earlier ones can be switched on again.
