@@ -204,8 +204,8 @@ def _list_notes(
         )
     if collected.phrases:
         notes.append(
-            f"labelled by the expression of the question: {counted(collected.phrases, 'object')}; --label names one class "
-            "for all"
+            f"labelled by the expression of the question: {counted(collected.phrases, 'object')}; --label names one "
+            "class for all"
         )
     objects = [each for image in collected.images.values() for each in image.objects]
     lost = {"scores": any(each.score is not None for each in objects)}
