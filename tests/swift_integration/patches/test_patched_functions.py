@@ -6,7 +6,15 @@ import subprocess
 import sys
 
 import pytest
-from patched_functions import RECORD_FILE, PatchedFunction, compare, describe_function, has_evalscope, has_gradio, update
+from patched_functions import (
+    RECORD_FILE,
+    PatchedFunction,
+    compare,
+    describe_function,
+    has_evalscope,
+    has_gradio,
+    update,
+)
 
 from himtok_plugin.swift_integration import patches
 
@@ -15,7 +23,7 @@ COMMAND = "python tests/swift_integration/patches/patched_functions.py --update"
 
 @pytest.fixture(scope="module")
 def installed():
-    """What a fresh process finds after it has applied all patches, those of `swift eval`, `swift app` and GRPO included."""
+    """What a fresh process finds after it has applied all patches, also those of `swift eval`, `swift app` and GRPO."""
     if not (has_evalscope() and has_gradio()):
         pytest.skip("needs evalscope and gradio, whose presence decides which patches apply")
     program = RECORD_FILE.with_suffix(".py")
