@@ -149,7 +149,9 @@ setup(
     # the top of the repository and is installed inside the package (himtok_plugin/resources.py).
     packages=[*find_namespace_packages(include=["himtok_plugin", "himtok_plugin.*"]), "himtok_plugin.swift_configs"],
     package_dir={"himtok_plugin.swift_configs": "swift_configs"},
-    package_data={"": ["*.yaml", "*.json", "*.txt", "*.safetensors", "*.jinja", "*.j2", "*.md", "*.js", "*.css", "*.html"]},
+    package_data={
+        "": ["*.yaml", "*.json", "*.txt", "*.safetensors", "*.jinja", "*.j2", "*.md", "*.js", "*.css", "*.html"]
+    },
     cmdclass={"build": BuildWithStartupHook, "build_startup_hook": BuildStartupHook},
     entry_points={
         "console_scripts": ["himtok = himtok_plugin.cli:main"],
