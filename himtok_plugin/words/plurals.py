@@ -27,9 +27,7 @@ _IRREGULAR_WORDS = {
     **{"iris": "irises", "trellis": "trellises", "pelvis": "pelvises", "ibis": "ibises", "thermos": "thermoses"},
     **{"rhinoceros": "rhinoceroses"},
 }
-_END_OTHERWISE = frozenset(
-    "human german roman ottoman talisman shaman caiman specimen abdomen omen ramen".split()
-)
+_END_OTHERWISE = frozenset("human german roman ottoman talisman shaman caiman specimen abdomen omen ramen".split())
 # Animals with one form, and what is not counted: "all rice".
 _WITHOUT_PLURAL = frozenset(
     "aircraft alcohol apparel applesauce armor asparagus background bacon bait bamboo beef bison bread broccoli "
