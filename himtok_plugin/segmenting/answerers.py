@@ -15,7 +15,7 @@ from PIL import Image
 
 from himtok_plugin.client import ClientError, MaskClient, ServerUnreachableError
 from himtok_plugin.files.images import to_upright_rgb
-from himtok_plugin.mask_text import MASK_PLACEHOLDER, count_placeholders
+from himtok_plugin.mask_text import IMAGE_PLACEHOLDER, MASK_PLACEHOLDER, count_placeholders
 from himtok_plugin.prediction.question_text import format_question
 from himtok_plugin.prediction.segmentation_result import SegmentationResult
 
@@ -107,7 +107,7 @@ class ServerAnswerer:
     def _ask(self, question: FileQuestion) -> Answer:
         try:
             image = open_image(question.image)
-            text = format_question(self._question, question.expression)
+            text = IMAGE_PLACEHOLDER + format_question(self._question, question.expression)
             messages = [{"role": "user", "content": text}]
             update = list(self._client.ask(messages, [question.image]))[-1]
         except ServerUnreachableError:

@@ -212,7 +212,7 @@ def test_a_server_gives_the_same_results(photo):
     answerer = ServerAnswerer(FakeClient(), "Segment {}.")
     (answer,) = answerer.answer([FileQuestion(photo, "the bus")])
     assert (answer.masks[0] == mask_of()).all() and answer.scores[0] == 0.8 and answer.unknown_words == ["bus"]
-    assert answer.messages[0]["content"] == "Segment the bus." and answer.image.size == SIZE[::-1]
+    assert answer.messages[0]["content"] == "<image>Segment the bus." and answer.image.size == SIZE[::-1]
     assert answerer.answer([FileQuestion(photo, "refuse")]) == ["image: got too many pixels"]
     with pytest.raises(ServerUnreachableError):
         answerer.answer([FileQuestion(photo, "gone")])
