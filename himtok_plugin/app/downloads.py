@@ -11,6 +11,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def draw_overlay(conversation: Conversation, view: View) -> Image.Image:
 
 def write_overlay(conversation: Conversation, view: View) -> bytes:
     """The overlay as PNG."""
-    return _png(draw_overlay(conversation, view))
+    return _png(draw_overlay(conversation, view), zlib.Z_RLE)
 
 
 def write_masks(conversation: Conversation, view: View) -> bytes:
@@ -173,9 +174,10 @@ def _draw_label(picture: Image.Image, layer: MaskLayer, mask: np.ndarray, color:
     draw.text((x + margin - x1, y + margin - y1), text, fill=ink, font=font)
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(image: Image.Image, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+    """Encode a PNG. A search for repetitions finds few in photographs: `Z_RLE` is faster, and their files smaller."""
     stream = io.BytesIO()
-    image.save(stream, "PNG", compress_level=3)  # a third of the time of the default, for a tenth more bytes
+    image.save(stream, "PNG", compress_level=1, compress_type=strategy)
     return stream.getvalue()
 
 

@@ -3,11 +3,16 @@
 (() => {
   "use strict";
   const SMALLEST_SIDE = 640; // smaller images are drawn with larger pixels
-  const TINT = 128; // alpha of a mask, of 255
-  const LARGEST_CACHE = 600; // decoded masks
+  const TINT = 128, FOCUS_TINT = 200; // alpha of a mask, of 255
+  const LARGEST_CACHE = 2 ** 28; // pixels of masks, a byte each
+  const INSIDE = 1, NEAR = 2, EDGE = 3; // of a mask: its tint, a line in its colour, and a white line around that
+  const whenIdle = window.requestIdleCallback ?? ((work) => setTimeout(() => work({ timeRemaining: () => 1 }), 50));
+  const SLIDER = "#himtok-tokens input[type=range]";
+  const cancelIdle = window.cancelIdleCallback ?? clearTimeout;
   const state = {
     image: null, scene: { layers: [], size: [1, 1], tokens: 0, turns: 0 }, hidden: new Set(),
-    tokens: null, layers: "", tool: "look", brush: 0.03, regions: [], draft: null, decoded: new Map(), turns: 0, focus: null,
+    tokens: null, layers: "", tool: "look", brush: 0.03, regions: [], draft: null, turns: 0, focus: null,
+    shapes: new Map(), kept: 0, ahead: 0, picture: null, // traced masks by their counts, and how many pixels these are
   };
 
   const find = (selector) => document.querySelector(`#himtok-stage ${selector}`);
@@ -20,8 +25,7 @@
   const colorOf = (layer, alpha = 1) => `rgba(${layer.color.join(",")},${alpha})`;
 
   // COCO RLE: runs column by column, in characters of 6 bits (pycocotools, common/maskApi.c).
-  function decode(counts, [h, w]) {
-    const mask = new Uint8Array(h * w);
+  function decode(counts) {
     const runs = [];
     for (let at = 0; at < counts.length; ) {
       let value = 0, shift = 0, more = true;
@@ -35,24 +39,64 @@
       if (runs.length > 2) value += runs[runs.length - 2];
       runs.push(value);
     }
-    let position = 0, left = w, top = h, right = -1, bottom = -1, area = 0;
-    for (let i = 0; i < runs.length; i++) {
-      const end = position + runs[i];
-      if (i % 2) {
-        area += runs[i];
-        let x = Math.floor(position / h), y = position - x * h;
-        if (x < left) left = x;
-        for (let p = position; p < end; p++) {
-          mask[y * w + x] = 1;
-          if (y < top) top = y;
-          if (y > bottom) bottom = y;
-          if (x > right) right = x;
-          if (++y === h) { y = 0; x++; }
+    return runs;
+  }
+
+  // The mask as the canvas shows it, cropped to its box: 0 is background, the others are indices of `colorsOf`. All that
+  // takes time is done here, once for every prefix.
+  function trace(counts, [h, w], zoom) {
+    const runs = decode(counts);
+    let left = w, top = h, right = 0, bottom = 0, area = 0;
+    const forEachColumn = (visit) => {
+      let position = 0;
+      runs.forEach((run, i) => {
+        for (let at = position, end = position + run; i % 2 && at < end; ) {
+          const x = Math.floor(at / h), y = at - x * h, stop = Math.min(h, y + end - at);
+          visit(x, y, stop);
+          at += stop - y;
         }
-      }
-      position = end;
+        position += run;
+      });
+    };
+    forEachColumn((x, y, stop) => {
+      left = Math.min(left, x);
+      right = Math.max(right, x + 1);
+      top = Math.min(top, y);
+      bottom = Math.max(bottom, stop);
+      area += stop - y;
+    });
+    if (!area) return { area, box: [0, 0, 0, 0], x: 0, y: 0, width: 0, height: 0, classes: new Uint8Array(0) };
+
+    // With a margin of background around it. Beyond the image's border there is no outline, as in the overlay that
+    // Python draws, so that counts as foreground.
+    const line = Math.max(1, Math.round((Math.max(w, h) * zoom) / 800)), margin = 2 * line;
+    const width = (right - left) * zoom, height = (bottom - top) * zoom, stride = width + 2 * margin;
+    const mask = new Uint8Array(stride * (height + 2 * margin));
+    const originX = margin - left * zoom, originY = margin - top * zoom;
+    if (originY > 0) mask.fill(1, 0, stride * originY);
+    if (originY + h * zoom < height + 2 * margin) mask.fill(1, stride * (originY + h * zoom));
+    for (let row = 0; row < mask.length; row += stride) {
+      if (originX > 0) mask.fill(1, row, row + originX);
+      if (originX + w * zoom < stride) mask.fill(1, row + originX + w * zoom, row + stride);
     }
-    return { mask, area, box: [left, top, right + 1, bottom + 1] };
+    forEachColumn((x, y, stop) => {
+      const first = x * zoom + originX, last = stop * zoom + originY;
+      for (let row = y * zoom + originY; row < last; row++)
+        for (let column = first; column < first + zoom; column++) mask[row * stride + column] = 1;
+    });
+
+    const classes = new Uint8Array(width * height);
+    const far = line * stride;
+    for (let y = 0, to = 0; y < height; y++) {
+      let at = (y + margin) * stride + margin;
+      for (let x = 0; x < width; x++, at++, to++) {
+        if (!mask[at]) continue;
+        if (!(mask[at - far] & mask[at + far] & mask[at - line] & mask[at + line])) classes[to] = EDGE;
+        else if (!(mask[at - 2 * far] & mask[at + 2 * far] & mask[at - margin] & mask[at + margin])) classes[to] = NEAR;
+        else classes[to] = INSIDE;
+      }
+    }
+    return { area, box: [left, top, right, bottom], x: left * zoom, y: top * zoom, width, height, classes };
   }
 
   function countsAt(layer) {
@@ -61,79 +105,99 @@
     return shorter.length ? layer.prefixes[Math.max(...shorter)] : layer.counts;
   }
 
-  function bitmapOf(layer) {
-    const counts = countsAt(layer);
-    let bitmap = state.decoded.get(counts);
-    if (!bitmap) {
-      if (state.decoded.size >= LARGEST_CACHE) state.decoded.clear();
-      bitmap = decode(counts, state.scene.size);
-      state.decoded.set(counts, bitmap);
+  const zoomOf = ([h, w]) => Math.max(1, Math.floor(SMALLEST_SIDE / Math.max(w, h))); // canvas pixels per pixel
+
+  function shapeOf(counts) {
+    let shape = state.shapes.get(counts);
+    if (!shape) {
+      shape = trace(counts, state.scene.size, zoomOf(state.scene.size));
+      state.shapes.set(counts, shape);
+      state.kept += shape.classes.length;
+      for (const [oldest, { classes }] of state.shapes) {
+        if (state.kept <= LARGEST_CACHE || oldest === counts) break;
+        state.shapes.delete(oldest);
+        state.kept -= classes.length;
+      }
     }
-    return bitmap;
+    return shape;
+  }
+
+  // Prefixes are traced while the browser has nothing else to do, so that the slider finds them; the longest ones first,
+  // because the slider starts with these.
+  function traceAhead() {
+    const all = visibleLayers().filter((layer) => layer.id !== "open").flatMap((layer) =>
+      Object.keys(layer.prefixes).map((n) => [Number(n), layer.prefixes[n]]));
+    all.sort(([n], [m]) => m - n);
+    const work = (deadline) => {
+      state.ahead = 0;
+      while (all.length && state.kept < LARGEST_CACHE / 2) {
+        if (deadline.timeRemaining() < 1) {
+          state.ahead = whenIdle(work);
+          return;
+        }
+        shapeOf(all.shift()[1]);
+      }
+    };
+    if (state.ahead) cancelIdle(state.ahead);
+    state.ahead = whenIdle(work);
   }
 
   const visibleLayers = () => state.scene.layers.filter((layer) => !state.hidden.has(layer.id));
 
-  function paint(pixels, width, height, layer, bitmap, zoom) {
-    const { mask, box: [x1, y1, x2, y2] } = bitmap;
-    const w = state.scene.size[1];
+  function colorsOf(layer) {
     const [r, g, b] = layer.color;
-    const tinted = (((layer.id === state.focus ? 200 : TINT) << 24) | (b << 16) | (g << 8) | r) >>> 0;
-    const solid = ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
-    const white = 0xffffffff;
-    const line = Math.max(1, Math.round(Math.max(width, height) / 800));
-    const bottom = Math.min(y2 * zoom, height), right = Math.min(x2 * zoom, width);
-    const columnOf = Int32Array.from({ length: width }, (_, x) => Math.floor(x / zoom));
-    const rowAt = (y) => (y < 0 || y >= height ? -1 : Math.floor(y / zoom) * w);
-    for (let y = y1 * zoom; y < bottom; y++) {
-      const row = rowAt(y);
-      // Beyond the image's border (-1) there is no outline, as in the overlay that Python draws.
-      const up = rowAt(y - line), down = rowAt(y + line), up2 = rowAt(y - 2 * line), down2 = rowAt(y + 2 * line);
-      for (let x = x1 * zoom; x < right; x++) {
-        const column = columnOf[x];
-        if (!mask[row + column]) continue;
-        const isEdge =
-          (up >= 0 && !mask[up + column]) || (down >= 0 && !mask[down + column]) ||
-          (x >= line && !mask[row + columnOf[x - line]]) || (x + line < width && !mask[row + columnOf[x + line]]);
-        const isNear = !isEdge && (
-          (up2 >= 0 && !mask[up2 + column]) || (down2 >= 0 && !mask[down2 + column]) ||
-          (x >= 2 * line && !mask[row + columnOf[x - 2 * line]]) ||
-          (x + 2 * line < width && !mask[row + columnOf[x + 2 * line]]));
-        pixels[y * width + x] = isEdge ? white : isNear ? solid : tinted;
-      }
+    const color = (alpha) => ((alpha << 24) | (b << 16) | (g << 8) | r) >>> 0;
+    const colors = new Uint32Array(4);
+    colors[INSIDE] = color(layer.id === state.focus ? FOCUS_TINT : TINT);
+    colors[NEAR] = color(255);
+    colors[EDGE] = 0xffffffff;
+    return colors;
+  }
+
+  function paint(pixels, stride, layer, { x, y, width, height, classes }) {
+    const colors = colorsOf(layer);
+    for (let row = 0, from = 0; row < height; row++) {
+      let to = (y + row) * stride + x;
+      for (const end = from + width; from < end; from++, to++) if (classes[from]) pixels[to] = colors[classes[from]];
     }
   }
 
   function draw() {
     const canvas = find("canvas.masks");
     if (!canvas || !state.image) return;
-    const start = performance.now();
     const [h, w] = state.scene.size;
-    const zoom = Math.max(1, Math.floor(SMALLEST_SIDE / Math.max(w, h)));
+    const zoom = zoomOf(state.scene.size);
     if (canvas.width !== w * zoom || canvas.height !== h * zoom) {
       canvas.width = w * zoom;
       canvas.height = h * zoom;
     }
     const context = canvas.getContext("2d");
-    const picture = context.createImageData(canvas.width, canvas.height);
-    const pixels = new Uint32Array(picture.data.buffer);
+    if (state.picture?.width !== canvas.width || state.picture.height !== canvas.height)
+      state.picture = context.createImageData(canvas.width, canvas.height);
+    const picture = state.picture, pixels = new Uint32Array(picture.data.buffer);
+    pixels.fill(0);
     const labels = find(".labels");
     labels.replaceChildren();
     for (const layer of visibleLayers()) {
-      const bitmap = bitmapOf(layer);
-      if (!bitmap.area) continue;
-      paint(pixels, canvas.width, canvas.height, layer, bitmap, zoom);
+      const shape = shapeOf(countsAt(layer));
+      if (!shape.area) continue;
+      paint(pixels, canvas.width, layer, shape);
       const label = element("span", layer.uncertain ? "uncertain" : "", describe(layer));
-      label.classList.toggle("below", bitmap.box[1] < 0.06 * h); // there is no room above
+      label.classList.toggle("below", shape.box[1] < 0.06 * h); // there is no room above
       label.style.background = colorOf(layer, 0.92);
-      label.style.left = `${(100 * bitmap.box[0]) / w}%`;
-      label.style.top = `${(100 * bitmap.box[1]) / h}%`;
+      label.style.left = `${(100 * shape.box[0]) / w}%`;
+      label.style.top = `${(100 * shape.box[1]) / h}%`;
       labels.append(label);
     }
     context.putImageData(picture, 0, 0);
     drawBoxes();
     canvas.dataset.zoom = zoom;
-    canvas.dataset.milliseconds = (performance.now() - start).toFixed(1);
+  }
+
+  function drawPrefix(tokens) {
+    if (tokens === state.tokens) return;
+    state.tokens = tokens;
+    draw();
   }
 
   // Boxes that the last answer has written as text, in fractions of the image.
@@ -187,7 +251,7 @@
     const canvas = find("canvas.regions");
     if (!canvas || !state.image) return;
     const [w, h] = state.image.size;
-    const zoom = Math.max(1, Math.floor(SMALLEST_SIDE / Math.max(w, h)));
+    const zoom = zoomOf([h, w]);
     canvas.width = w * zoom;
     canvas.height = h * zoom;
     const context = canvas.getContext("2d");
@@ -237,10 +301,14 @@
       [x, y] = [region.x * w, region.y * h];
       const layer = region.mask && state.scene.layers.find((each) => each.id === region.mask);
       if (layer) {
-        const { mask } = bitmapOf(layer), [mh, mw] = state.scene.size, zoom = w / mw;
-        for (let row = 0; row < mh; row++)
-          for (let column = 0; column < mw; column++)
-            if (mask[row * mw + column]) context.fillRect(column * zoom, row * zoom, zoom, zoom);
+        const { x: left, y: top, width, classes } = shapeOf(countsAt(layer));
+        for (let first = 0; first < classes.length; first++) {
+          if (!classes[first]) continue;
+          let end = first;
+          while (classes[end] && Math.floor(end / width) === Math.floor(first / width)) end++;
+          context.fillRect(left + (first % width), top + Math.floor(first / width), end - first, 1);
+          first = end - 1;
+        }
       } else {
         context.beginPath();
         context.arc(x, y, Number(find(".frame").dataset.clickRadius) * long, 0, 2 * Math.PI);
@@ -260,10 +328,14 @@
 
   // The smallest visible mask at a place, because a large one can lie under it.
   function layerAt(x, y) {
-    const [h, w] = state.scene.size;
-    const at = Math.min(Math.floor(y * h), h - 1) * w + Math.min(Math.floor(x * w), w - 1);
-    const hit = visibleLayers().filter((layer) => layer.id !== "open" && bitmapOf(layer).mask[at]);
-    hit.sort((a, b) => bitmapOf(a).area - bitmapOf(b).area);
+    const { width, height } = find("canvas.masks");
+    const column = Math.min(Math.floor(x * width), width - 1), row = Math.min(Math.floor(y * height), height - 1);
+    const holds = ({ x: left, y: top, width: w, height: h, classes }) =>
+      column >= left && column < left + w && row >= top && row < top + h && classes[(row - top) * w + column - left] > 0;
+    const hit = visibleLayers()
+      .map((layer) => ({ id: layer.id, shape: shapeOf(countsAt(layer)) }))
+      .filter(({ id, shape }) => id !== "open" && holds(shape));
+    hit.sort((a, b) => a.shape.area - b.shape.area);
     return hit.length ? hit[0].id : null;
   }
 
@@ -338,6 +410,7 @@
   document.addEventListener("change", (event) => event.target.dataset?.switch && toggle(event.target.dataset.switch));
   document.addEventListener("input", (event) => {
     if (event.target.id === "himtok-brush") state.brush = Number(event.target.value) / 100;
+    if (event.target.matches?.(SLIDER)) drawPrefix(Number(event.target.value));
   });
   document.addEventListener("pointerover", (event) => {
     const id = event.target.closest?.("[data-layer]")?.dataset.layer ?? null;
@@ -353,7 +426,8 @@
       state.scene = { layers: [], size: [1, 1], tokens: 0, turns: 0 };
       Object.assign(state, { regions: [], draft: null, tokens: null, turns: 0 });
       state.hidden.clear();
-      state.decoded.clear();
+      state.shapes.clear();
+      state.kept = 0;
       const stage = document.querySelector("#himtok-stage");
       stage.classList.toggle("empty", !state.image);
       const picture = find("img");
@@ -384,10 +458,12 @@
       }
       draw();
       drawLegend();
+      traceAhead();
     },
+    // Gradio says a while after the slider where it was.
     showTokens(tokens) {
-      state.tokens = tokens;
-      draw();
+      const slider = document.querySelector(SLIDER);
+      if (!slider || Number(slider.value) === tokens) drawPrefix(tokens);
     },
     showChips: () => requestAnimationFrame(drawLegend),
     // The link of a hidden button is up to date a moment after its value.
