@@ -80,7 +80,7 @@ class LabelStudioReader(Reader):
             label = _label_of(result, results)
             id = f"{name}/{result.get('id', len(regions))}"
             try:
-                region = _make_region(kind, value, result, size, label, id)
+                region = _make_region(kind, value, result, size, label, id, log)
             except AnnotationError as error:
                 log.add(error.reason, f"{id}, {label!r}: {error.detail}")
                 incomplete.update(filter(None, [label]))
@@ -162,13 +162,14 @@ def _make_region(
     size: tuple[int, int],
     label: str | None,
     id: str,
+    log: SkipLog,
 ) -> Region:
     h, w = size
     if result.get("image_rotation"):
         raise AnnotationError(BAD_MASK, f"{ROTATED}: {result['image_rotation']} degrees")
     if kind == "brush":
-        annotated = (result.get("original_height", h), result.get("original_width", w))
-        if annotated != (h, w):
+        annotated = annotated_size(result.get("original_height"), result.get("original_width"), log, id)
+        if annotated not in (None, (h, w)):
             raise AnnotationError(BAD_MASK, f"its image has (h, w) = {annotated}: expected {(h, w)}, as the file")
         try:
             return Region(decode_brush(value.get("rle"), size), label, id=id)

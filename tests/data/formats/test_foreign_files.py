@@ -198,7 +198,7 @@ def change_sizes(tiny, change):
     def visit(value):
         if isinstance(value, dict):
             for key, inner in list(value.items()):
-                if key in ("height", "width", "imageHeight", "imageWidth"):
+                if key in ("height", "width", "imageHeight", "imageWidth", "original_height", "original_width"):
                     new = change(inner)
                     if new is KeyError:
                         del value[key]

@@ -54,7 +54,7 @@ def test_a_killed_run_is_resumed_and_leaves_no_process_running(himtok, folder, t
     assert out.read_bytes().startswith(finished) and read_rows(out) == with_codes(rows, tiny_model())
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
