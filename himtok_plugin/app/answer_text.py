@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from himtok_plugin.mask_text import MASK_PLACEHOLDER
 from himtok_plugin.masks.drawing import COLORS
+from himtok_plugin.words.known_words import describe_unknown_words
 
 from .session import Conversation, MaskLayer, Turn
 
@@ -54,8 +55,7 @@ def _write_turn(turn: Turn) -> str:
 def write_notes(turn: Turn) -> Iterable[tuple[str, str]]:
     """What a reader of an answer has to know: pairs of a kind (`error`, `warning` or `info`) and a sentence."""
     if turn.unknown_words:
-        words = ", ".join(f"“{word}”" for word in turn.unknown_words)
-        yield "warning", f"No question of the model’s training had {words}: the answer may mean nothing."
+        yield "warning", describe_unknown_words(turn.unknown_words)
     uncertain = [mask.name for mask in turn.masks if mask.is_uncertain]
     if uncertain:
         yield "warning", f"Uncertain, with a score below 0.5: {', '.join(uncertain)}."
@@ -66,7 +66,7 @@ def write_notes(turn: Turn) -> Iterable[tuple[str, str]]:
     if cut:
         yield "warning", f"Cut or malformed in the answer, and drawn from the tokens that it has: {', '.join(cut)}."
     if turn.has_no_target:
-        yield "info", "The answer has no mask. To a request to segment, that says: nothing here matches it."
+        yield "info", "No mask: the model says that nothing in the image matches the request."
     if turn.is_cut:
         yield "warning", "The answer was cut at its maximum number of tokens."
     if turn.is_stopped:

@@ -19,6 +19,7 @@ from himtok_plugin.masks.rle import rle_to_mask
 from himtok_plugin.prediction.segmentation_result import UNCERTAIN_BELOW
 from himtok_plugin.validation import counted
 
+from .mask_requests import asks_for_masks
 from .regions import make_region_mask
 from .uploads import UploadedImage
 
@@ -101,8 +102,10 @@ class Turn:
 
     @property
     def has_no_target(self) -> bool:
-        """Whether a request that marks no region was answered in full without a mask."""
-        return self.is_answered and not self.masks and not text_to_codes(self.answer) and not self.regions
+        """Whether a request for masks that marks no region was answered in full without a mask."""
+        if not self.is_answered or self.masks or self.regions or text_to_codes(self.answer):
+            return False
+        return asks_for_masks(self.question, self.answer)
 
     def match_masks(self) -> Iterator[tuple[MaskSpan, MaskLayer | None]]:
         """Pair each mask text of the answer with its mask; None for one that is still written, or that was dropped."""

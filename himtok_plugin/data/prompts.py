@@ -69,6 +69,10 @@ class Prompts:
         """All texts of a pool, with their fields in braces."""
         return self._pools[task][kind].texts
 
+    def texts_of_kind(self, kind: str) -> tuple[str, ...]:
+        """All texts of the pools of a kind, of all tasks that have one."""
+        return tuple(text for kinds in self._pools.values() if kind in kinds for text in kinds[kind].texts)
+
     def draw(self, task: str, kind: str, rng: random.Random, **fields: str) -> str:
         """Draw a text of a pool by weight and fill in its fields; `plural` is made from `category`."""
         if _CATEGORY in fields:

@@ -1,13 +1,17 @@
 """What a tab keeps: turns, the request made from them, and what is no question."""
 
+import re
+
 import numpy as np
 import pytest
 from fake_client import SIZE, TOKENS, FakeClient, known_prefix
 from states import answer, conversation_of
 
 from himtok_plugin.app.asking import ask_server
+from himtok_plugin.app.mask_requests import asks_for_masks
 from himtok_plugin.app.session import Session
 from himtok_plugin.client import ServerUnreachableError
+from himtok_plugin.data.prompts import Prompts
 from himtok_plugin.masks.rle import rle_to_mask
 
 BOX = {"kind": "box", "x1": 0.25, "y1": 0.25, "x2": 0.5, "y2": 0.75}
@@ -99,11 +103,41 @@ def test_an_answer_that_is_left_counts_as_stopped(conversation):
     assert turn.is_stopped and turn.is_finished
 
 
-def test_an_answer_without_a_mask_has_no_target_unless_a_region_was_asked_about(conversation):
-    for question, regions, expected in (("nothing", [], True), ("Describe <mask>.", [BOX], False)):
-        turn = conversation.start_turn(question, regions)
-        list(ask_server(FakeClient(), conversation, turn))
-        assert turn.has_no_target is expected
+NO_TARGET = "There is no dog in the image."
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "expected"),
+    [
+        ("Segment the dog.", "I see nothing of that kind.", True),
+        ("Where is the dog? Answer with a segmentation mask.", "Nowhere.", True),
+        ("the dog", NO_TARGET, True),
+        ("What colour is it?", "It is yellow.", False),
+        ("Is she wearing a mask?", "Yes.", False),
+        ("Describe the image.", "A street. There is no dog in the image.", False),
+    ],
+)
+def test_only_a_request_for_masks_has_no_target(conversation, question, answer, expected):
+    turn = conversation.start_turn(question)
+    turn.answer, turn.is_finished = answer, True
+    assert turn.has_no_target is expected
+
+
+def test_every_question_of_the_package_with_a_no_target_answer_asks_for_masks(conversation):
+    prompts = Prompts.load()
+    for task in ("segment", "segment_sentence", "segment_class", "segment_instances", "open_vocabulary", "box_to_mask"):
+        for question in prompts.texts(task, "questions"):
+            assert asks_for_masks(question, ""), question
+    for text in prompts.texts_of_kind("none"):
+        assert asks_for_masks("x", re.sub(r"\{\w+\}", "small red dog", text)), text
+    for task in ("choose", "answer_shortly", "answer_yes_no", "describe"):
+        assert not any(asks_for_masks(question, "Yes.") for question in prompts.texts(task, "questions")), task
+
+
+def test_an_answer_about_a_region_needs_no_mask(conversation):
+    turn = conversation.start_turn("Segment what is in <mask>.", [BOX])
+    turn.answer, turn.is_finished = NO_TARGET, True
+    assert not turn.has_no_target
 
 
 def test_a_second_image_has_its_own_conversation(tmp_path, conversation):
