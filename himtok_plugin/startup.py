@@ -84,8 +84,6 @@ def _prepare_command(argv: list[str]) -> None:
     if OWN_PLUGIN in names and _command_of(argv, sys.orig_argv) == "app":
         require_gradio()
     files = resolve_plugins(names)
-    # torch warns of `torch.jit.script` in a library that ms-swift imports; nobody who trains or infers can change it.
-    warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
     # Some commands first parse a few flags with parsers of their own, whose --help lists only these flags. The flag is
     # therefore removed until the argument classes are imported.
     _held_back_help[:] = _held_back_help + [a for a in argv[1:] if a in _HELP_FLAGS]
@@ -308,6 +306,8 @@ def _install(files: dict[str, str]) -> None:
     """Activate plugins (name -> file) in this process and its child processes, and watch for argument modules."""
     if not files:
         return
+    # torch warns of `torch.jit.script` in a library that ms-swift imports; nobody who trains or infers can change it.
+    warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
     add_active_plugins(files)
     if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport())

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from himtok_plugin.export.annotations import DEFAULT_LABEL, ExportImage, ExportObject
 from himtok_plugin.export.coco import build_coco
 from himtok_plugin.export.label_me import build_label_me
-from himtok_plugin.masks.drawing import label_font, overlay
+from himtok_plugin.masks.drawing import draw_mask_tag, overlay
 from himtok_plugin.masks.rle import rle_to_mask
 
 from .answer_text import layer_color
@@ -32,8 +32,6 @@ from .stage import scale_mask
 
 _FORBIDDEN = re.compile(r'[\x00-\x1f<>:"/\\|?*]+')  # in file names, on some system
 _LONGEST_NAME = 60  # characters
-_LABEL_SHARE = 45  # the labels of an overlay are as high as this part of its longer side
-_MIN_LABEL = 11  # pixels
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,8 @@ def draw_overlay(conversation: Conversation, view: View) -> Image.Image:
     colors = [layer_color(layer) for layer in layers]
     picture = overlay(conversation.image.open_full(), masks, colors=colors or None)
     for layer, mask, color in zip(layers, masks, colors, strict=True):
-        _draw_label(picture, layer, mask, color)
+        score = "" if layer.score is None else f"{layer.score:.2f}"
+        draw_mask_tag(picture, mask, color, layer.name, layer.number, score)
     return picture
 
 
@@ -154,24 +153,6 @@ def _prefix_mask(layer: MaskLayer, tokens: int | None, size: tuple[int, int]) ->
         return layer.to_mask()
     rle = layer.prefixes[max(shorter)]
     return scale_mask(rle_to_mask(rle["counts"], rle["size"]), size)
-
-
-def _draw_label(picture: Image.Image, layer: MaskLayer, mask: np.ndarray, color: tuple[int, int, int]) -> None:
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not rows.size:
-        return
-    top, left = int(rows[0]), int(np.flatnonzero(mask[rows[0]])[0])
-    text = layer.name if layer.score is None else f"{layer.name} {layer.score:.2f}"
-    font = label_font(max(max(picture.size) // _LABEL_SHARE, _MIN_LABEL))
-    draw = ImageDraw.Draw(picture)
-    x1, y1, x2, y2 = draw.textbbox((0, 0), text, font=font)
-    margin = max((y2 - y1) // 4, 2)
-    width, height = int(x2 - x1) + 2 * margin, int(y2 - y1) + 2 * margin
-    x = max(min(left, picture.width - width), 0)
-    y = max(min(top - height, picture.height - height), 0)
-    draw.rectangle((x, y, x + width, y + height), fill=color)
-    ink = (255, 255, 255) if sum(color) < 3 * 150 else (20, 20, 20)
-    draw.text((x + margin - x1, y + margin - y1), text, fill=ink, font=font)
 
 
 def _png(image: Image.Image, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:

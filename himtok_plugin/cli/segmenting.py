@@ -197,6 +197,7 @@ def _describe(question: FileQuestion, answer: SegmentationResult) -> list[str]:
     from himtok_plugin.mask_text import text_to_codes
     from himtok_plugin.segmenting.result_files import describe_score
     from himtok_plugin.validation import counted
+    from himtok_plugin.words.known_words import describe_unknown_words
 
     text, end = "", 0
     spans = text_to_codes(answer.text)
@@ -215,8 +216,7 @@ def _describe(question: FileQuestion, answer: SegmentationResult) -> list[str]:
     if empty:
         lines.append(f"  {counted(empty, 'mask')} without foreground")
     if answer.unknown_words:
-        words = ", ".join(answer.unknown_words)
-        lines.append(f"  careful: the model's training had no question with these words: {words}")
+        lines.append(f"  {describe_unknown_words(answer.unknown_words)}")
     return lines
 
 

@@ -211,7 +211,7 @@ def _list_notes(
     lost = {"scores": any(each.score is not None for each in objects)}
     lost["expressions"] = any(each.expression is not None for each in objects)
     if lacking := [what for what in layout.lacks if lost[what]]:
-        notes.append(f"{' and '.join(lacking)} are left out: {layout.about} has no field for them")
+        notes.append(f"{' and '.join(lacking)} are left out: this format has no field for them")
     return notes
 
 

@@ -144,6 +144,26 @@ def draw_tag(picture: Image.Image, corner: tuple[float, float], text: str, color
     draw.text((x + width / 2, y + height / 2), text, fill=text_color(color), font=font, anchor="mm")
 
 
+def draw_mask_tag(
+    picture: Image.Image, mask: np.ndarray, color: Color, label: str, number: int, score: str = ""
+) -> None:
+    """Draw what a mask is called at its topmost pixel, in place and readable in large pictures; nothing if it is empty.
+
+    Args:
+        picture: mode RGB.
+        mask: bool (h, w), of the picture's size.
+        color: of the tag.
+        label: what the mask is called.
+        number: replaces a label that the built-in font cannot write.
+        score: follows the label.
+    """
+    rows = np.flatnonzero(mask.any(axis=1))
+    if rows.size:
+        corner = float(np.flatnonzero(mask[rows[0]])[0]), float(rows[0])
+        text = f"{label if can_draw(label) else number} {score}".strip()
+        draw_tag(picture, corner, text, color, max(1.0, max(picture.size) / TAG_SHARE))
+
+
 def draw_mask_strip(masks: Iterable[np.ndarray], labels: Sequence[str] | None = None, height: int = 128) -> Image.Image:
     """Masks in a row with labels below them, such as one mask from coarse to fine; foreground is white.
 

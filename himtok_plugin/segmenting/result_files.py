@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from himtok_plugin.mask_text import text_to_codes
+from himtok_plugin.mask_text import IMAGE_PLACEHOLDER, text_to_codes
 from himtok_plugin.masks import to_rle
-from himtok_plugin.masks.drawing import TAG_SHARE, can_draw, choose_colors, draw_tag, overlay
+from himtok_plugin.masks.drawing import choose_colors, draw_mask_tag, overlay
+from himtok_plugin.prediction.question_text import QUESTION, format_question
 from himtok_plugin.prediction.segmentation_result import UNCERTAIN_BELOW, SegmentationResult
 from himtok_plugin.prediction.segments import find_label
 
@@ -70,13 +71,8 @@ def draw_result(result: SegmentationResult, labels: list[str]) -> Image.Image:
         raise ValueError("image is None: expected a result with its image")
     colors = choose_colors(result.image, result.masks)
     picture = overlay(result.image, result.masks, colors=colors or None)
-    scale = max(1.0, max(picture.size) / TAG_SHARE)
     for i, (mask, label, score, color) in enumerate(zip(result.masks, labels, result.scores, colors, strict=True), 1):
-        rows = np.flatnonzero(mask.any(axis=1))
-        if rows.size:
-            corner = float(np.flatnonzero(mask[rows[0]])[0]), float(rows[0])
-            name = label if can_draw(label) else str(i)
-            draw_tag(picture, corner, " ".join(filter(None, (name, describe_score(score)))), color, scale)
+        draw_mask_tag(picture, mask, color, label, i, describe_score(score))
     return picture
 
 
@@ -99,7 +95,8 @@ def make_row(question: FileQuestion, answer: Answer) -> dict[str, Any]:
     """The row of an answer, as `swift infer --plugin himtok` writes it; image paths are absolute."""
     images = [{"path": os.fspath(question.image.resolve()), "bytes": None}]
     if isinstance(answer, str):
-        return {"error": answer, "messages": [{"role": "user", "content": question.expression}], "images": images}
+        content = IMAGE_PLACEHOLDER + format_question(QUESTION, question.expression)
+        return {"error": answer, "messages": [{"role": "user", "content": content}], "images": images}
     masks = [
         {
             **to_rle(mask),

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from himtok_plugin.masks.drawing import COLORS, choose_colors, draw_mask_strip, draw_tag, overlay, text_color
+from himtok_plugin.masks.drawing import (
+    COLORS,
+    choose_colors,
+    draw_mask_strip,
+    draw_mask_tag,
+    draw_tag,
+    overlay,
+    text_color,
+)
 
 IMAGE = Image.new("RGB", (30, 20), (100, 100, 100))
 MASK = np.zeros((20, 30), dtype=bool)
@@ -85,3 +93,21 @@ def test_a_tag_is_drawn_within_the_picture_with_readable_text():
         changed = (np.asarray(picture) != 100).any(axis=2)
         assert changed.sum() >= 16 * 10 and not changed.all()
     assert text_color((250, 180, 30)) != text_color((30, 30, 90)) == (255, 255, 255)
+
+
+def test_a_mask_is_tagged_at_its_top_and_an_empty_one_is_not():
+    picture, mask = Image.new("RGB", (200, 100)), np.zeros((100, 200), bool)
+    draw_mask_tag(picture, mask, (9, 9, 9), "cup", 1)
+    assert not np.asarray(picture).any()
+    mask[50:90, 20:60] = True
+    draw_mask_tag(picture, mask, (200, 30, 30), "cup", 1, "0.80")
+    rows, columns = np.nonzero(np.asarray(picture).any(axis=2))
+    assert (rows.max(), columns.min()) == (49, 20)
+
+
+def test_a_label_that_the_font_lacks_is_drawn_as_the_number_of_its_mask():
+    mask = np.ones((100, 200), bool)
+    pictures = [Image.new("RGB", (200, 100)) for _ in range(2)]
+    for picture, label in zip(pictures, ("杯子", "7"), strict=True):
+        draw_mask_tag(picture, mask, (200, 30, 30), label, 7)
+    assert np.array_equal(*map(np.asarray, pictures))

@@ -116,6 +116,7 @@ def test_a_bad_image_and_a_failure_of_the_model_cost_only_their_own_answers(phot
     captured = capsys.readouterr()
     broken, good = map(json.loads, captured.out.splitlines())
     assert "cannot be read" in broken["error"] and "masks" not in broken and len(good["masks"]) == 1
+    assert broken["messages"][0] == good["messages"][0]  # the question as it is asked
     assert "1 of 2 questions could not be answered" in captured.err
     answers = LocalAnswerer(model).answer([FileQuestion(photo, "it"), FileQuestion(photo, "crash")])
     assert len(answers[0]) == 1 and answers[1] == "out of memory"
