@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
@@ -20,6 +21,7 @@ def disc(size, x, y, radius):
     return np.hypot(columns - x * size[1], rows - y * size[0]) < radius * max(size)
 
 
+@cache
 def known_prefix(size, number, tokens):
     """The mask that the fake model has written after so many tokens: it shrinks from a large disc."""
     return disc(size, 0.3 + 0.4 * (number % 2), 0.5, 0.1 + 0.05 * (TOKENS - tokens))

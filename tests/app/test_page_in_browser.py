@@ -204,8 +204,8 @@ def test_what_goes_wrong_is_a_sentence_and_the_page_goes_on(open_tab, tmp_path):
     ask(tab, "fail")
     tab.wait_for_selector(".himtok-error >> text=the model cannot answer")
     assert tab.input_value("#himtok-question textarea") == "fail"  # to be asked again
-    ask(tab, "nothing")
-    tab.wait_for_selector("text=nothing here matches it")
+    ask(tab, "Segment nothing.")
+    tab.wait_for_selector("text=nothing in the image matches the request")
     ask(tab, "Segment the uncertain bus.")
     tab.wait_for_selector(".himtok-warning >> text=“bus”")
     tab.wait_for_selector(".himtok-warning >> text=Uncertain")
