@@ -417,6 +417,28 @@
     if (id !== state.focus) { state.focus = id; draw(); }
   });
 
+  // ---- images from outside the upload, which takes only what is dropped on it ---------------------------------------
+
+  function addImage(event, data) {
+    const input = document.querySelector("#himtok-upload input[type=file]");
+    const file = [...(data?.files ?? [])].find(({ type }) => type.startsWith("image/"));
+    if (!input || !file) return;
+    event.preventDefault();
+    const files = new DataTransfer();
+    files.items.add(file);
+    input.files = files.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  }
+
+  const isElsewhere = (event) => event.dataTransfer?.types.includes("Files") && !event.target.closest?.("#himtok-upload");
+  document.addEventListener("paste", (event) => addImage(event, event.clipboardData));
+  document.addEventListener("drop", (event) => {
+    if (!isElsewhere(event)) return;
+    event.preventDefault(); // the browser would leave the page, and show the file
+    addImage(event, event.dataTransfer);
+  });
+  document.addEventListener("dragover", (event) => isElsewhere(event) && event.preventDefault());
+
   // ---- what Gradio's events call ----------------------------------------------------------------------------------
 
   window.himtok = {

@@ -1,5 +1,6 @@
 """The page in headless Chromium, in front of answers with known masks: what users do, and the pixels that they see."""
 
+import base64
 import io
 import json
 import shutil
@@ -207,9 +208,30 @@ def test_what_goes_wrong_is_a_sentence_and_the_page_goes_on(open_tab, tmp_path):
     ask(tab, "Segment nothing.")
     tab.wait_for_selector("text=nothing in the image matches the request")
     ask(tab, "Segment the uncertain bus.")
-    tab.wait_for_selector(".himtok-warning >> text=“bus”")
+    tab.wait_for_selector(".himtok-warning >> text=the word")
     tab.wait_for_selector(".himtok-warning >> text=Uncertain")
     assert np.array_equal(shown_mask(tab), known_prefix(SIZE, 0, TOKENS))
+
+
+GIVE = """([name, selector, content]) => {
+    const bytes = Uint8Array.from(atob(content), (character) => character.charCodeAt(0));
+    const data = new DataTransfer();
+    data.items.add(new File([bytes], `${name}.png`, {type: 'image/png'}));
+    const init = {bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data};
+    const event = name === 'paste' ? new ClipboardEvent(name, init) : new DragEvent(name, init);
+    document.querySelector(selector).dispatchEvent(event);
+}"""
+
+
+def test_images_can_be_pasted_and_dropped_anywhere(open_tab, tmp_path):
+    tab = open_tab()
+    content = base64.b64encode(image_file(tmp_path).read_bytes()).decode()
+    for number, (name, selector) in enumerate(
+        [("paste", "#himtok-question textarea"), ("drop", "canvas.regions"), ("paste", "h1"), ("drop", "h1")], 1
+    ):
+        tab.evaluate(GIVE, [name, selector, content])
+        tab.wait_for_function("number => window.himtok.state.image?.number === number", arg=number)
+        assert f"{name}.png" in tab.inner_text(".about")
 
 
 def test_two_tabs_have_their_own_state_and_do_not_wait_for_each_other(open_tab, tmp_path, client):

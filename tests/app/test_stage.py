@@ -63,7 +63,12 @@ def test_what_is_to_be_known_about_an_answer_is_said(tmp_path):
     turn = answer(conversation, scores=(0.3, 0.9), labels=("first", "second"))
     turn.unknown_words, turn.is_cut = ["bus"], True
     text = text_of(conversation)
-    assert "had “bus”" in text and "Uncertain, with a score below 0.5: first." in text and "maximum number" in text
+    assert (
+        "had the word" in text
+        and "bus" in text
+        and "Uncertain, with a score below 0.5: first." in text
+        and "maximum number" in text
+    )
 
 
 def test_a_mask_in_the_text_that_the_server_has_dropped_is_a_chip_without_a_switch(tmp_path):

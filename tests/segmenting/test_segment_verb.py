@@ -42,7 +42,10 @@ class FakeSegmenter:
         nothing = "nothing" in expression
         text = "There is none." if nothing else f"It is <ref>it</ref>{codes_to_text([1, 2])}."
         masks = [] if nothing else [mask_of((image.height, image.width))]
-        messages = [{"role": "user", "content": expression}, {"role": "assistant", "content": text}]
+        messages = [
+            {"role": "user", "content": f"<image>Segment {expression}."},
+            {"role": "assistant", "content": text},
+        ]
         score = 0.3 if "doubtful" in expression else 0.9
         return SegmentationResult(
             text,
@@ -88,7 +91,7 @@ def test_one_image_gets_a_picture_beside_the_working_folder_and_the_answer_is_pr
     assert run("my photo.jpg", "the doubtful bus") == 0
     out = capsys.readouterr().out
     assert "the doubtful bus" in out and "It is <ref>it</ref>[mask 0.30, uncertain]." in out
-    assert "no question with these words: bus" in out and "my photo_segmented.png" in out
+    assert 'training had the word "bus"' in out and "my photo_segmented.png" in out
     with Image.open("my photo_segmented.png") as picture:
         assert picture.size == SIZE[::-1] and np.ptp(np.asarray(picture)) > 100
     assert run("my photo.jpg", "it") == 0  # an earlier picture stays
