@@ -46,7 +46,7 @@ def test_a_photograph_of_12_megapixels_is_redrawn_within_a_fifth_of_a_second(ope
     upload(tab, path)
     shown = time.perf_counter() - start
     ask(tab, "Segment the two things.")
-    slider = tab.query_selector("#himtok-tokens input[type=range]")
+    slider = tab.wait_for_selector("#himtok-tokens input[type=range]")
     # From the first one on: a user moves the slider at once.
     times = [
         tab.evaluate(REDRAW, [slider, n]) for _ in range(ROUNDS) for n in (*range(1, TOKENS), *range(TOKENS, 1, -1))

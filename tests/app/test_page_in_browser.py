@@ -142,7 +142,7 @@ def test_masks_are_drawn_at_their_pixels_switched_and_redrawn_from_prefixes(open
     assert not shown_mask(tab).any()
     tab.locator(".legend input").nth(0).check()
 
-    slider = tab.query_selector("#himtok-tokens input[type=range]")
+    slider = tab.wait_for_selector("#himtok-tokens input[type=range]")
     for tokens in (1, 3, 2, TOKENS):
         milliseconds = tab.evaluate(REDRAW, [slider, tokens])
         assert np.array_equal(shown_mask(tab), known_prefix(SIZE, 0, tokens)), tokens
