@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
-from himtok_plugin.client import ClientError, MaskClient, ServerUnreachableError
+from himtok_plugin.client import MaskClient, ServerUnreachableError
 from himtok_plugin.files.images import to_upright_rgb
 from himtok_plugin.mask_text import IMAGE_PLACEHOLDER, MASK_PLACEHOLDER, count_placeholders
 from himtok_plugin.prediction.question_text import format_question
@@ -112,9 +112,7 @@ class ServerAnswerer:
             update = list(self._client.ask(messages, [question.image]))[-1]
         except ServerUnreachableError:
             raise
-        except ClientError as error:
-            return str(error)
-        except ValueError as error:
+        except ValueError as error:  # a refusal of the server is one as well
             return str(error)
         row: dict[str, Any] = {
             "response": update.text,
