@@ -22,7 +22,7 @@ MODEL_TYPES = {
     "tiny": "internvl",
     "pocket": "internvl",
 }
-SMALL = ("tiny", "pocket")  # bases that this project builds and has its own recipes for
+SMALL = ("tiny", "pocket", "box")  # bases that this project builds and has its own recipes for
 NAME = re.compile(r"stage(?P<stage>[123])_(?P<base>[a-z0-9]+)_(?P<tuner>full|lora)(_(1gpu|8gpu|multinode))?")
 # The paper's recipe of stages 2 and 3 (arXiv 2503.13026).
 RECIPE = {

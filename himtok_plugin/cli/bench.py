@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .common import SIZE_NAMES, JsonOption, QuietOption, app, stdout_to_stderr, write_json_output
-from .progress_bars import progress
+from .common import (
+    SIZE_NAMES,
+    CandidatesOption,
+    JsonOption,
+    MaskTokenizerOption,
+    QuietOption,
+    app,
+    check_range,
+    mask_tokenizer_from_option,
+    stdout_to_stderr,
+    warn_if_untrained,
+    write_json_output,
+)
+from .progress_bars import progress, progress_bar
 
 bench_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")
@@ -146,6 +159,33 @@ def bench_infer(
     Console().print(table)
 
 
+@bench_app.command("masks")
+def bench_masks(
+    rows: Annotated[Path, typer.Argument(metavar="MASKS.jsonl", help="Samples with `masks`, as for stage 1.")],
+    mask_tokenizer: MaskTokenizerOption = "default",
+    candidates: CandidatesOption = 1,
+    device: Annotated[str | None, typer.Option("--device", help="Default: the GPU if there is one.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", callback=check_range(1), help="Measure the first masks only.")
+    ] = None,
+    json_file: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure a mask tokenizer on masks.
+
+    Prints the mean IoU by number of tokens and by COCO's sizes, boundary F, used codes and masks per second.
+    """
+    model = mask_tokenizer_from_option(mask_tokenizer, device, quiet)
+    warn_if_untrained(model)
+    from himtok_plugin.benchmarks.reconstruction import iter_masks, measure_mask_tokenizer
+
+    with progress_bar("mask", shown=not quiet) as bar:
+        masks = islice(iter_masks(rows), limit)
+        result = measure_mask_tokenizer(model, masks, candidates, lambda done: bar.update(done, None))
+    if not write_json_output(result, json_file):
+        _print_masks_bench(result)
+
+
 def _silence_profiler() -> None:
     """Silence the profiler's log, which measures memory on a CPU; must be called before torch is imported."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -193,3 +233,28 @@ def _print_loss_bench(result: dict[str, Any]) -> None:
     ratios = (f"{result[name]:.2f}" for name in ("ratio_seconds", "ratio_peak_extra_memory"))
     table.add_row("ratio plain / himtok", *ratios, "", style="bold")
     console.print(table)
+
+
+def _print_masks_bench(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("mean IoU")
+    counts = list(result["mean_iou"]["all"])
+    for n in counts:
+        table.add_column(f"{n} tokens" if n > 1 else "1 token", justify="right")
+    for name, found in result["mean_iou"].items():
+        number = result["scores"][name][counts[0]]["samples"]
+        table.add_row(f"{name} ({number})", *(f"{found[n]:.3f}" for n in counts))
+    console.print(table)
+    figures = Table("figure", show_header=False)
+    figures.add_column(justify="right")
+    full = result["scores"]["all"][counts[-1]]
+    figures.add_row("boundary F", f"{full['boundary_F']:.3f}")
+    figures.add_row("used code vectors", f"{result['used_codes']}")
+    figures.add_row("perplexity", f"{result['perplexity']:.0f}")
+    figures.add_row("distinct codes of a mask", f"{result['distinct_codes']:.1f}")
+    figures.add_row("encoded masks/s", f"{result['encoded_per_second']:.0f}")
+    figures.add_row("decoded masks/s", f"{result['decoded_per_second']:.0f}")
+    console.print(figures)

@@ -18,6 +18,7 @@ from himtok_plugin.jobs.processes import environment_int
 from .common import (
     SIZE_NAMES,
     SOME_REJECTED,
+    CandidatesOption,
     ForceOption,
     MaskTokenizerOption,
     OutFolder,
@@ -37,15 +38,6 @@ if TYPE_CHECKING:
     from himtok_plugin.internvl_chat.convert import ConversionReport
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
-
-CandidatesOption = Annotated[
-    int,
-    typer.Option(
-        "--candidates",
-        help="Search among this many of the nearest codes at every position for those whose decoded mask is closest, "
-        "for example 8. With 1 the nearest code is taken without decoding.",
-    ),
-]
 
 
 @app.command()

@@ -35,6 +35,7 @@ MAX_REMEMBERED = 1 << 20  # squares whose codes are kept for equal squares; a fe
 # What codes depend on; the other fields of the configuration affect the shapes of the tensors.
 ENCODER_PARTS = ("latent_tokens", "encoder.", "quantize.")
 ENCODER_FIELDS = ("image_size", "patch_size", "encoder_heads", "latent_layout")
+BOX_FIELDS = ("code_scheme", "box_tokens", "canvas_size")  # of other schemes than that of the released weights
 DETOKENIZER_PARTS = ("decoder.", "pixel_decoder.")
 DETOKENIZER_FIELDS = ("decoder_heads", "normalize_codebook", "output_scale", "output_shift", "pixel_groups")
 
@@ -141,6 +142,8 @@ def encoder_fingerprint(mask_tokenizer: MaskTokenizer, searched: bool = False) -
     config, digest = mask_tokenizer.config, blake2b(digest_size=16)
     fields: tuple[str, ...] = ENCODER_FIELDS
     parts: tuple[str, ...] = ENCODER_PARTS
+    if config.code_scheme != "square":
+        fields += BOX_FIELDS
     if searched:
         fields, parts = fields + DETOKENIZER_FIELDS, parts + DETOKENIZER_PARTS
     digest.update(json.dumps([getattr(config, field) for field in fields]).encode())

@@ -3,8 +3,8 @@
 `configuration` holds the model's fields and `sizes` named sets of them; `transformer` is the block that `encoder` and
 `decoder` share; `quantizer` holds the codebook; `pixel_decoder` is the second half of the de-tokenizer; `modeling`
 combines them to a transformers model; `code_search` finds better codes than the nearest; `objective` is the training
-objective of stage 1; `released_weights` reads the authors' weights. Public names are imported on first use, so that the
-command line can list sizes without torch.
+objective of stage 1; `released_weights` reads the authors' weights; `box` is a second code scheme, that of the default
+mask tokenizer. Public names are imported on first use, so that the command line can list sizes without torch.
 
 Does not know language models, text or ms-swift.
 """

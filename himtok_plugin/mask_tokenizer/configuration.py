@@ -7,9 +7,20 @@ this package.
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from transformers import PretrainedConfig
 
+from .box.box_codes import COORDINATES, count_bits
+
+CODE_SCHEMES = ("square", "box")
+BOX_FIELDS = {"box_tokens", "canvas_size", "shape_hidden_width"}  # that only this code scheme uses
+SQUARE_FIELDS = {
+    *{f"{part}_{field}" for part in ("encoder", "decoder") for field in ("width", "layers", "heads")},
+    *("patch_size", "mlp_ratio", "latent_layout", "normalize_codebook", "output_channels"),
+    *{f"pixel_{field}" for field in ("hidden_width", "input_channels", "channels", "channel_multipliers")},
+    *("pixel_res_blocks", "pixel_groups"),
+}
 LATENT_LAYOUTS = ("transpose", "legacy_reshape")
 GROUP_NORM_GROUPS = 32  # of the MaskGIT-VQGAN pixel decoder; channels must be a multiple of it
 
@@ -18,6 +29,9 @@ class MaskTokenizerConfig(PretrainedConfig):
     """Configuration of a `MaskTokenizer` (arXiv 2503.13026, section 3.1).
 
     Args:
+        code_scheme: what codes describe. `square`: the whole square, all codes are predicted at once (TiTok); `box`:
+            the first codes are the object's bounding box, the others its shape in this box, and each code refines the
+            sum of those before it.
         image_size: side of the square s in pixels.
         patch_size: side of an encoder patch in pixels; equals the upsampling of the pixel decoder, 2 ** (levels - 1).
         encoder_width, encoder_layers, encoder_heads: the encoder's transformer.
@@ -25,7 +39,10 @@ class MaskTokenizerConfig(PretrainedConfig):
         mlp_ratio: hidden width of a block's feed-forward layer, in multiples of the width.
         num_mask_tokens: k, the number of codes per mask.
         codebook_size: v, the number of codes.
-        code_width: d, the width of a code vector.
+        code_width: d, the width of a code vector; with the scheme `box`, 4 of its values are those of the box.
+        box_tokens, canvas_size, shape_hidden_width: of the scheme `box`, which does without all fields of transformers
+            and of the pixel decoder: codes that describe the box, side of the canvas on which the shape is seen, and
+            hidden width of encoder and decoder.
         latent_layout: how (k, width) latents become (width, k) before the 1x1 convolution. `transpose` keeps codes
             causal; `legacy_reshape` mixes tokens, as in the released weights and in TiTok.
         normalize_codebook: decode L2-normalised code vectors; the released decoder takes them unnormalised.
@@ -45,6 +62,7 @@ class MaskTokenizerConfig(PretrainedConfig):
 
     def __init__(
         self,
+        code_scheme: str = "square",
         image_size: int = 256,
         patch_size: int = 16,
         encoder_width: int = 1024,
@@ -57,6 +75,9 @@ class MaskTokenizerConfig(PretrainedConfig):
         num_mask_tokens: int = 32,
         codebook_size: int = 1024,
         code_width: int = 12,
+        box_tokens: int = 3,
+        canvas_size: int = 48,
+        shape_hidden_width: int = 512,
         latent_layout: str = "transpose",
         normalize_codebook: bool = False,
         pixel_hidden_width: int | None = None,
@@ -72,6 +93,7 @@ class MaskTokenizerConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         **kwargs,
     ):
+        self.code_scheme = code_scheme
         self.image_size = image_size
         self.patch_size = patch_size
         self.encoder_width = encoder_width
@@ -84,6 +106,9 @@ class MaskTokenizerConfig(PretrainedConfig):
         self.num_mask_tokens = num_mask_tokens
         self.codebook_size = codebook_size
         self.code_width = code_width
+        self.box_tokens = box_tokens
+        self.canvas_size = canvas_size
+        self.shape_hidden_width = shape_hidden_width
         self.latent_layout = latent_layout
         self.normalize_codebook = normalize_codebook
         if pixel_hidden_width is None:
@@ -112,12 +137,18 @@ class MaskTokenizerConfig(PretrainedConfig):
         """Names of the fields of this class, without those of `PretrainedConfig`."""
         return set(inspect.signature(cls).parameters) - {"kwargs"}
 
+    def to_dict(self) -> dict[str, Any]:
+        """All fields except those that the code scheme does not use."""
+        unused = BOX_FIELDS if self.code_scheme == "square" else SQUARE_FIELDS
+        return {name: value for name, value in super().to_dict().items() if name not in unused}
+
     def check(self) -> None:
         """Check all fields, which may have been set after construction; raises the ValueError of the class."""
         positive = (
             "image_size patch_size encoder_width encoder_layers encoder_heads decoder_width decoder_layers "
             "decoder_heads mlp_ratio num_mask_tokens codebook_size code_width pixel_hidden_width "
-            "pixel_input_channels pixel_channels pixel_res_blocks pixel_groups output_channels"
+            "pixel_input_channels pixel_channels pixel_res_blocks pixel_groups output_channels box_tokens canvas_size "
+            "shape_hidden_width"
         ).split()
         for name in positive:
             value = getattr(self, name)
@@ -134,6 +165,21 @@ class MaskTokenizerConfig(PretrainedConfig):
         if not isinstance(multipliers, (list, tuple)) or not all(map(_is_positive_integer, multipliers)):
             raise ValueError(f"pixel_channel_multipliers={multipliers!r}: expected a list of positive integers")
         self.pixel_channel_multipliers = list(multipliers)
+        if self.code_scheme not in CODE_SCHEMES:
+            raise ValueError(f"code_scheme={self.code_scheme!r}: expected one of {CODE_SCHEMES}")
+        if self.code_scheme == "box":
+            self._check_box_scheme()
+        else:
+            self._check_square_scheme()
+
+    def _check_box_scheme(self) -> None:
+        count_bits(self.codebook_size)
+        if self.box_tokens >= self.num_mask_tokens:
+            raise ValueError(f"box_tokens={self.box_tokens}: expected less than num_mask_tokens={self.num_mask_tokens}")
+        if self.code_width <= COORDINATES:
+            raise ValueError(f"code_width={self.code_width}: expected more than {COORDINATES}, the values of the box")
+
+    def _check_square_scheme(self) -> None:
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size}: expected a multiple of patch_size={self.patch_size}")
         for part in ("encoder", "decoder"):

@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 
 from himtok_plugin.checkpoints.model_folder import check_model_folder
 
+from .box.coders import BoxFrameDecoder, BoxFrameEncoder, CanvasPlacement, ZeroLinear
+from .box.residual_quantizer import ResidualQuantizer
 from .code_search import SearchedDecoder, check_candidates, search_codes
 from .configuration import MaskTokenizerConfig
 from .decoder import MaskDecoder
@@ -50,12 +52,18 @@ class MaskTokenizer(PreTrainedModel):
 
     def __init__(self, config: MaskTokenizerConfig):
         super().__init__(config)
-        self.latent_tokens = nn.Parameter(torch.empty(config.num_mask_tokens, config.encoder_width))
-        self.encoder = MaskEncoder(config)
-        self.quantize = Quantizer(config)
-        self.decoder = MaskDecoder(config)
-        self.pixel_decoder = PixelDecoder(config)
+        if config.code_scheme == "square":
+            self.latent_tokens = nn.Parameter(torch.empty(config.num_mask_tokens, config.encoder_width))
+        self.encoder = MaskEncoder(config) if config.code_scheme == "square" else BoxFrameEncoder(config)
+        self.build_detokenizer()
         self.post_init()
+
+    def build_detokenizer(self) -> None:
+        """Add the modules that decode: `quantize`, `decoder` and `pixel_decoder`."""
+        config, is_square = self.config, self.config.code_scheme == "square"
+        self.quantize = build_quantizer(config)
+        self.decoder = MaskDecoder(config) if is_square else BoxFrameDecoder(config)
+        self.pixel_decoder = PixelDecoder(config) if is_square else CanvasPlacement(config)
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
@@ -70,8 +78,10 @@ class MaskTokenizer(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             fan_in_init = isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
-            if module is self.quantize.embedding_proj:
+            if isinstance(self.quantize, Quantizer) and module is self.quantize.embedding_proj:
                 init.eye_(module.weight)
+            elif isinstance(module, ZeroLinear):
+                init.zeros_(module.weight)
             elif fan_in_init:
                 init.kaiming_normal_(module.weight, nonlinearity="relu")
             else:
@@ -175,6 +185,7 @@ class MaskTokenizer(PreTrainedModel):
             squares: (b, s, s) float in [0, 1], see `masks.to_square`.
             candidates: 1 takes the code nearest to each latent, as in training. With 2 to v, codes are searched among
                 this number of nearest codes at each position, which gives better masks (`code_search.search_codes`).
+                With the code scheme "box", it is the number of beams of a search that decodes no masks.
             decodes: about how many masks this search decodes for each square, at least 1; more give closer masks.
                 None: 4 k + 2 candidates.
 
@@ -188,13 +199,19 @@ class MaskTokenizer(PreTrainedModel):
         check_candidates(candidates, self.config.codebook_size)
         with torch.no_grad():
             latents = self.encode_to_latents(squares)
+            if isinstance(self.quantize, ResidualQuantizer):
+                return self.quantize.nearest_codes(latents, beams=candidates)
             if candidates == 1:
                 return self.quantize.nearest_codes(latents)
             decoder = SearchedDecoder(self.quantize.code_vectors, self.decode_code_vectors)
             return search_codes(self.quantize.nearest_codes(latents, candidates), squares, decoder, decodes)
 
     def encode_to_latents(self, squares: Tensor) -> Tensor:
-        """Encode squares (b, s, s) to latents (b, k, d) before quantization, in the model's dtype, with gradient."""
+        """Encode squares to latents before quantization, with gradient.
+
+        Returns:
+            (b, k, d) in the model's dtype; with the code scheme "box" (b, d) float32.
+        """
         _check_tensor("squares", squares)
         side = self.config.image_size
         if squares.ndim != 3 or squares.shape[1:] != (side, side):
@@ -202,6 +219,8 @@ class MaskTokenizer(PreTrainedModel):
         if not squares.is_floating_point():
             raise ValueError(f"squares of dtype {squares.dtype}: expected a float dtype with values in [0, 1]")
         _check_range("squares", squares)
+        if isinstance(self.encoder, BoxFrameEncoder):
+            return self.encoder(squares, self.quantize)[0]
         return self.encoder(squares.to(self.latent_tokens.dtype), self.latent_tokens)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -250,8 +269,11 @@ class MaskTokenizer(PreTrainedModel):
 
     def decode_code_vectors(self, code_vectors: Tensor) -> Tensor:
         """Decode code vectors (b, n, d) to mask probabilities (b, s, s), float32 in [0, 1]."""
-        logits = self.pixel_decoder(self.decoder(code_vectors)).float()
-        return torch.sigmoid((logits - self.config.output_shift) * self.config.output_scale)
+        return self.to_probabilities(self.pixel_decoder(self.decoder(code_vectors)))
+
+    def to_probabilities(self, values: Tensor) -> Tensor:
+        """Map the decoder's output values to probabilities, float32 of the same shape."""
+        return torch.sigmoid((values.float() - self.config.output_shift) * self.config.output_scale)
 
     def forward(self, squares: Tensor, objective: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
         """Encode and decode squares: (b, s, s) -> (b, s, s) float32 in [0, 1].
@@ -269,6 +291,11 @@ class MaskTokenizer(PreTrainedModel):
         if value.ndim != ndim or not 1 <= value.shape[1] <= limit:
             shape = tuple(value.shape)
             raise ValueError(f"{name} of shape {shape}: expected {ndim} dimensions with 1 to {limit} tokens")
+
+
+def build_quantizer(config: MaskTokenizerConfig) -> Quantizer | ResidualQuantizer:
+    """Build the quantizer of the configuration's code scheme."""
+    return Quantizer(config) if config.code_scheme == "square" else ResidualQuantizer(config)
 
 
 def _check_tensor(name: str, value: Any) -> None:

@@ -25,6 +25,7 @@ from himtok_plugin.hierarchical_loss import (
 )
 
 from .modeling import MaskTokenizer
+from .quantizer import Quantizer
 
 KMEANS_ITERATIONS = 20
 LATENTS_PER_CODE = 64  # latents collected for k-means, per code of the codebook
@@ -87,6 +88,11 @@ class StageOneObjective:
         self._idle_steps: Tensor | None = None  # (v,) int64, finished steps since a code was last used
         self._steps_until_check = dead_code_steps
 
+    @property
+    def _quantizer(self) -> Quantizer:
+        assert isinstance(self.model.quantize, Quantizer)
+        return self.model.quantize
+
     def __call__(self, squares: Tensor, step: int) -> StageOneOutput:
         """Compute the loss of a batch.
 
@@ -148,7 +154,7 @@ class StageOneObjective:
         return vectors + WARM_UP_NOISE * ramp * torch.randn_like(vectors)
 
     def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        quantizer = self.model.quantize
+        quantizer = self._quantizer
         codes = quantizer.nearest_codes(latents.detach())
         directions = F.normalize(latents, dim=-1)
         code_vectors = quantizer.code_vectors(codes)
@@ -188,7 +194,7 @@ class StageOneObjective:
         """Set the code vectors to k-means centres of the latents; all processes use those of the first one."""
         centres = spherical_kmeans(torch.cat(self._reservoir), self.model.config.codebook_size)
         _broadcast_from_first_process(centres)
-        self.model.quantize.set_code_vectors(centres * self.radius)
+        self._quantizer.set_code_vectors(centres * self.radius)
         self.model.config.codebook_ready = True
         self._reservoir.clear()
 
@@ -232,14 +238,14 @@ class StageOneObjective:
             dead: (m,) int64 codes, the same in all processes.
             directions: (n, d) unit vectors of the latents; those of the first process are used.
         """
-        unit_codebook = F.normalize(self.model.quantize.codebook(), dim=-1)
+        unit_codebook = F.normalize(self._quantizer.codebook(), dim=-1)
         distance = 1 - (directions @ unit_codebook.T).amax(-1)
         # Latents are drawn with probabilities proportional to their distance, because the farthest ones may all be
         # neighbours. One is drawn per dead code, because all processes must broadcast the same shape.
         chosen = torch.multinomial(distance.clamp(min=1e-6), len(dead), replacement=len(dead) > len(directions))
         vectors = directions[chosen].clone()
         _broadcast_from_first_process(vectors)
-        self.model.quantize.set_code_vectors(vectors * self.radius, dead)
+        self._quantizer.set_code_vectors(vectors * self.radius, dead)
 
 
 def _broadcast_from_first_process(value: Tensor) -> None:

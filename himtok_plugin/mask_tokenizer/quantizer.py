@@ -11,19 +11,10 @@ from torch import Tensor, nn
 from .configuration import MaskTokenizerConfig
 
 
-class Quantizer(nn.Module):
-    """Codebook of v code vectors, stored as an embedding times a bias-free projection.
+class KeptInFloat32(nn.Module):
+    """A module whose parameters stay float32 when the model is cast."""
 
-    Its parameters stay float32 when the model is cast.
-    """
-
-    def __init__(self, config: MaskTokenizerConfig):
-        super().__init__()
-        self.normalize_codebook = config.normalize_codebook
-        self.embedding = nn.Embedding(config.codebook_size, config.code_width)
-        self.embedding_proj = nn.Linear(config.code_width, config.code_width, bias=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeptInFloat32:
         """Apply what `to`, `half`, `cuda`, … do to the parameters of this module, except casts."""
 
         def without_cast(tensor: Tensor) -> Tensor:
@@ -34,6 +25,20 @@ class Quantizer(nn.Module):
             return (applied if tensor.is_meta else tensor).to(applied.device, torch.float32)
 
         return super()._apply(without_cast, recurse)
+
+
+class Quantizer(KeptInFloat32):
+    """Codebook of v code vectors, stored as an embedding times a bias-free projection.
+
+    Its parameters stay float32 when the model is cast.
+    """
+
+    def __init__(self, config: MaskTokenizerConfig):
+        super().__init__()
+        self.normalize_codebook = config.normalize_codebook
+        self.embedding = nn.Embedding(config.codebook_size, config.code_width)
+        self.embedding_proj = nn.Linear(config.code_width, config.code_width, bias=False)
+        self.num_vectors = config.codebook_size
 
     def codebook(self) -> Tensor:
         """(v, d) float32, not normalised."""
@@ -59,6 +64,10 @@ class Quantizer(nn.Module):
     def code_vectors(self, codes: Tensor) -> Tensor:
         """(b, n) int64 codes -> (b, n, d) float32, the vectors that the decoder takes."""
         return F.embedding(codes, self._decoder_codebook())
+
+    def vector_indices(self, codes: Tensor) -> Tensor:
+        """(b, n) codes -> (b, n) int64 in [0, num_vectors), which code vector each is; for statistics."""
+        return codes
 
     def expected_code_vectors(self, probabilities: Tensor) -> Tensor:
         """(b, n, v) probabilities -> (b, n, d) float32, expected code vectors; zero if all probabilities are zero."""

@@ -22,9 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from himtok_plugin.lmm.aligned_weights import align_weights
 from himtok_plugin.mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
-from himtok_plugin.mask_tokenizer.decoder import MaskDecoder
-from himtok_plugin.mask_tokenizer.pixel_decoder import PixelDecoder
-from himtok_plugin.mask_tokenizer.quantizer import Quantizer
+from himtok_plugin.mask_tokenizer.modeling import build_quantizer
 
 from .sharding import load_unsharded
 
@@ -44,9 +42,7 @@ class Detokenizer(MaskTokenizer):
 
     def __init__(self, config: MaskTokenizerConfig):
         PreTrainedModel.__init__(self, config)
-        self.quantize = Quantizer(config)
-        self.decoder = MaskDecoder(config)
-        self.pixel_decoder = PixelDecoder(config)
+        self.build_detokenizer()
         self.post_init()
         self.encoding: FrozenEncoder | None = None
         self.as_loaded: dict[str, Tensor] = {}
@@ -76,7 +72,7 @@ class FrozenEncoder:
     def __init__(self, config: MaskTokenizerConfig, state: Mapping[str, Tensor]):
         self.config = config
         self.state = dict(state)
-        self.quantize = Quantizer(config).requires_grad_(False).eval()
+        self.quantize = build_quantizer(config).requires_grad_(False).eval()
         marker = "quantize."
         own = {name.removeprefix(marker): value for name, value in state.items() if name.startswith(marker)}
         self.quantize.load_state_dict(own)

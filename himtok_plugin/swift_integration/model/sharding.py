@@ -59,11 +59,7 @@ class ShardedDetokenizer:
 
     def decode_probabilities(self, probabilities: Tensor) -> Tensor:
         """See `MaskTokenizer.decode_probabilities`."""
-        dtype = next(self.sharded.decoder.parameters()).dtype  # without autocast, DeepSpeed has cast the weights
-        vectors = self.expected_code_vectors(probabilities)
-        if not torch.is_autocast_enabled(vectors.device.type):
-            vectors = vectors.to(dtype)
-        return self.sharded.decode_code_vectors(vectors)
+        return self.sharded.decode_code_vectors(self.expected_code_vectors(probabilities))
 
 
 def gather_trained_zero3_weights(module: nn.Module) -> dict[str, Tensor]:

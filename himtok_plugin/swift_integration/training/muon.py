@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from himtok_plugin.mask_tokenizer.encoder import MaskEncoder
-from himtok_plugin.mask_tokenizer.quantizer import Quantizer
+from himtok_plugin.mask_tokenizer.quantizer import KeptInFloat32
 from himtok_plugin.mask_tokenizer.transformer import SelfAttention
 
 NAME = "muon_adamw"
@@ -195,7 +195,7 @@ def find_hidden_weights(model: nn.Module) -> set[int]:
                 continue
             if layer is not None:
                 outside.add(id(getattr(layer, "weight", None)))
-        if isinstance(module, Quantizer):
+        if isinstance(module, KeptInFloat32):
             outside.update(map(id, module.parameters()))  # code vectors are points in space, like embeddings
         elif isinstance(module, MaskEncoder):
             outside.add(id(module.conv_out.weight))  # with Muon's steps, latents leave their code vectors behind

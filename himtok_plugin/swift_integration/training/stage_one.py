@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedToke
 
 from himtok_plugin.data.samples import load_squares
 from himtok_plugin.mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
+from himtok_plugin.mask_tokenizer.box.objective import BoxObjective
 from himtok_plugin.mask_tokenizer.objective import StageOneObjective, measure_codebook_usage
 from himtok_plugin.metrics.reconstruction import ReconstructionMetrics
 from himtok_plugin.swift_integration.samples.mask_column import MaskColumn
@@ -86,6 +87,28 @@ class MaskOnlyTemplate(Template):
         return  # there is no text to print
 
 
+def _build_objective(model: MaskTokenizer, settings: Any) -> StageOneObjective | BoxObjective:
+    """The objective of the mask tokenizer's code scheme, with the options of the command."""
+    if model.config.code_scheme == "box":
+        return BoxObjective(
+            model,
+            collecting_steps=settings.continuous_warmup_steps,
+            commitment_weight=settings.commitment_weight,
+            prefix_loss_weight=settings.prefix_loss_weight,
+            dice_weight=settings.mask_dice_weight,
+        )
+    return StageOneObjective(
+        model,
+        continuous_warmup_steps=settings.continuous_warmup_steps,
+        dead_code_steps=settings.dead_code_steps,
+        commitment_weight=settings.commitment_weight,
+        codebook_weight=settings.codebook_weight,
+        entropy_weight=settings.entropy_weight,
+        prefix_loss_weight=settings.prefix_loss_weight,
+        dice_weight=settings.mask_dice_weight,
+    )
+
+
 class StageOneTrainer(Seq2SeqTrainer):
     """Trains a mask tokenizer with the stage-1 objective."""
 
@@ -94,17 +117,8 @@ class StageOneTrainer(Seq2SeqTrainer):
 
         model: MaskTokenizer = kwargs["model"]
         settings: Any = get_current_arguments()
-        self.objective = StageOneObjective(
-            model,
-            continuous_warmup_steps=settings.continuous_warmup_steps,
-            dead_code_steps=settings.dead_code_steps,
-            commitment_weight=settings.commitment_weight,
-            codebook_weight=settings.codebook_weight,
-            entropy_weight=settings.entropy_weight,
-            prefix_loss_weight=settings.prefix_loss_weight,
-            dice_weight=settings.mask_dice_weight,
-        )
-        self._usage = {mode: torch.zeros(model.config.codebook_size, dtype=torch.int64) for mode in ("train", "eval")}
+        self.objective = _build_objective(model, settings)
+        self._usage = {mode: torch.zeros(model.quantize.num_vectors, dtype=torch.int64) for mode in ("train", "eval")}
         self._means = DeviceMeans()
         self._reconstruction = ReconstructionMetrics(model.config.num_mask_tokens)
         super().__init__(*args, **kwargs)
@@ -125,7 +139,7 @@ class StageOneTrainer(Seq2SeqTrainer):
         for name, value in output.terms.items():
             self._means.update(mode, f"loss_{name}", value)
         if output.codes is not None:
-            codes = output.codes.flatten()
+            codes = self.objective.model.quantize.vector_indices(output.codes).flatten()
             usage = self._usage[mode] = self._usage[mode].to(codes.device)
             usage.index_add_(0, codes, torch.ones_like(codes))
             if mode == "eval":
