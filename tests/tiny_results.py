@@ -17,6 +17,11 @@ def column_mask(*columns, width=4):
     return mask
 
 
+def wide_mask(*columns):
+    """The same in 64 x 64 pixels, the side of squares in sums of training masks, so that nothing is resized."""
+    return np.kron(column_mask(*columns), np.ones((16, 16), dtype=bool)).astype(bool)
+
+
 def predicted_mask(*columns):
     """An entry of a result's `masks`."""
     return {**to_rle(column_mask(*columns)), "codes": [1, 2], "score": 0.5, "complete": True}

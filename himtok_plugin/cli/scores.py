@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -52,6 +53,15 @@ def evaluate(
         Path | None,
         typer.Option("--rows", metavar="ROWS.jsonl", help="The dataset; samples without a result count as failures."),
     ] = None,
+    baseline: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--baseline",
+            metavar="TRAIN.jsonl",
+            help="Also score answers that do not look at the image: the average mask of these training rows per "
+            "phrase, and the results' own answers with the images shuffled. Repeat it for each file.",
+        ),
+    ] = None,
     resize: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +100,11 @@ def evaluate(
     ] = "refuse",
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="With --compare: seed of the bootstrap. Default: 0.", callback=check_seed),
+        typer.Option(
+            "--seed",
+            help="With --compare: seed of the bootstrap. With --baseline: of the shuffling. Default: 0.",
+            callback=check_seed,
+        ),
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -106,14 +120,20 @@ def evaluate(
         raise ValueError(f"OUT.jsonl: got {len(results)} files, expected {expected}{' with --compare' * compare}")
     for name, value, needed, is_given in (
         ("--html", html, "--compare", compare),
-        ("--seed", seed, "--compare", compare),
+        ("--seed", seed, "--compare or --baseline", compare or bool(baseline)),
         ("--threshold", threshold, "--resize", resize is not None),
         ("--mask_tokenizer", mask_tokenizer, "--resize", resize is not None),
     ):
         if value is not None and not is_given:
             raise ValueError(f"{name}: got it without {needed}, expected both")
-    for name, value in (("--report", report), ("--rows", rows), ("--resize", resize), ("--[no_]boundary", boundary)):
-        if value is not None and compare:
+    for name, is_given in (
+        ("--report", report is not None),
+        ("--rows", rows is not None),
+        ("--baseline", bool(baseline)),
+        ("--resize", resize is not None),
+        ("--[no_]boundary", boundary is not None),
+    ):
+        if is_given and compare:
             raise ValueError(f"{name}: got it with --compare, which ignores it, expected only one of them")
     if compare:
         from himtok_plugin.evaluation.comparison import compare_results
@@ -131,15 +151,18 @@ def evaluate(
             _print_comparison(compared)
         return
 
+    from himtok_plugin.evaluation.baselines import BaselineSettings
     from himtok_plugin.evaluation.evaluate import evaluate_results
     from himtok_plugin.jobs.processes import Processes
     from himtok_plugin.validation import counted
 
     redecoder = None if resize is None else _redecoder(resize, mask_tokenizer, threshold, quiet)
+    settings = BaselineSettings(baseline, seed or 0) if baseline else None
+    read = (*results, *(baseline or ()), *(results if baseline else ()))  # results are read twice then
     with Processes.from_environment() as processes:
         first = processes.rank == 0
-        with file_progress(results[0], shown=not quiet) if first else nullcontext() as on_progress:
-            options = (min_score, rows, redecoder, processes, on_progress, duplicates)
+        with file_progress(*read, shown=not quiet) if first else nullcontext() as on_progress:
+            options = (min_score, rows, redecoder, processes, on_progress, duplicates, settings)
             scored = evaluate_results(results[0], rules, root, boundary is not False, *options)
     if not first:
         return
@@ -150,7 +173,10 @@ def evaluate(
         print(f"{failed} without an answer, wrong in every metric, the first: {scored.failures[0]}", file=sys.stderr)
     if report is not None:
         scored.save(report)
-    if not write_json_output({**scored.scores, "protocol": rules.name}, json_file):
+    numbers: dict[str, object] = {**scored.scores, "protocol": rules.name}
+    if scored.baselines is not None:
+        numbers["baselines"] = scored.baselines.to_dict()
+    if not write_json_output(numbers, json_file):
         _print_report(scored)
 
 
@@ -215,7 +241,12 @@ def calibrate(
 
 
 def _print_report(report: ScoreReport) -> None:
-    print_table(report.scores)
+    if report.baselines is None:
+        print_table(report.scores)
+    else:
+        _print_columns(report.baselines.columns(report.scores))
+        for line in report.baselines.describe():
+            print(line)
     for name, value in report.rules().items():
         if value != "-":
             print(f"{name}: {value}")
@@ -223,6 +254,21 @@ def _print_report(report: ScoreReport) -> None:
         print(failure)
     for name, iou in report.per_class.items():
         print(f"IoU of {name}: {'-' if iou is None else f'{iou:.4f}'}")
+
+
+def _print_columns(columns: Mapping[str, Mapping[str, float | int | None]]) -> None:
+    """Print the metrics of the first column as a table, and those that the other ones have of them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from himtok_plugin.evaluation.report import format_score
+
+    table = Table("metric")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for metric in next(iter(columns.values())):
+        table.add_row(metric, *(format_score(metric, scores.get(metric)) for scores in columns.values()))
+    Console(markup=False, emoji=False).print(table)
 
 
 def _print_comparison(compared: RunComparison) -> None:

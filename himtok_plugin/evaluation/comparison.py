@@ -25,6 +25,7 @@ from .results import (
     TRUE,
     check_min_score,
     drop_low_scores,
+    get_image,
     get_question,
     has_true_masks,
     load_result_runs,
@@ -252,7 +253,7 @@ def _read_samples(
         counts = [overlap.iou, overlap.intersection, overlap.union, overlap.target, overlap.predicted > 0]
         if failed:  # wrong also without a target, where no mask would be right
             counts[IOU], counts[ANSWERED] = 0.0, overlap.target == 0
-        image = _first_image(row, line)
+        image = get_image(row, line)
         found.append((key or (None, line), _Sample(counts, image, get_question(row), line, failed)))
     check_rows_once(path, numbered)
     if not found:
@@ -267,12 +268,6 @@ def _read_samples(
 def _format_key(key: _SampleKey) -> int | str:
     dataset, number = key
     return number if dataset is None else f"{number} of {dataset}"
-
-
-def _first_image(row: dict[str, Any], key: Any) -> str:
-    images = row.get("images") or [f"row {key}"]
-    first = images[0].get("path") if isinstance(images[0], dict) else images[0]
-    return first if isinstance(first, str) else f"row {key}"
 
 
 def _check_same_samples(

@@ -10,6 +10,7 @@ from typing import Any
 from himtok_plugin.files.output_file import check_replaceable_json
 from himtok_plugin.pages.markdown import escape_markdown
 
+from .baseline_report import BaselineReport
 from .protocols import RESIZES, Protocol
 from .provenance import RunCard
 
@@ -32,6 +33,7 @@ class ScoreReport:
         failures: a line for each sample without an answer; the scores count it as wrong.
         per_class: IoU of each class.
         left_out: number of results that were left out, because another result of their row was scored.
+        baselines: scores of answers that do not look at the image; None if they were not asked for.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ScoreReport:
     failures: list[str] = field(default_factory=list)
     per_class: dict[str, float | None] = field(default_factory=dict)
     left_out: int = 0
+    baselines: BaselineReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -78,9 +81,14 @@ class ScoreReport:
 
     def markdown(self) -> str:
         """The report as a Markdown section: scores, protocol and run, failures, classes. All text is shown as it is."""
-        lines = [f"## {escape_markdown(self.name)}", "", "| metric | value | protocol |", "|---|---:|---|"]
-        for name, value in self.scores.items():
-            lines.append(f"| {escape_markdown(name)} | {_format_score(name, value)} | {self.protocol.name} |")
+        columns = {"value": self.scores} if self.baselines is None else self.baselines.columns(self.scores)
+        lines = [f"## {escape_markdown(self.name)}", "", f"| metric | {' | '.join(columns)} | protocol |"]
+        lines.append(f"|---|{'---:|' * len(columns)}---|")
+        for name in self.scores:
+            values = " | ".join(format_score(name, scores.get(name)) for scores in columns.values())
+            lines.append(f"| {escape_markdown(name)} | {values} | {self.protocol.name} |")
+        if self.baselines is not None:
+            lines += ["", *(f"- {escape_markdown(line)}" for line in self.baselines.describe())]
         lines += ["", "| | |", "|---|---|"]
         lines += [f"| {escape_markdown(name)} | {escape_markdown(value)} |" for name, value in self.rules().items()]
         if self.left_out:
@@ -93,12 +101,13 @@ class ScoreReport:
         if self.per_class:
             lines += ["", "| class | IoU |", "|---|---:|"]
             lines += [
-                f"| {escape_markdown(name)} | {_format_score('IoU', iou)} |" for name, iou in self.per_class.items()
+                f"| {escape_markdown(name)} | {format_score('IoU', iou)} |" for name, iou in self.per_class.items()
             ]
         return "\n".join(lines)
 
 
-def _format_score(name: str, value: float | int | None) -> str:
+def format_score(name: str, value: float | int | None) -> str:
+    """A value of a metric as text, `-` if there is none."""
     return "-" if value is None else str(value) if name in COUNTS else f"{value:.4f}"
 
 

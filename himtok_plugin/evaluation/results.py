@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from himtok_plugin.data.row_files import iter_rows
-from himtok_plugin.data.samples import parse_row
+from himtok_plugin.data.samples import first_image_size, parse_row
+from himtok_plugin.files.images import open_header
 from himtok_plugin.masks import Masks, MaskSource, load_mask
 from himtok_plugin.masks.rle import check_size
 from himtok_plugin.masks.run_lengths import Runs
@@ -108,6 +109,33 @@ def get_question(row: dict[str, Any]) -> str:
     asked = [m for m in messages if isinstance(m, dict) and m.get("role") == "user"] if messages else []
     content = asked[-1].get("content") if asked else ""
     return content if isinstance(content, str) else ""
+
+
+def get_image(row: dict[str, Any], line: int) -> str:
+    """What tells the image of a result from others: its path; for images without a path, the number of its line."""
+    images = row.get("images") or [f"row {line}"]
+    first = images[0].get("path") if isinstance(images[0], dict) else images[0]
+    return first if isinstance(first, str) else f"row {line}"
+
+
+def find_size(row: dict[str, Any], root: str | Path | None = None) -> tuple[int, int] | None:
+    """(h, w) of the image of a result: that of its first mask, or else that of its first image; None if it has neither.
+
+    Args:
+        row: the result.
+        root: folder of relative paths.
+    Raises:
+        ValueError: a mask has no valid size.
+        OSError: a mask file cannot be read.
+    """
+    for key in (TRUE, PREDICTED, IGNORED):
+        for i, source in enumerate(_get_sources(row, key) if row.get(key) is not None else []):
+            if isinstance(source, dict):
+                return check_size(_get_size(source), f"{key}[{i}].size")
+            if isinstance(source, str):
+                return open_header(Path(root or "", source)).size
+    size = first_image_size(row)
+    return size if size or root is None else first_image_size({"images": [str(Path(root, get_image(row, 0)))]})
 
 
 def get_boxes(row: dict[str, Any], key: str) -> list[list[float]] | None:

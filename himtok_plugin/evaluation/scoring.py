@@ -109,6 +109,10 @@ class ResultScores:
         """Number of results, including those that are not scored."""
         return self._rows
 
+    def without_results(self) -> ResultScores:
+        """Return an empty accumulator with the same rules."""
+        return ResultScores(self.protocol, self.metrics.boundary, self.min_score, self.root)
+
     def add(self, row: dict[str, Any], name: str = "row") -> float | None:
         """Add a result and return the IoU of its masks, None without true masks; error messages begin with `name`."""
         try:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from tiny_models import tiny_model
-from tiny_results import RESULTS, predicted_mask, write_results, write_scored_results, write_two_runs
+from tiny_results import RESULTS, predicted_mask, wide_mask, write_results, write_scored_results, write_two_runs
 
 from himtok_plugin.evaluation.provenance import RunCard
 from himtok_plugin.masks import to_rle
@@ -89,11 +89,12 @@ def test_eval_writes_a_report_with_protocol_run_and_failures(tmp_path, himtok):
         (["--protocol", "lissa"], "protocol: got 'lissa', expected one of plain"),
         (["--compare"], "got 1 files, expected 2 with --compare"),
         (["--html", "page.html"], "--html: got it without --compare"),
-        (["--seed", "1"], "--seed: got it without --compare, expected both"),
+        (["--seed", "1"], "--seed: got it without --compare or --baseline, expected both"),
         (["--threshold", "0.5"], "--threshold: got it without --resize, expected both"),
         (["--mask_tokenizer", "default"], "--mask_tokenizer: got it without --resize, expected both"),
         (["--compare", "out.jsonl", "--report", "r"], "--report: got it with --compare, which ignores it"),
         (["--compare", "out.jsonl", "--rows", "r"], "--rows: got it with --compare"),
+        (["--compare", "out.jsonl", "--baseline", "r"], "--baseline: got it with --compare"),
         (["--compare", "out.jsonl", "--resize", "nearest"], "--resize: got it with --compare"),
         (["--compare", "out.jsonl", "--no_boundary"], "--[no_]boundary: got it with --compare"),
         (["--resize", "nearest"], "--mask_tokenizer: got none with --resize"),
@@ -104,6 +105,40 @@ def test_eval_writes_a_report_with_protocol_run_and_failures(tmp_path, himtok):
 def test_eval_rejects_options_that_do_not_fit_in_one_line(tmp_path, himtok, arguments, message):
     status, _, err = himtok("eval", write_results(tmp_path / "out.jsonl", *RESULTS), *arguments)
     assert status == 2 and message in err and err.count("\n") == 1
+
+
+def test_eval_compares_with_answers_that_do_not_look_at_the_image(tmp_path, himtok):
+    questions = [{"role": "user", "content": "<image>Segment it."}, {"role": "assistant", "content": "<mask>"}]
+    masks = [to_rle(wide_mask(i)) for i in range(3)]
+    results = [
+        {"messages": questions, "images": [f"{i}.png"], "masks": [mask], "target_masks": [mask]}
+        for i, mask in enumerate(masks)
+    ]
+    path = write_results(tmp_path / "out.jsonl", *results)
+    train = write_results(tmp_path / "train.jsonl", *({"messages": questions, "masks": masks[:1]} for _ in range(2)))
+    options = ("eval", path, "--baseline", train, "--no_boundary", "--seed", 3)
+    status, out, _ = himtok(*options, "--report", tmp_path / "report")
+    assert status == 0 and all(name in out for name in ("results", "average mask", "shuffled", "seed 3"))
+    text = (tmp_path / "report.md").read_text()
+    # Columns: 1 of 1, 0 of 2, 0 of 2.
+    assert "| metric | results | average mask | shuffled | protocol |" in text
+    assert "| cIoU | 1.0000 | 0.2000 | 0.0000 | plain |" in text and "| not_scored | 0 | - | - | plain |" in text
+    assert json.loads((tmp_path / "report.json").read_text())["baselines"]["samples"]["same_phrase"] == 3
+    status, out, _ = himtok(*options, "--json", "-")
+    found = json.loads(out)
+    assert status == 0 and found["cIoU"] == 1.0 and found["baselines"]["average_mask"]["gIoU"] == pytest.approx(1 / 3)
+    assert found["baselines"]["training"]["with_mask"] == 2 and found["baselines"]["shuffled"]["T-acc"] == 1.0
+
+    for bad, message in (
+        (write_results(tmp_path / "empty.jsonl"), "--baseline: got "),
+        (write_results(tmp_path / "text.jsonl", {"messages": questions}), "text.jsonl without any mask, expected the"),
+        (tmp_path / "none.jsonl", "No such file"),
+    ):
+        assert_rejected(himtok("eval", path, "--baseline", bad), message)
+    single = write_results(tmp_path / "single.jsonl", results[0])
+    assert_rejected(
+        himtok("eval", single, "--baseline", train), "--baseline: got answers about 1 images with true masks"
+    )
 
 
 def test_eval_counts_failures_and_chooses_one_of_two_results(tmp_path, himtok):

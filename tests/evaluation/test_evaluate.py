@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 from tiny_results import RESULTS, column_mask, predicted_mask, write_results
 
+from himtok_plugin.evaluation.baselines import BaselineSettings
 from himtok_plugin.evaluation.evaluate import evaluate_results
 from himtok_plugin.evaluation.protocols import find_protocol
 from himtok_plugin.evaluation.results import read_results
@@ -150,10 +152,15 @@ def test_shares_of_processes_merge_to_the_scores_of_one(tmp_path):
 @pytest.mark.slow
 def test_two_processes_print_one_report_with_all_rows(tmp_path):
     path = write_results(tmp_path / "out.jsonl", *RESULTS * 5)
+    train = write_results(tmp_path / "train.jsonl", *({"masks": result["target_masks"]} for result in RESULTS))
     command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29731", "-m"]
-    arguments = ["himtok_plugin.cli", "eval", str(path), "--no_boundary", "--json", "-"]
+    arguments = ["himtok_plugin.cli", "eval", str(path), "--baseline", str(train), "--no_boundary", "--json", "-"]
     done = subprocess.run([sys.executable, *command, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout)
     assert scores["samples"] == 15
-    assert scores["cIoU"] == pytest.approx(evaluate_results(path, boundary=False).scores["cIoU"])
+    whole = evaluate_results(path, boundary=False, baseline=BaselineSettings([train]))
+    assert scores["cIoU"] == pytest.approx(whole.scores["cIoU"])
+    for name, expected in whole.baselines.columns({}).items():
+        assert name == "results" or scores["baselines"][name.replace(" ", "_")] == pytest.approx(expected), name
+    assert scores["baselines"]["samples"] == asdict(whole.baselines.samples)

@@ -14,32 +14,16 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from himtok_plugin.data.samples import (
-    ANSWER_COLUMNS,
-    CODES,
-    HISTORY_COLUMN,
-    QUESTION_COLUMNS,
-    as_list,
-    is_box,
-    parse_row,
-    row_masks,
-    row_messages,
-)
+from himtok_plugin.data.messages import parse_messages
+from himtok_plugin.data.samples import CODES, as_list, is_box, parse_row, row_masks
 from himtok_plugin.files.images import UPRIGHT, ImageHeader, open_header
-from himtok_plugin.mask_text import (
-    BOX_PLACEHOLDER,
-    IMAGE_PLACEHOLDER,
-    MASK_PLACEHOLDER,
-    reference_placeholder_to_mask,
-)
+from himtok_plugin.mask_text import BOX_PLACEHOLDER, IMAGE_PLACEHOLDER, MASK_PLACEHOLDER
 from himtok_plugin.masks import load_mask
 from himtok_plugin.masks.run_lengths import Runs
 from himtok_plugin.validation import abridged
 
 Faults = list[tuple[str, str]]  # (kind, description)
 
-KNOWN_ROLES = ("system", "user", "assistant", "tool", "tool_call", "tool_response")
-_FROM = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 # "COCO_train2014_000000581857_16.jpg" and "000000581857.jpg" are the same image.
 _COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})(?:_\d+)?$")
 
@@ -208,38 +192,6 @@ def _has_relative_boxes(row: dict[str, Any]) -> bool:
     """Whether boxes are in relative coordinates."""
     objects = row.get("objects")
     return isinstance(objects, dict) and objects.get("bbox_type") == "norm1"
-
-
-def parse_messages(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """(role, text) of a sample's messages, in ms-swift's format or that of the paper's code, with `<mask>` for masks.
-
-    Raises:
-        ValueError: neither of these formats.
-    """
-    messages = row_messages(row)
-    if messages is None:
-        columns = ("user", QUESTION_COLUMNS), ("assistant", ANSWER_COLUMNS)
-        history = row.get(HISTORY_COLUMN)
-        history = history if isinstance(history, list) else []
-        pairs = [
-            pair
-            for turn in history
-            if isinstance(turn, list)
-            for pair in zip(("user", "assistant"), turn, strict=False)
-        ]
-        pairs += [(role, row.get(column)) for role, own in columns for column in own]
-        return [(role, reference_placeholder_to_mask(text)) for role, text in pairs if isinstance(text, str)]
-    if not isinstance(messages, list):
-        raise ValueError(f"messages is {abridged(messages)}: expected a list")
-    found = []
-    for i, message in enumerate(messages):
-        fields = message if isinstance(message, dict) else {}
-        role = fields.get("role", _FROM.get(fields.get("from", "")))
-        text = fields.get("content", fields.get("value"))
-        if role not in KNOWN_ROLES or not isinstance(text, str):
-            raise ValueError(f"messages[{i}] is {abridged(message)}: expected a role and its content")
-        found.append((role, reference_placeholder_to_mask(text)))
-    return found
 
 
 def row_images(row: dict[str, Any]) -> list[Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from himtok_plugin.data.messages import parse_messages
 from himtok_plugin.data.samples import row_masks
 from himtok_plugin.files.atomic_file import atomic_write
 from himtok_plugin.files.output_file import check_replaceable_page
@@ -25,7 +26,7 @@ from himtok_plugin.masks import load_mask, mask_bbox
 from himtok_plugin.masks.drawing import FAINT, TAG_HEIGHT, Color, choose_colors, draw_tag, overlay, text_color, to_rgb
 from himtok_plugin.pages.environment import render_page
 
-from .findings import join_root, parse_messages, row_images
+from .findings import join_root, row_images
 
 SIDE = 480  # longest side of a picture, in pixels
 SMALL_SIDE = 256  # smaller images are enlarged about to this side
