@@ -321,9 +321,10 @@ class HierarchicalMaskLoss(nn.Module):
         kept = kept.to(probabilities.device, probabilities.dtype)
         prefixes = (kept[:, None, :, None] * probabilities).flatten(0, 1)
         config = mask_tokenizer.config
-        sigma = torch.as_tensor(coarse_sigma(levels.float(), config.num_mask_tokens, config.image_size))
-        sigma = sigma.to(target.device)[:, None].expand(count, batch)
-        coarse = coarse_target(target.expand(count, *target.shape), sigma=sigma)
+        coarse = target.expand(count, *target.shape)
+        if config.has_blurred_prefixes:
+            sigma = torch.as_tensor(coarse_sigma(levels.float(), config.num_mask_tokens, config.image_size))
+            coarse = coarse_target(coarse, sigma=sigma.to(target.device)[:, None].expand(count, batch))
         prediction = mask_tokenizer.decode_probabilities(prefixes).unflatten(0, (count, batch))
         return torch.stack(
             [

@@ -132,6 +132,11 @@ class MaskTokenizerConfig(PretrainedConfig):
         """Number of patches along one side of the square."""
         return self.image_size // self.patch_size
 
+    @property
+    def has_blurred_prefixes(self) -> bool:
+        """Whether prefixes stand for blurred masks, as in the paper; in the scheme "box" they are sharp but coarse."""
+        return self.code_scheme == "square"
+
     @classmethod
     def field_names(cls) -> set[str]:
         """Names of the fields of this class, without those of `PretrainedConfig`."""

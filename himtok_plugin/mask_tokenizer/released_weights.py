@@ -20,7 +20,7 @@ from torch import Tensor
 
 from himtok_plugin.checkpoints.file_contents import check_weights_file
 from himtok_plugin.checkpoints.json_files import read_json_object
-from himtok_plugin.resources import SIDECAR_FOLDER, default_mask_tokenizer
+from himtok_plugin.resources import SIDECAR_FOLDER, default_checkpoint, default_mask_tokenizer
 
 from .configuration import MaskTokenizerConfig
 
@@ -30,6 +30,7 @@ IGNORED_PREFIXES = ("sam.",)  # the authors' optional refiner, which some files 
 IGNORED_KEYS = ("encoder.attn_mask",)  # a constant, which is computed here
 CHAT_PREFIX = "mask_decoder."  # of the same keys in a whole chat checkpoint
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")  # of `from_pretrained`
+SHIPPED = {"default": default_mask_tokenizer, "demo": default_checkpoint}
 WHOLE_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # of transformers; one device is enough
 
 
@@ -274,7 +275,7 @@ def find_mask_tokenizer(name: str | os.PathLike, hub_options: Mapping | None = N
     neither a file nor a folder is downloaded as a hub id.
 
     Args:
-        name: folder, file, hub id or "default".
+        name: folder, file, hub id, "default" for the shipped mask tokenizer, or "demo" for that of the shipped LMM.
         hub_options: keywords of `from_pretrained`; `subfolder` also applies to local folders.
 
     Returns:
@@ -288,8 +289,8 @@ def find_mask_tokenizer(name: str | os.PathLike, hub_options: Mapping | None = N
     path = Path(name)
     if path.is_file() and not subfolder:
         return path
-    if str(name) == "default":
-        path = default_mask_tokenizer()
+    if str(name) in SHIPPED:
+        path = SHIPPED[str(name)]()
     path = path / subfolder if path.exists() else _download(str(name), subfolder, options)
     unreadable: ValueError | None = None
     for folder in (path, path / SIDECAR_FOLDER):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from himtok_plugin.hierarchical_loss import HierarchicalMaskLoss, mask_bce, mask_dice
 from himtok_plugin.mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
 from himtok_plugin.mask_tokenizer.box.codebook_fit import fit_components, fit_residual_codebooks, kmeans
 from himtok_plugin.mask_tokenizer.box.objective import BoxObjective
@@ -163,3 +164,13 @@ def test_codebooks_refine_each_other():
         assert torch.cdist(second, offsets).amin(1).max() < 0.1
     assert (points - first[torch.cdist(points, first).argmin(1)]).norm(dim=1).max() < 11
     assert kmeans(points[:3], 5).shape == (5, 2)
+
+
+def test_prefixes_are_compared_with_sharp_masks(trained):
+    model, _ = trained
+    squares = draw_ellipses(2, seed=5)
+    probabilities = torch.nn.functional.one_hot(model.encode(squares), 64).float()
+    losses = HierarchicalMaskLoss()(model, probabilities, squares, levels=torch.tensor([4]))
+    prefix = model.decode(model.encode(squares)[:, :4])
+    expected = mask_bce(prefix, squares) + 0.25 * mask_dice(prefix, squares)
+    assert torch.allclose(losses.hierarchical, expected, atol=1e-4)
