@@ -1,0 +1,169 @@
+"""Rows for training and for measuring, from photographs in COCO's layout.
+
+`himtok prepare` makes the rows with masks, a question each. Here, rows about the same photograph are joined to
+conversations, so that the photograph is encoded once for several questions, and questions that are answered in words
+are added: captions, what there is, and whether there is something.
+"""
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from himtok_plugin.data.formats.reader import Source
+from himtok_plugin.data.prepare import PrepareJob, prepare_samples
+from himtok_plugin.data.tasks.sample_builder import TaskOptions
+
+Row = dict[str, Any]
+Turn = tuple[str, str, list[Any]]  # question, answer, masks
+PROMPTS = Path(__file__).parent / "prompts.yaml"
+MIN_AREA_SHARE = 0.002  # of a class in the photograph; smaller ones are a few pixels in the LMM's features
+MAX_LISTED = 8  # classes in an answer to "What is here?"
+MAX_MASKS, MAX_TURNS = 8, 7  # in a conversation
+NEGATIVE_SEEDS = 3  # questions without a target per photograph
+CAPTION_QUESTIONS = ("Describe this photograph.", "What does this photograph show?")
+LIST_QUESTION = "What is here?"
+SIDES = ("left", "right")  # wrong in captions of mirrored photographs
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")  # of answers to "Where is the dog?"
+MAX_LOCATED = 2
+
+
+def prepare(folder: Path, out: Path, tasks: Iterable[str], seed: int) -> list[Row]:
+    """Make rows with one question each, as `himtok prepare coco-json` does, and read them."""
+    source = Source("coco-json", folder, "all", folder / "instances.json", folder / "images")
+    options = TaskOptions(max_masks=MAX_MASKS)
+    prepare_samples(PrepareJob(source, dict.fromkeys(tasks, 1.0), options, PROMPTS, seed=seed), out)
+    return read_rows(out)
+
+
+def read_rows(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def prepare_negatives(folder: Path, out: Path, seed: int) -> list[Row]:
+    """Make several questions without a target for each photograph, all different."""
+    found = {}
+    for number in range(NEGATIVE_SEEDS):
+        for row in prepare(folder, out, ("negative",), seed + number):
+            found[row["images"][0], row["messages"][0]["content"]] = row
+    rows = list(found.values())
+    write_rows(out, rows)
+    return rows
+
+
+def turns_by_image(rows: Iterable[Row]) -> dict[str, list[Turn]]:
+    """Group rows with one question by their photograph."""
+    turns = defaultdict(list)
+    for row in rows:
+        question, answer = (message["content"] for message in row["messages"])
+        turns[row["images"][0]].append((question.replace("<image>", "", 1), answer, row["masks"]))
+    return turns
+
+
+def join_turns(image: str, turns: Iterable[Turn]) -> Row:
+    """Make a conversation about a photograph."""
+    row: Row = {"messages": [], "images": [image], "masks": []}
+    for question, answer, masks in turns:
+        row["messages"] += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        row["masks"] += masks
+    row["messages"][0]["content"] = "<image>" + row["messages"][0]["content"]
+    return row
+
+
+def draw_turns(turns: list[Turn], rng: random.Random) -> list[Turn]:
+    """Draw turns in random order, as many as fit into a conversation."""
+    drawn: list[Turn] = []
+    for turn in rng.sample(turns, len(turns)):
+        if len(drawn) < MAX_TURNS and sum(len(each[2]) for each in [*drawn, turn]) <= MAX_MASKS:
+            drawn.append(turn)
+    return drawn
+
+
+class Words:
+    """Questions about photographs that are answered in words."""
+
+    def __init__(self, folder: Path, captions: dict[str, list[str]], seed: int):
+        content = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
+        self._names = {category["id"]: category["name"] for category in content["categories"]}
+        self._captions = captions
+        self._rng = random.Random(seed)
+        self._areas: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self._boxes: dict[int, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+        for one in content["annotations"]:
+            name = self._names[one["category_id"]]
+            self._areas[one["image_id"]][name] += one["area"]
+            self._boxes[one["image_id"]][name].append(coco_mask.toBbox(one["segmentation"]).tolist())
+        self.images = {str((folder / "images" / image["file_name"]).resolve()): image for image in content["images"]}
+        self._seen = sorted({name for areas in self._areas.values() for name in areas})
+
+    def visible(self, image: dict[str, Any]) -> list[str]:
+        """Classes that are large enough to be seen, the largest first."""
+        areas = self._areas[image["id"]]
+        smallest = MIN_AREA_SHARE * image["height"] * image["width"]
+        return sorted((name for name in areas if areas[name] >= smallest), key=lambda name: (-areas[name], name))
+
+    def list_classes(self, image: dict[str, Any]) -> Turn:
+        names = self.visible(image)[:MAX_LISTED]
+        return LIST_QUESTION, f"{', '.join(names)}." if names else "Nothing that I know.", []
+
+    def ask_presence(self, image: dict[str, Any]) -> Iterator[Turn]:
+        """Yield as many questions with the answer yes as with no, at most four."""
+        present = self.visible(image)
+        absent = [name for name in self._seen if name not in self._areas[image["id"]]]
+        for name in self._rng.sample(present, min(2, len(present))):
+            yield ask_whether(name), "Yes.", []
+        for name in self._rng.sample(absent, min(2, len(present) or 1, len(absent))):
+            yield ask_whether(name), "No.", []
+
+    def locate(self, image: dict[str, Any]) -> Iterator[Turn]:
+        """Yield questions about the place of classes with a single object, as a third of the height and the width.
+
+        The features of a network that was trained to name what an image shows hardly say where they are; these
+        questions are the first that need it.
+        """
+        boxes = self._boxes[image["id"]]
+        single = [name for name in self.visible(image) if len(boxes[name]) == 1]
+        for name in self._rng.sample(single, min(MAX_LOCATED, len(single))):
+            x, y, width, height = boxes[name][0]
+            row = ROWS[int(3 * (y + height / 2) / image["height"])]
+            column = COLUMNS[int(3 * (x + width / 2) / image["width"])]
+            yield f"Where is the {name}?", f"At the {row} {column}." if row != column else "In the middle.", []
+
+    def describe(self, image: dict[str, Any]) -> Iterator[Turn]:
+        """Yield a caption of a photograph that is shown as a whole, where there is one."""
+        captions = self._captions.get(str(image["original_id"]), []) if image["is_whole"] else []
+        fitting = [text for text in captions if not any(side in text.lower() for side in SIDES)]
+        if fitting:
+            yield self._rng.choice(CAPTION_QUESTIONS), self._rng.choice(fitting).strip(), []
+
+    def conversation(self, path: str) -> Row:
+        """Make a conversation in words. The list of all classes comes last: it has the answers of other questions."""
+        image = self.images[path]
+        turns = [*self.ask_presence(image), *self.locate(image), *self.describe(image)]
+        self._rng.shuffle(turns)
+        return join_turns(path, [*turns, self.list_classes(image)])
+
+
+def ask_whether(name: str) -> str:
+    return f"Is there {'an' if name[0] in 'aeiou' else 'a'} {name}?"
+
+
+def mask_conversations(words: Words, turns: dict[str, list[Turn]], rng: random.Random) -> Iterator[Row]:
+    """Yield a conversation for each photograph with questions; what there is comes last."""
+    for path, image in words.images.items():
+        if drawn := draw_turns(turns.get(path, []), rng):
+            yield join_turns(path, [*drawn, words.list_classes(image)])
+
+
+def drop_small(rows: Iterable[Row], mask_area: Callable[[Any], float]) -> list[Row]:
+    """Leave out rows with a mask that covers less than `MIN_AREA_SHARE` of the photograph."""
+    return [row for row in rows if all(mask_area(mask) >= MIN_AREA_SHARE for mask in row["masks"])]

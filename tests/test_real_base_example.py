@@ -1,0 +1,261 @@
+"""examples/09_real_base: the base model, its registration with ms-swift, and the rows, all with tiny random parts."""
+
+import json
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from paths import EXAMPLES
+from PIL import Image
+from tiny_models import tiny_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+FOLDER = EXAMPLES / "09_real_base"
+ARCHITECTURE, IMAGE_SIDE, IMAGE_TOKENS = "test_efficientnet", 64, 4
+CATEGORIES = [{"id": 1, "name": "dog"}, {"id": 5, "name": "orange"}]
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """The example's modules, imported as run.py imports them."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import base_model
+    import photographs
+    import questions
+
+    yield base_model, photographs, questions
+    for name in ("base_model", "photographs", "questions"):
+        del sys.modules[name]
+
+
+@pytest.fixture
+def base(modules, tmp_path):
+    """Folder of a base model of tiny random parts."""
+    pytest.importorskip("timm")
+    base_model = modules[0]
+    folder = tmp_path / "base"
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    tower = base_model.build_vision_tower(ARCHITECTURE)
+    base_model.join_parts(LlamaForCausalLM(config), tokenizer, tower, IMAGE_SIDE, 0, folder)
+    return folder
+
+
+def tiny_tokenizer():
+    vocabulary = {text: i for i, text in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])}
+    for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocabulary[symbol] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def square_photograph(photographs, id, box, category=1, color=(255, 0, 0)):
+    """A grey photograph with one object, a rectangle in a colour, so that the image shows where the mask must be."""
+    pixels = np.full((60, 80, 3), 128, np.uint8)
+    mask = np.zeros((60, 80), bool)
+    top, bottom, left, right = box
+    mask[top:bottom, left:right] = True
+    pixels[mask] = color
+    return photographs.Photograph(id, Image.fromarray(pixels), (photographs.Region(mask, category, 0),))
+
+
+def coco_folder(photographs, folder):
+    boxes = [(0, 18, 0, 26), (20, 60, 30, 80), (0, 40, 20, 60)]
+    made = [square_photograph(photographs, i, box, CATEGORIES[i % 2]["id"]) for i, box in enumerate(boxes)]
+    photographs.write_photographs(folder, made, CATEGORIES)
+    return photographs.CocoFolder(folder)
+
+
+# ----- the base model
+
+
+def test_plain_transformers_loads_the_base_model(base):
+    model, processor = AutoModelForImageTextToText.from_pretrained(base), AutoProcessor.from_pretrained(base)
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hi"}]}
+    text = processor.apply_chat_template([message], add_generation_prompt=True)
+    assert text == "<|im_start|>user\n<image>\nHi<|im_end|>\n<|im_start|>assistant\n"
+    inputs = processor(images=Image.new("RGB", (30, 50)), text=text, return_tensors="pt")
+    assert (inputs.input_ids == model.config.image_token_id).sum() == IMAGE_TOKENS
+    assert inputs.pixel_values.shape == (1, 3, IMAGE_SIDE, IMAGE_SIDE)
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    assert model.generate(**inputs, max_new_tokens=2, min_new_tokens=2).shape[1] == inputs.input_ids.shape[1] + 2
+
+
+def test_weights_are_renamed_by_order_and_checked(modules):
+    base_model, _, _ = modules
+    expected = {"stem.weight": torch.zeros(2, 3), "bn.bias": torch.zeros(2)}
+    weights = {"_s.weight": torch.ones(2, 3), "_b.bias": torch.ones(2)}
+    assert list(base_model.rename_weights(weights, expected)) == ["stem.weight", "bn.bias"]
+    with pytest.raises(ValueError, match="got 1 tensors, expected 2"):
+        base_model.rename_weights({"_s.weight": torch.ones(2, 3)}, expected)
+    with pytest.raises(ValueError, match=r"got _s.weight of shape \(3, 2\), expected stem.weight of shape \(2, 3\)"):
+        base_model.rename_weights({**weights, "_s.weight": torch.ones(3, 2)}, expected)
+    with pytest.raises(ValueError, match=r"got _b.weight"):
+        base_model.rename_weights({"_s.weight": torch.ones(2, 3), "_b.weight": torch.ones(2)}, expected)
+
+
+def test_a_missing_package_is_named(modules):
+    with pytest.raises(ValueError, match="no_such_package is not installed"):
+        modules[0].find_package_file("no_such_package", "*")
+
+
+def test_weights_of_the_vision_tower_are_those_given(modules):
+    timm = pytest.importorskip("timm")
+    base_model, _, _ = modules
+    torch.manual_seed(1)
+    network = timm.create_model(ARCHITECTURE).eval()
+    weights = {f"_{i}.{name.rpartition('.')[2]}": value for i, (name, value) in enumerate(network.state_dict().items())}
+    tower = base_model.build_vision_tower(ARCHITECTURE, weights).eval()
+    pixels = torch.rand(1, 3, IMAGE_SIDE, IMAGE_SIDE)
+    with torch.no_grad():
+        assert torch.equal(tower(pixels).last_hidden_state, network.forward_features(pixels))
+
+
+# ----- photographs and rows
+
+
+def test_changed_photographs_keep_masks_on_their_objects(modules):
+    _, photographs, _ = modules
+    rng = np.random.default_rng(0)
+    photograph = square_photograph(photographs, 1, (10, 40, 15, 55))
+    cutouts = photographs.Cutouts()
+    cutouts.add(square_photograph(photographs, 2, (0, 50, 0, 60), 5, (0, 255, 0)))
+    pasted_objects = 0
+    for _ in range(20):
+        changed = photographs.paste(photographs.crop(photographs.mirror(photograph), rng), cutouts, rng)
+        pixels = np.asarray(changed.image).astype(int)
+        colors = {1: (pixels[..., 0] > 190) & (pixels[..., 1] < 60), 5: (pixels[..., 1] > 190) & (pixels[..., 0] < 60)}
+        for region in changed.regions:
+            shown = colors[region.category_id]
+            assert (region.mask & ~shown).sum() == 0
+            pasted_objects += region.category_id == 5
+        assert not changed.is_whole and changed.image.size == changed.regions[0].mask.shape[::-1]
+    assert pasted_objects > 5
+
+
+def test_the_split_depends_on_the_id_alone(modules):
+    _, photographs, _ = modules
+    held_out = [id for id in range(2000) if photographs.is_held_out(id)]
+    assert 150 < len(held_out) < 250 and photographs.is_held_out(9) == photographs.is_held_out(9)
+
+
+def test_rows_of_a_photograph_are_joined_to_a_conversation(modules, tmp_path):
+    _, photographs, questions = modules
+    source = coco_folder(photographs, tmp_path / "coco")
+    variants = photographs.make_variants(source, [1, 2, 3], 2, 0)
+    photographs.write_photographs(tmp_path / "train", variants, source.categories)
+    rows = questions.prepare(tmp_path / "train", tmp_path / "rows.jsonl", ("segment_class", "segment_instances"), 0)
+    absent = questions.prepare_negatives(tmp_path / "train", tmp_path / "absent.jsonl", 0)
+    assert absent and all(row["masks"] == [] for row in absent)
+    words = questions.Words(tmp_path / "train", {"1": ["A dog on the left.", "A dog."]}, 0)
+    joined = list(questions.mask_conversations(words, questions.turns_by_image(rows + absent), random.Random(0)))
+    assert len(joined) == 6  # three photographs, each also mirrored
+    for row in joined:
+        texts = [message["content"] for message in row["messages"]]
+        assert texts[0].startswith("<image>") and "<image>" not in "".join(texts[1:])
+        assert sum(text.count("<mask>") for text in texts) == len(row["masks"]) > 0
+        assert texts[-2] == questions.LIST_QUESTION and texts[-1] in ("dog.", "orange.")
+    talk = [words.conversation(path)["messages"] for path in words.images]
+    texts = [message["content"] for messages in talk for message in messages]
+    assert "A dog." in texts and "A dog on the left." not in texts
+    assert "Is there an orange?" in "".join(texts) and "At the top left." in texts and "At the top right." in texts
+
+
+# ----- registration with ms-swift
+
+TEMPLATE_PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[2])
+import register_fast_vlm
+from swift import get_processor, get_template
+from PIL import Image
+
+processor = get_processor(sys.argv[1])
+template = get_template(processor)
+image = Image.new("RGB", (30, 50))
+messages = [{"role": "user", "content": "<image>Hi"}, {"role": "assistant", "content": "Yes."}]
+row = {"messages": messages, "images": [image]}
+template.set_mode("train")
+encoded = template.encode(row)
+labels = [id for id in encoded["labels"] if id != -100]
+print(repr(processor.decode(labels)))
+template.set_mode("transformers")
+ids = template.encode({**row, "messages": messages[:1]})["input_ids"]
+message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hi"}]}
+text = processor.apply_chat_template([message], add_generation_prompt=True)
+print(ids == processor(images=image, text=text)["input_ids"][0])
+"""
+
+
+def run(*command):
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_ms_swift_writes_the_same_tokens_as_the_processor_and_labels_the_answer(base):
+    printed = run("-c", TEMPLATE_PROGRAM, base, FOLDER).splitlines()
+    assert printed[-2:] == [r"'Yes.<|im_end|>\n'", "True"]
+
+
+@pytest.mark.slow
+def test_the_registered_model_is_trained_on_masks_and_segments(base, modules, tmp_path):
+    _, photographs, questions = modules
+    coco_folder(photographs, tmp_path / "coco")
+    tiny_model().save_pretrained(tmp_path / "mask_tokenizer")
+    rows = tmp_path / "rows.jsonl"
+    questions.prepare(tmp_path / "coco", rows, ("segment_class",), 0)
+    plugins = ("--plugin", "himtok", "--external_plugins", FOLDER / "register_fast_vlm.py")
+    statistics = {name: value for name, value in load_weights(base).items() if "running" in name}
+    frozen = "model.vision_tower.timm_model.conv_stem"
+    run(
+        *("-m", "swift.cli.main", "sft", *plugins, "--model", base, "--mask_tokenizer", tmp_path / "mask_tokenizer"),
+        *("--dataset", rows, "--output_dir", tmp_path / "out", "--add_version", "false", "--tuner_type", "full"),
+        *("--torch_dtype", "float32", "--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--max_steps", 2),
+        *("--freeze_vit", "false", "--freeze_aligner", "false", "--freeze_parameters", frozen, "--vit_lr", "1e-3"),
+        *("--aligner_lr", "1e-3", "--learning_rate", "1e-3", "--report_to", "none", "--split_dataset_ratio", 0),
+    )
+    before, after = load_weights(base), load_weights(tmp_path / "out" / "checkpoint-2")
+    changed = {
+        name for name in before if before[name].shape != after[name].shape or not before[name].equal(after[name])
+    }
+    assert not changed & (statistics.keys() | {f"{frozen}.weight"})
+    assert "model.multi_modal_projector.linear_1.weight" in changed
+    assert any(name.startswith("model.vision_tower.timm_model.blocks") for name in changed)
+    out = tmp_path / "out.jsonl"
+    run(
+        *("-m", "swift.cli.main", "infer", *plugins, "--model", tmp_path / "out" / "checkpoint-2"),
+        *("--val_dataset", rows, "--result_path", out, "--max_new_tokens", 24, "--stream", "false"),
+    )
+    results = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(results) == 3 and all("masks" in result for result in results)
+
+
+def load_weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
