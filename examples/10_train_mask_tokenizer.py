@@ -32,7 +32,7 @@ from himtok_plugin.data.generated.object_masks import PICTURE_SIZES, generate_ob
 from himtok_plugin.data.generated.scenes import generate_masks
 from himtok_plugin.demo.training import LAST_CHECKPOINT
 from himtok_plugin.jobs.worker_pool import default_num_workers, map_ordered
-from himtok_plugin.mask_tokenizer import build_mask_tokenizer
+from himtok_plugin.mask_tokenizer import MaskTokenizerConfig, build_mask_tokenizer
 from himtok_plugin.masks import to_rle
 from himtok_plugin.resources import config_path
 
@@ -161,7 +161,10 @@ def pack(folder: Path) -> None:
     halves = {name: value.half() for name, value in load_file(trained / "model.safetensors").items()}
     save_file(halves, packed / "model.safetensors", metadata={"format": "pt"})
     (packed / "model.safetensors").chmod(0o644)  # safetensors makes it readable for its owner only
-    (packed / "config.json").write_bytes((trained / "config.json").read_bytes())
+    fields = MaskTokenizerConfig.from_pretrained(trained)
+    config = MaskTokenizerConfig(**{name: getattr(fields, name) for name in MaskTokenizerConfig.field_names()})
+    config.architectures, config.dtype = fields.architectures, fields.dtype
+    config.save_pretrained(packed)
     print(f"{packed}: {(packed / 'model.safetensors').stat().st_size / 1e6:.1f} MB")
 
 

@@ -1,7 +1,8 @@
 """Paths of the files that ship with the package: in a source tree, installed, or in a zip file.
 
 `config_path("stage1_tiny_full")` is a YAML file for `swift sft`. `default_checkpoint()` and `default_mask_tokenizer()`
-are the folders that `--model default` and `--mask_tokenizer default` stand for. The configs are in `swift_configs/` of
+are the folders that `--model default` and `--mask_tokenizer default` stand for; `--mask_tokenizer demo` is the mask
+tokenizer in the checkpoint, which knows generated scenes. The configs are in `swift_configs/` of
 the repository, which setup.py installs as `himtok_plugin/swift_configs/`.
 
 If the package is imported from a zip file, a wheel among them, `shipped_path` copies what is asked for to
@@ -25,6 +26,7 @@ _PACKAGE = Path(__file__).resolve().parent
 # The source tree first: a `himtok_plugin/swift_configs` in it would be left over from a build.
 _CONFIG_FOLDERS = (_PACKAGE.parent / "swift_configs", _PACKAGE / "swift_configs")
 _DEFAULT_CHECKPOINT = _PACKAGE / "pretrained" / "lmm"
+_DEFAULT_MASK_TOKENIZER = _PACKAGE / "pretrained" / SIDECAR_FOLDER
 
 
 @cache
@@ -130,12 +132,14 @@ def default_checkpoint() -> Path:
 
 
 def default_mask_tokenizer() -> Path:
-    """Folder of the mask tokenizer that ships with the package, which belongs to the shipped LMM.
+    """Folder of the mask tokenizer that ships with the package, for masks of real objects.
+
+    The shipped LMM has another one, which is in its checkpoint.
 
     Raises:
         ValueError: this build ships no mask tokenizer.
     """
-    folder = shipped_path(_DEFAULT_CHECKPOINT) / SIDECAR_FOLDER
+    folder = shipped_path(_DEFAULT_MASK_TOKENIZER)
     if not folder.is_dir():
         raise ValueError("this build ships no default mask tokenizer: pass one with --mask_tokenizer")
     return folder

@@ -50,7 +50,7 @@ def test_wheel_contains_hook_modules_configs_weights_and_page_templates(source, 
     configs = {f"himtok_plugin/swift_configs/{path.name}" for path in (source / "swift_configs").glob("*.yaml")}
     folder = source / "himtok_plugin" / "pretrained"  # weights among them
     shipped = {f"himtok_plugin/pretrained/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()}
-    assert sum(name.endswith(".safetensors") for name in shipped) == 2
+    assert sum(name.endswith(".safetensors") for name in shipped) == 3
     templates = {f"himtok_plugin/pages/{path.name}" for path in (source / "himtok_plugin" / "pages").glob("*.j2")}
     assert templates and {*HOOKS, *modules, *configs, *shipped, *templates} <= names
     assert not [name for name in names if name.startswith(("tests", "swift_configs", "examples"))]

@@ -85,9 +85,21 @@ def check_range(least: float, most: float | None = None) -> Callable[[float | No
 check_seed = check_range(0, 2**32 - 1)  # the seeds that numpy and torch accept
 
 MaskTokenizerOption = Annotated[
-    str, typer.Option("--mask_tokenizer", help="Folder, himtok.pth or hub id; `default` ships with the package.")
+    str,
+    typer.Option(
+        "--mask_tokenizer",
+        help="Folder, himtok.pth or hub id; `default` ships with the package, `demo` is that of the shipped LMM.",
+    ),
 ]
 OutFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")]
+CandidatesOption = Annotated[
+    int,
+    typer.Option(
+        "--candidates",
+        help="Search among this many of the nearest codes at every position for those whose decoded mask is closest, "
+        "for example 8. With 1 the nearest code is taken without decoding.",
+    ),
+]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Replace what an earlier run of this command has written to OUT.")
 ]

@@ -49,7 +49,7 @@ DISTANCES_OF_SWEEPS = torch.tensor([0.0749, 0.0588, 0.2027, 0.5504])
 
 
 def test_masks_of_the_shipped_model_are_as_close_as_if_every_candidate_had_been_decoded():
-    model = MaskTokenizer.from_pretrained("default").eval()
+    model = MaskTokenizer.from_pretrained("demo").eval()
     scenes = [scene.masks[0] for scene in generate_scenes(9, seed=5) if scene.masks][:2]
     masks = [*scenes, *generate_object_masks(2, seed=5)]
     squares = torch.from_numpy(np.stack([to_square(mask, model.config.image_size) for mask in masks]))

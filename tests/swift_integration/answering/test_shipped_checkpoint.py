@@ -14,7 +14,7 @@ from himtok_plugin.data.generated.scenes import generate_masks, generate_scenes
 from himtok_plugin.masks import to_square
 from himtok_plugin.metrics.reconstruction import ReconstructionMetrics, reconstruction_scores
 from himtok_plugin.metrics.segmentation import SegmentationMetrics
-from himtok_plugin.resources import default_checkpoint, default_mask_tokenizer
+from himtok_plugin.resources import default_checkpoint
 
 MOST_BYTES = 15e6
 UNSEEN_SEED = 1234  # neither of the recipe's
@@ -33,7 +33,7 @@ def test_is_small_and_in_half_precision():
 
 
 def test_tokenizer_is_loaded_in_full_precision_and_restores_shapes():
-    tokenizer = MaskTokenizer.from_pretrained("default")
+    tokenizer = MaskTokenizer.from_pretrained("demo")
     assert {p.dtype for p in tokenizer.parameters()} == {torch.float32} and not tokenizer.training
     scores = reconstruction_scores(tokenizer, generate_masks(100, UNSEEN_SEED))
     ious = [score["gIoU"] for score in scores.values()]
@@ -41,7 +41,7 @@ def test_tokenizer_is_loaded_in_full_precision_and_restores_shapes():
 
 
 def test_searched_codes_restore_shapes_better():
-    tokenizer = MaskTokenizer.from_pretrained("default")
+    tokenizer = MaskTokenizer.from_pretrained("demo")
     masks = list(generate_masks(6, UNSEEN_SEED))
     squares = torch.from_numpy(np.stack([to_square(mask, tokenizer.config.image_size) for mask in masks]))
     metrics = ReconstructionMetrics(tokenizer.config.num_mask_tokens)
@@ -54,7 +54,7 @@ def test_loads_with_plain_transformers():
     folder = default_checkpoint()
     model = AutoModelForImageTextToText.from_pretrained(folder)
     words = AutoProcessor.from_pretrained(folder).tokenizer.get_vocab()
-    codes = MaskTokenizer.from_pretrained(default_mask_tokenizer()).config.codebook_size
+    codes = MaskTokenizer.from_pretrained("demo").config.codebook_size
     assert f"<|mt_{codes - 1}|>" in words and f"<|mt_{codes}|>" not in words
     assert model.get_input_embeddings().weight.shape[0] >= len(words)
 
