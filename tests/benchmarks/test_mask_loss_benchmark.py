@@ -94,7 +94,7 @@ def test_the_result_has_settings_both_implementations_and_both_ratios():
         ({"length": 8}, "length: got 8, expected an integer >= 9"),
         ({"vocabulary": 1000}, "vocabulary: got 1000"),
         ({"dtype": "int8"}, "dtype: got 'int8'"),
-        ({"size": "huge"}, "size: got 'huge', expected one of tiny, pocket, small"),
+        ({"size": "huge"}, "size: got 'huge', expected one of tiny, pocket, box, small"),
         ({"device": "abacus"}, "device: got 'abacus'"),
     ],
 )

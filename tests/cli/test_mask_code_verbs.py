@@ -1,6 +1,7 @@
 """`himtok init`, `convert` and `encode`: output, files and exit status."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -133,12 +134,17 @@ def test_encode_rejects_a_missing_mask_and_a_missing_tokenizer(himtok, tokenizer
 
 
 def test_without_a_shipped_tokenizer_default_is_rejected(himtok, tmp_path, monkeypatch):
-    monkeypatch.setattr(resources, "_DEFAULT_CHECKPOINT", tmp_path / "none")
+    monkeypatch.setattr(resources, "_DEFAULT_MASK_TOKENIZER", tmp_path / "none")
     assert_rejected(himtok("encode", save_masks(tmp_path, 1)[0]), "ships no default mask tokenizer")
 
 
-def test_default_is_the_shipped_tokenizer(himtok, tokenizer, tmp_path, monkeypatch):
-    tokenizer.rename(tmp_path / "mask_tokenizer")  # its name within a checkpoint
-    monkeypatch.setattr(resources, "_DEFAULT_CHECKPOINT", tmp_path)
-    status, out, _ = himtok("encode", save_masks(tmp_path, 1)[0])
+@pytest.mark.parametrize(
+    ("name", "attribute"), [("default", "_DEFAULT_MASK_TOKENIZER"), ("demo", "_DEFAULT_CHECKPOINT")]
+)
+def test_default_and_demo_are_shipped_tokenizers(name, attribute, himtok, tokenizer, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    shutil.copytree(tokenizer, checkpoint / "mask_tokenizer")  # its name within a checkpoint
+    monkeypatch.setattr(resources, attribute, tokenizer if name == "default" else checkpoint)
+    status, out, _ = himtok("encode", save_masks(tmp_path, 1)[0], "--mask_tokenizer", name)
     assert status == 0 and text_to_codes(out)[0].complete
