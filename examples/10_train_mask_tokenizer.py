@@ -7,7 +7,7 @@ Shows stage 1 for masks of your own. Each MASKS is a COCO annotation file (`inst
 other masks are moved, scaled, stretched and tilted, and mixed with generated masks. Seeds are fixed.
 
 Parts, in order: masks (writes the rows), stage1 (`swift sft` with the config stage1_box_full), pack (weights in half
-precision), measure (mean IoU by number of tokens and by size on all held-out masks of each file, and on generated
+precision), measure (mean IoU by number of tokens and by size on all held-out masks of each source, and on generated
 scenes, with `himtok bench masks`). Takes about an hour on two cores.
 """
 
@@ -40,6 +40,7 @@ SEED, HELD_OUT_SEED = 1, 2
 HELD_OUT_ONE_IN = 10  # images
 TRAIN_MASKS, SCENE_MASKS, EVALUATED_MASKS = 96_000, 1000, 512
 MASKS_PER_ROW = 8  # loading a row costs more than loading a mask
+CANDIDATES = 8
 KINDS = {"real": 0.65, "generated": 0.2, "scene": 0.15}  # shares of the training masks
 MAX_SIDE = 512  # larger masks are halved: the square of the mask tokenizer has 256 pixels
 CHUNK_SIZE, FIRST_SEED = 1000, 1000  # masks that a process generates from one seed
@@ -64,11 +65,11 @@ def main() -> None:
     if "pack" in arguments.only:
         pack(folder)
     if "measure" in arguments.only:
-        measure(folder, [path.stem for path in arguments.masks])
+        measure(folder)
 
 
-def read_masks(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield image and mask source (see `load_mask`) of each object of an annotation file."""
+def read_masks(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Yield group, image and mask source (see `load_mask`) of each object of an annotation file."""
     text = path.read_text(encoding="utf-8")
     try:
         annotations = json.loads(text)  # fails for several lines
@@ -77,14 +78,15 @@ def read_masks(path: Path) -> Iterator[tuple[str, Any]]:
     except ValueError:
         for line in text.splitlines():
             entry = json.loads(line)
-            yield f"{entry.get('source', '')}{entry.get('image', entry.get('image_id'))}", entry["segmentation"]
+            group = entry.get("source", path.stem)
+            yield group, f"{entry.get('source', '')}{entry.get('image', entry.get('image_id'))}", entry["segmentation"]
         return
     sizes = {image["id"]: [image["height"], image["width"]] for image in annotations["images"]}
     for entry in annotations["annotations"]:
         source = entry["segmentation"]
         if isinstance(source, list):
             source = {"polygons": source, "size": sizes[entry["image_id"]]}
-        yield str(entry["image_id"]), source
+        yield path.stem, str(entry["image_id"]), source
 
 
 def is_held_out(image: str) -> bool:
@@ -93,19 +95,18 @@ def is_held_out(image: str) -> bool:
 
 def write_masks(folder: Path, files: list[Path], scale: float, processes: int) -> None:
     train: list[Any] = []
-    held_out_sample = []
-    for path in files:
-        held_out = []
-        for image, source in read_masks(path):
-            mask = load_mask(source)
-            if mask.any():
-                (held_out if is_held_out(image) else train).append(to_rle(mask))
-        write_rows(folder / f"held_out_{path.stem}.jsonl", held_out)
-        held_out_sample += held_out
-        print(f"{path}: {len(held_out)} masks held out")
+    held_out: dict[str, list[Any]] = {}
+    for group, image, source in itertools.chain.from_iterable(map(read_masks, files)):
+        mask = load_mask(source)
+        if mask.any():
+            (held_out.setdefault(group, []) if is_held_out(image) else train).append(to_rle(mask))
+    for group, masks in held_out.items():
+        write_rows(folder / f"held_out_{group}.jsonl", masks)
+        print(f"{group}: {len(masks)} masks held out")
     print(f"{len(train)} real masks to train on")
-    chosen = np.random.default_rng(HELD_OUT_SEED).permutation(len(held_out_sample))[:EVALUATED_MASKS]
-    write_rows(folder / "held_out_masks.jsonl", [held_out_sample[i] for i in chosen])
+    mixed = [*itertools.chain.from_iterable(held_out.values())]
+    chosen = np.random.default_rng(HELD_OUT_SEED).permutation(len(mixed))[:EVALUATED_MASKS]
+    write_rows(folder / "validation.jsonl", [mixed[i] for i in chosen])
     scenes = (to_rle(mask) for mask in generate_masks(SCENE_MASKS, HELD_OUT_SEED))
     write_rows(folder / "held_out_scenes.jsonl", scenes)
 
@@ -149,7 +150,7 @@ def train(folder: Path, options: list[str]) -> None:
     build_mask_tokenizer("box").save_pretrained(folder / "untrained")
     run(
         *("swift.cli.main", "sft", config_path("stage1_box_full"), "--model", folder / "untrained"),
-        *("--dataset", folder / "masks.jsonl", "--val_dataset", folder / "held_out_masks.jsonl"),
+        *("--dataset", folder / "masks.jsonl", "--val_dataset", folder / "validation.jsonl"),
         *("--output_dir", folder / "stage1", *options),
     )
 
@@ -168,13 +169,13 @@ def pack(folder: Path) -> None:
     print(f"{packed}: {(packed / 'model.safetensors').stat().st_size / 1e6:.1f} MB")
 
 
-def measure(folder: Path, names: list[str]) -> None:
-    for name in (*names, "scenes"):
-        print(f"{name}, held out", flush=True)
-        rows, figures = folder / f"held_out_{name}.jsonl", folder / f"figures_{name}.json"
-        command = ("bench", "masks", rows, "--mask_tokenizer", folder / "packed", "--quiet")
-        run("himtok_plugin.cli", *command)
-        run("himtok_plugin.cli", *command, "--json", figures)
+def measure(folder: Path) -> None:
+    for rows in sorted(folder.glob("held_out_*.jsonl")):
+        for candidates in (1, CANDIDATES):
+            print(f"{rows.stem}, {candidates} candidates", flush=True)
+            figures = folder / f"figures_{rows.stem}_{candidates}.json"
+            command = ("bench", "masks", rows, "--mask_tokenizer", folder / "packed", "--candidates", candidates)
+            run("himtok_plugin.cli", *command, "--quiet", "--json", figures)
 
 
 def run(module: str, *arguments: object) -> None:
