@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("masks", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, default=Path("mask_tokenizer_training"))
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
-    parser.add_argument("--scale", type=float, default=1.0, help="factor of the number of masks, for a trial")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of the numbers of masks, for a trial")
     parser.add_argument("--processes", type=int, default=default_num_workers(), help="processes that generate masks")
     parser.add_argument("--sft", nargs=argparse.REMAINDER, default=[], help="flags for swift sft; has to come last")
     arguments = parser.parse_args()
@@ -107,7 +107,7 @@ def write_masks(folder: Path, files: list[Path], scale: float, processes: int) -
     mixed = [*itertools.chain.from_iterable(held_out.values())]
     chosen = np.random.default_rng(HELD_OUT_SEED).permutation(len(mixed))[:EVALUATED_MASKS]
     write_rows(folder / "validation.jsonl", [mixed[i] for i in chosen])
-    scenes = (to_rle(mask) for mask in generate_masks(SCENE_MASKS, HELD_OUT_SEED))
+    scenes = (to_rle(mask) for mask in generate_masks(max(int(SCENE_MASKS * scale), MASKS_PER_ROW), HELD_OUT_SEED))
     write_rows(folder / "held_out_scenes.jsonl", scenes)
 
     number = max(int(TRAIN_MASKS * scale), MASKS_PER_ROW)

@@ -58,7 +58,7 @@ def test_training_masks_of_the_default_mask_tokenizer_hold_images_out(tmp_path):
         name: sum(len(json.loads(line)["masks"]) for line in (tmp_path / f"held_out_{name}.jsonl").open())
         for name in ("instances", "blob", "scenes")
     }
-    assert all(held_out.values()) and held_out["scenes"] == 1000
+    assert all(held_out.values()) and held_out["scenes"] == 8
     assert f"{60 - held_out['instances'] - held_out['blob']} real masks to train on" in printed
     rows = [json.loads(line) for line in (tmp_path / "masks.jsonl").open()]
     assert sum(len(row["masks"]) for row in rows) == 48
