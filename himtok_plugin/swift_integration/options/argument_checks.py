@@ -89,7 +89,14 @@ def _check_numbers(args: Any) -> None:
     for name in _WEIGHTS:
         value = getattr(args, name)
         _expect(_is_number(value) and value >= 0, name, value, "a finite number >= 0")
-    for name in ("detokenizer_lr", "mask_rows_lr"):
+    ratio = args.mask_gradient_ratio
+    _expect(
+        ratio is None or (_is_number(ratio) and ratio >= 0),
+        "mask_gradient_ratio",
+        ratio,
+        "a finite number >= 0 or None",
+    )
+    for name in ("detokenizer_lr", "detokenizer_max_grad_norm", "mask_rows_lr"):
         value = getattr(args, name)
         _expect(value is None or (_is_number(value) and value > 0), name, value, "a finite number > 0 or None")
     for name in _COUNTS_FROM_0:
@@ -167,12 +174,19 @@ def _check_trained_parts(args: Any) -> None:
         for name in ("mask_loss_weight", "hierarchical_loss_weight"):
             value = getattr(args, name)
             _expect(value == 0, name, value, "0 with `swift rlhf`, which has no mask loss")
+    max_norm = getattr(args, "max_grad_norm", 1.0)
+    clips = args.detokenizer_max_grad_norm is None or bool(max_norm)
+    _expect(clips, "max_grad_norm", max_norm, "a number > 0 with --detokenizer_max_grad_norm")
     if args.trains_on_masks:
         return
     needed = "with a mask loss only (--mask_loss_weight, --hierarchical_loss_weight)"
     _expect(not args.train_detokenizer, "train_detokenizer", args.train_detokenizer, f"true {needed}")
-    is_unused = args.detokenizer_lr is None or args.train_detokenizer is False
-    _expect(is_unused, "detokenizer_lr", args.detokenizer_lr, f"None, or one {needed}, or --train_detokenizer false")
+    ratio = args.mask_gradient_ratio
+    _expect(ratio is None, "mask_gradient_ratio", ratio, f"None, or one {needed}")
+    for name in ("detokenizer_lr", "detokenizer_max_grad_norm"):
+        value = getattr(args, name)
+        is_unused = value is None or args.train_detokenizer is False
+        _expect(is_unused, name, value, f"None, or one {needed}, or --train_detokenizer false")
 
 
 def _check_training_engine(args: Any) -> None:

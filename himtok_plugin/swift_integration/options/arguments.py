@@ -51,6 +51,16 @@ class HimTokArguments:
     train_detokenizer: bool | None = _option(
         None, "Whether the de-tokenizer is trained together with the LMM. None: yes if a mask loss weight is above 0."
     )
+    mask_gradient_ratio: float | None = _option(
+        None,
+        "Limit on the gradient of the mask losses at each mask's logits, as a multiple of the next-token loss's "
+        "gradient there, >= 0. 0: the mask losses train the de-tokenizer alone. None: no limit.",
+    )
+    detokenizer_max_grad_norm: float | None = _option(
+        None,
+        "Norm to which the de-tokenizer's gradient is clipped, > 0; --max_grad_norm is then for the LMM's alone. None: "
+        "both are clipped as one.",
+    )
     detokenizer_lr: float | None = _option(None, "Learning rate of the de-tokenizer, > 0. None: --learning_rate.")
     mask_rows_lr: float | None = _option(
         None, "Learning rate of the mask tokens' input and output embeddings, > 0. None: --learning_rate."

@@ -6,6 +6,7 @@ loss, and loads the mask tokenizer from the checkpoint when a run is resumed. It
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from himtok_plugin.checkpoints.adapter_files import TRAINED_EMBEDDINGS_KEY
 from himtok_plugin.hierarchical_loss import HierarchicalMaskLoss, MaskLosses, code_probabilities, draw_prefix_lengths
+from himtok_plugin.lmm.gradient_balance import GradientBalance
 from himtok_plugin.lmm.logit_tap import LogitTap, gather_mask_logits
 from himtok_plugin.mask_tokenizer.released_weights import SIDECAR_FOLDER
 from himtok_plugin.swift_integration.answering.response_masks import RESPONSE_ATTRIBUTE
@@ -38,6 +40,7 @@ from himtok_plugin.swift_integration.samples.mask_batch import (
 )
 
 from .device_means import DeviceMeans
+from .gradient_clipping import SeparateClipping
 from .learning_rates import move_to_own_groups, scale_embedding_updates
 from .mask_metrics import MaskEvaluation, sample_key
 from .mask_search import may_have_masks
@@ -60,6 +63,7 @@ class MaskTrainer(Seq2SeqTrainer):
         self._masks_in_step: int | None = None
         self._masks_seen: int | None = None  # in all steps so far; None before the first
         self._means = DeviceMeans()
+        self._balance = self._build_balance()
         if template.sequence_parallel_size > 1 and settings.trains_on_masks:
             raise ValueError(
                 f"sequence_parallel_size={template.sequence_parallel_size}: got a mask loss, "
@@ -70,7 +74,7 @@ class MaskTrainer(Seq2SeqTrainer):
                 f"{self._describe_mask_loss()}: got rows without masks, expected some with masks in `masks`"
             )
         language_model: Any = get_language_model(model, template.model_meta)
-        self._tap = LogitTap(language_model.get_output_embeddings() or nn.Identity())
+        self._tap = LogitTap(language_model.get_output_embeddings() or nn.Identity(), model)
         super().__init__(*args, **kwargs)
         self._prepare_detokenizer()
         create_optimizer = self.optimizer_callback.create_optimizer
@@ -79,8 +83,15 @@ class MaskTrainer(Seq2SeqTrainer):
             self.mask_evaluation = MaskEvaluation(self.args.process_index)
             self.infer_engine.infer = self._record_masks(self.infer_engine.infer)
 
+    def _build_balance(self) -> GradientBalance | None:
+        ratio = self.masks.settings.mask_gradient_ratio
+        if ratio is None:
+            return None
+        report = functools.partial(self._means.update, "train", "mask_gradient_scale")
+        return GradientBalance(ratio, self.masks.num_mask_tokens, report)
+
     def _prepare_detokenizer(self) -> None:
-        """Prepare decoding with DeepSpeed, FSDP or DDP; see model/sharding.py."""
+        """Prepare decoding and clipping with DeepSpeed, FSDP or DDP; see model/sharding.py."""
         self._detokenizer: Any = self.mask_tokenizer
         self._used_after_forward: ParametersUsedAfterForward | None = None
         self._is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
@@ -93,6 +104,10 @@ class MaskTrainer(Seq2SeqTrainer):
                 self.mask_tokenizer.to(next(self.model.parameters()).dtype)
         elif trained and dist.is_initialized():  # a single process of torchrun uses DDP too
             self._used_after_forward = ParametersUsedAfterForward(self.model, trained)
+        max_norm = self.masks.settings.detokenizer_max_grad_norm
+        if max_norm is not None and trained:
+            report = functools.partial(self._means.update, "train", "detokenizer_grad_norm")
+            SeparateClipping(trained, max_norm, report).attach(self.accelerator)
 
     def _set_learning_rates(self, optimizer: Optimizer) -> Optimizer:
         settings = self.masks.settings
@@ -199,7 +214,7 @@ class MaskTrainer(Seq2SeqTrainer):
                 "expected the same --mask_loss_weight there"
             )
         positions = masks.supervised_logit_positions(shape, logits_to_keep)
-        logits = self._gather_mask_logits(outputs, positions)
+        logits = self._gather_mask_logits(outputs, positions, self._balance)
         count = len(masks.supervised)
         probabilities = code_probabilities(logits).unflatten(0, (count, self.masks.num_mask_tokens))
         total, processes = count, 1
@@ -219,9 +234,10 @@ class MaskTrainer(Seq2SeqTrainer):
         # Gradients are averaged over processes, while `total` counts the masks of all of them.
         return weighted * processes
 
-    def _gather_mask_logits(self, outputs: Any, positions: Tensor) -> Tensor:
+    def _gather_mask_logits(self, outputs: Any, positions: Tensor, balance: GradientBalance | None = None) -> Tensor:
         logits = self._tap.find_tapped_logits(outputs.logits)
-        return gather_mask_logits(logits, self.masks.vocabulary.code_ids, positions)
+        origin = self._tap.find_origin(outputs.logits)
+        return gather_mask_logits(logits, self.masks.vocabulary.code_ids, positions, balance, origin)
 
     def _compute_loss_terms(self, probabilities: Tensor, target: Tensor, weights: Tensor) -> MaskLosses:
         settings = self.masks.settings

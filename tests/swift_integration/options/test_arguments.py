@@ -28,6 +28,9 @@ needs_swift = pytest.mark.skipif(importlib.util.find_spec("swift") is None, reas
         ("codebook_weight", -0.1),
         ("entropy_weight", None),
         ("prefix_loss_weight", True),
+        ("mask_gradient_ratio", -0.5),
+        ("mask_gradient_ratio", float("inf")),
+        ("detokenizer_max_grad_norm", 0),
         ("num_coarse_levels", 0),
         ("num_coarse_levels", 32),
         ("num_coarse_levels", 2.5),
@@ -86,12 +89,18 @@ class RLHFArguments(SftArguments):
 
 
 def test_options_without_effect_are_refused_in_training_only():
-    for options in ({"train_detokenizer": True}, {"detokenizer_lr": 1e-4}):
+    refused = {
+        "train_detokenizer": True,
+        "detokenizer_lr": 1e-4,
+        "detokenizer_max_grad_norm": 1.0,
+        "mask_gradient_ratio": 1.0,
+    }
+    for options in ({name: value} for name, value in refused.items()):
         (name,) = options
         with pytest.raises(ValueError, match=f"^{name}: got .*, expected .* with a mask loss only"):
             SftArguments(**options)
         assert SftArguments(**options, hierarchical_loss_weight=1.0) and HimTokArguments(**options)
-    assert SftArguments(detokenizer_lr=1e-4, train_detokenizer=False)
+    assert SftArguments(detokenizer_lr=1e-4, detokenizer_max_grad_norm=1.0, train_detokenizer=False)
     with pytest.raises(ValueError, match="^mask_loss_weight: got 1.0, expected 0 with `swift rlhf`"):
         RLHFArguments(mask_loss_weight=1.0)
 
@@ -102,6 +111,15 @@ def with_fields(base, **values):
 
 
 STAGE_TWO = {"mask_loss_weight": 1.0}
+
+
+def test_the_detokenizer_is_clipped_by_itself_only_where_the_others_are_clipped():
+    unclipped = with_fields(SftArguments, max_grad_norm=0.0)
+    assert unclipped(**STAGE_TWO)
+    with pytest.raises(ValueError, match="^max_grad_norm: got 0.0, expected a number > 0 with --detokenizer_max_grad"):
+        unclipped(detokenizer_max_grad_norm=1.0, **STAGE_TWO)
+
+
 ZERO3 = '{"zero_optimization": {"stage": 3}}'
 
 
