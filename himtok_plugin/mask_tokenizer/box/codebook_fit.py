@@ -14,17 +14,12 @@ def fit_components(canvases: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Principal components of canvases.
 
     Args:
-        canvases: (m, c, c) float in [0, 1], more than `count` of them.
-        count: number of components.
+        canvases: (m, c, c) float in [0, 1]. With fewer than `count`, the last components have no variance.
+        count: number of components, at most c c.
 
     Returns:
         The mean canvas (c c,) and orthonormal components (count, c c), float32, those with most variance first.
-
-    Raises:
-        ValueError: there are too few canvases.
     """
-    if len(canvases) <= count:
-        raise ValueError(f"{len(canvases)} canvases: expected more than {count} to find so many components")
     pixels = canvases.flatten(1).float()
     mean = pixels.mean(dim=0)
     centred = pixels - mean

@@ -8,6 +8,8 @@ of them are trained together.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -118,6 +120,12 @@ class BoxObjective:
         """Place encoder, decoder and codebooks; all processes use those of the first one."""
         config, device = self.model.config, self.encoder.components.weight.device
         canvases = torch.cat(self._collected)
+        if len(canvases) < config.codebook_size:
+            warnings.warn(
+                f"continuous_warmup_steps={self.collecting_steps}: got {len(canvases)} shapes for codebooks of "
+                f"{config.codebook_size} codes, expected about 100 for each code: the masks will be coarse",
+                stacklevel=2,
+            )
         chosen = canvases[torch.randperm(len(canvases))[:CANVASES_FOR_COMPONENTS]].to(device).float() / 255
         mean, components = fit_components(chosen, config.code_width - COORDINATES)
         mean, components = (_from_first_process(value) for value in (mean, components))
