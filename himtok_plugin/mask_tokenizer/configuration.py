@@ -62,7 +62,6 @@ class MaskTokenizerConfig(PretrainedConfig):
 
     def __init__(
         self,
-        code_scheme: str = "square",
         image_size: int = 256,
         patch_size: int = 16,
         encoder_width: int = 1024,
@@ -75,9 +74,6 @@ class MaskTokenizerConfig(PretrainedConfig):
         num_mask_tokens: int = 32,
         codebook_size: int = 1024,
         code_width: int = 12,
-        box_tokens: int = 3,
-        canvas_size: int = 48,
-        shape_hidden_width: int = 512,
         latent_layout: str = "transpose",
         normalize_codebook: bool = False,
         pixel_hidden_width: int | None = None,
@@ -91,6 +87,10 @@ class MaskTokenizerConfig(PretrainedConfig):
         output_scale: float = 5.0,
         codebook_ready: bool = False,
         initializer_range: float = 0.02,
+        code_scheme: str = "square",
+        box_tokens: int = 3,
+        canvas_size: int = 48,
+        shape_hidden_width: int = 512,
         **kwargs,
     ):
         self.code_scheme = code_scheme
