@@ -36,6 +36,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from himtok_plugin import MaskTokenizer, load_mask
+from himtok_plugin.benchmarks.reconstruction import coco_size
 from himtok_plugin.data.generated.object_masks import PICTURE_SIZES, generate_object_mask, move_mask
 from himtok_plugin.data.generated.scene_questions import Question
 from himtok_plugin.data.generated.scenes import (
@@ -86,7 +87,6 @@ WORDS_CONFIG = {
 }
 CHUNK_SIZE = 1000  # masks or scenes that a process generates from one seed
 FIRST_SEED = 1000
-MAX_SMALL_AREA, MAX_MEDIUM_AREA = 32**2, 96**2  # of COCO's sizes, in pixels
 Chunk = tuple[int, int]  # number of masks or scenes, seed
 PARTS = ("masks", "stage1", "scenes", "known_words", "words", "stage2", "stage3", "pack", "measure")
 
@@ -315,7 +315,7 @@ def measure_reconstruction(
     for mask in tqdm(masks, desc=f"{name}, {candidates} candidates"):
         square = torch.from_numpy(to_square(mask, tokenizer.config.image_size))
         codes = tokenizer.encode(square[None].to(tokenizer.device), candidates)
-        metrics[get_coco_size(mask) if name == "COCO" else name].update(tokenizer, codes, [mask])
+        metrics[coco_size(mask) if name == "COCO" else name].update(tokenizer, codes, [mask])
     if name == "COCO":
         metrics = {name: functools.reduce(ReconstructionMetrics.merge, metrics.values(), empty()), **metrics}
     return {
@@ -325,11 +325,6 @@ def measure_reconstruction(
         }
         for group in metrics
     }
-
-
-def get_coco_size(mask: np.ndarray) -> str:
-    area = mask.sum()
-    return "small" if area < MAX_SMALL_AREA else "medium" if area < MAX_MEDIUM_AREA else "large"
 
 
 def generate_mask_rows(real: list[Any], chunk: Chunk) -> list[str]:

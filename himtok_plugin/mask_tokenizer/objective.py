@@ -8,6 +8,7 @@ initializes the codebook by k-means on latents, and moves unused codes to latent
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,15 @@ class StageOneOutput:
     loss: Tensor
     terms: dict[str, Tensor]
     codes: Tensor | None
+
+    @classmethod
+    def of_terms(
+        cls, terms: Mapping[str, Tensor], weights: Mapping[str, float], codes: Tensor | None
+    ) -> StageOneOutput:
+        """The weighted sum of terms, () float32 each with gradient; every term has a weight, one is "reconstruction"."""
+        zero = terms["reconstruction"].new_zeros(())
+        loss = sum((weights[name] * term for name, term in terms.items()), start=zero)
+        return cls(loss, {name: term.detach() for name, term in terms.items()}, codes)
 
 
 class StageOneObjective:
@@ -126,8 +136,7 @@ class StageOneObjective:
             "codebook": self.codebook_weight,
             "entropy": self.entropy_weight,
         }
-        loss = sum((weights[name] * term for name, term in terms.items()), start=latents.new_zeros(()))
-        return StageOneOutput(loss, {name: term.detach() for name, term in terms.items()}, codes)
+        return StageOneOutput.of_terms(terms, weights, codes)
 
     def _reconstruction_loss(self, code_vectors: Tensor, target: Tensor) -> Tensor:
         prediction = self.model.decode_code_vectors(code_vectors)
@@ -184,16 +193,14 @@ class StageOneObjective:
     @torch.no_grad()
     def _collect_latents(self, latents: Tensor) -> None:
         """Store the latest latents for k-means."""
-        self._reservoir.append(F.normalize(latents.detach(), dim=-1).flatten(0, 1))
-        wanted = self.model.config.codebook_size * LATENTS_PER_CODE
-        while sum(len(part) for part in self._reservoir[1:]) >= wanted:
-            self._reservoir.pop(0)
+        directions = F.normalize(latents.detach(), dim=-1).flatten(0, 1)
+        keep_latest(self._reservoir, directions, self.model.config.codebook_size * LATENTS_PER_CODE)
 
     @torch.no_grad()
     def _initialize_codebook(self) -> None:
         """Set the code vectors to k-means centres of the latents; all processes use those of the first one."""
         centres = spherical_kmeans(torch.cat(self._reservoir), self.model.config.codebook_size)
-        _broadcast_from_first_process(centres)
+        broadcast_from_first_process(centres)
         self._quantizer.set_code_vectors(centres * self.radius)
         self.model.config.codebook_ready = True
         self._reservoir.clear()
@@ -244,11 +251,19 @@ class StageOneObjective:
         # neighbours. One is drawn per dead code, because all processes must broadcast the same shape.
         chosen = torch.multinomial(distance.clamp(min=1e-6), len(dead), replacement=len(dead) > len(directions))
         vectors = directions[chosen].clone()
-        _broadcast_from_first_process(vectors)
+        broadcast_from_first_process(vectors)
         self._quantizer.set_code_vectors(vectors * self.radius, dead)
 
 
-def _broadcast_from_first_process(value: Tensor) -> None:
+def keep_latest(parts: list[Tensor], part: Tensor, wanted: int) -> None:
+    """Append a part (m, …), and drop the oldest ones as long as `wanted` entries are left."""
+    parts.append(part)
+    while sum(len(kept) for kept in parts[1:]) >= wanted:
+        parts.pop(0)
+
+
+def broadcast_from_first_process(value: Tensor) -> None:
+    """Overwrite a tensor with that of the first process, if there are several."""
     if dist.is_initialized():
         dist.broadcast(value, src=0)
 

@@ -1,7 +1,8 @@
 """Named sizes of the mask tokenizer, and a builder for them.
 
 `large` is the size of the released `himtok.pth`; `small` and `base` have TiTok's transformers with the same codebook
-and pixel decoder; `tiny` trains on a CPU in minutes; `pocket`, which ships with the package, was trained on a GPU.
+and pixel decoder; `tiny` trains on a CPU in minutes; `pocket`, that of the shipped LMM, was trained on a GPU; `box` is
+the default mask tokenizer, for masks of real objects.
 Torch is imported only when a mask tokenizer is built.
 """
 

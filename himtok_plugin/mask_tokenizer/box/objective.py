@@ -11,13 +11,12 @@ from __future__ import annotations
 import warnings
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from himtok_plugin.hierarchical_loss import DICE_WEIGHT, bce_per_mask, dice_per_mask
 
 from ..modeling import MaskTokenizer
-from ..objective import StageOneOutput
+from ..objective import StageOneOutput, broadcast_from_first_process, keep_latest
 from .box_codes import COORDINATES
 from .codebook_fit import fit_components, fit_residual_codebooks
 from .coders import BoxFrameDecoder, BoxFrameEncoder
@@ -83,8 +82,8 @@ class BoxObjective:
                 latents = torch.cat([latents[:, :COORDINATES], self.encoder.describe(canvases)], dim=1)
         shapes = latents[:, COORDINATES:]
         if not self.model.config.codebook_ready:
-            loss = self._reconstruction_loss(shapes, canvases)
-            return StageOneOutput(loss, {"reconstruction": loss.detach()}, None)
+            terms = {"reconstruction": self._reconstruction_loss(shapes, canvases)}
+            return StageOneOutput.of_terms(terms, {"reconstruction": 1.0}, None)
         codes = self.quantizer.nearest_codes(latents.detach())
         shape_vectors = self.quantizer.code_vectors(codes)[:, self.model.config.box_tokens :, COORDINATES:]
         sums = shape_vectors.cumsum(dim=1)
@@ -94,15 +93,17 @@ class BoxObjective:
             "reconstruction": self._reconstruction_loss(sums[:, -1] + through, canvases),
             "commitment": (shapes - sums[:, -1].detach()).square().mean(),
         }
-        weights = {"reconstruction": 1.0, "commitment": self.commitment_weight}
+        weights = {
+            "reconstruction": 1.0,
+            "commitment": self.commitment_weight,
+            "prefix": self.prefix_loss_weight,
+        }
         if self.prefix_loss_weight:
             lengths = torch.randint(sums.shape[1], (len(sums),), device=sums.device)  # of the shape's codes, with none
             with_none = torch.cat([torch.zeros_like(sums[:, :1]), sums], dim=1)
             prefixes = with_none[torch.arange(len(sums), device=sums.device), lengths]
             terms["prefix"] = self._reconstruction_loss(prefixes, canvases)
-            weights["prefix"] = self.prefix_loss_weight
-        loss = sum((weights[name] * term for name, term in terms.items()), start=latents.new_zeros(()))
-        return StageOneOutput(loss, {name: term.detach() for name, term in terms.items()}, codes)
+        return StageOneOutput.of_terms(terms, weights, codes)
 
     def _reconstruction_loss(self, shapes: Tensor, canvases: Tensor) -> Tensor:
         prediction = self.model.to_probabilities(self.decoder.draw(shapes))
@@ -110,10 +111,8 @@ class BoxObjective:
 
     def _collect(self, canvases: Tensor) -> None:
         """Keep the latest canvases."""
-        self._collected.append((canvases * 255).round().to("cpu", torch.uint8))
-        wanted = self.model.config.codebook_size * CANVASES_PER_CODE
-        while sum(len(part) for part in self._collected[1:]) >= wanted:
-            self._collected.pop(0)
+        pixels = (canvases * 255).round().to("cpu", torch.uint8)
+        keep_latest(self._collected, pixels, self.model.config.codebook_size * CANVASES_PER_CODE)
 
     @torch.no_grad()
     def _place(self) -> None:
@@ -128,7 +127,8 @@ class BoxObjective:
             )
         chosen = canvases[torch.randperm(len(canvases))[:CANVASES_FOR_COMPONENTS]].to(device).float() / 255
         mean, components = fit_components(chosen, config.code_width - COORDINATES)
-        mean, components = (_from_first_process(value) for value in (mean, components))
+        for value in (mean, components):
+            broadcast_from_first_process(value)
         self.encoder.components.weight.copy_(components)
         self.encoder.components.bias.copy_(-components @ mean)
         self.decoder.components.weight.copy_(components.T)
@@ -136,12 +136,7 @@ class BoxObjective:
         shapes = torch.cat([self.encoder.describe(part.to(device).float() / 255) for part in canvases.split(4096)])
         tokens = config.num_mask_tokens - config.box_tokens
         for position, vectors in enumerate(fit_residual_codebooks(shapes, tokens, config.codebook_size)):
-            self.quantizer.set_shape_codebook(position, _from_first_process(vectors))
+            broadcast_from_first_process(vectors)
+            self.quantizer.set_shape_codebook(position, vectors)
         config.codebook_ready = True
         self._collected.clear()
-
-
-def _from_first_process(value: Tensor) -> Tensor:
-    if dist.is_initialized():
-        dist.broadcast(value, src=0)
-    return value

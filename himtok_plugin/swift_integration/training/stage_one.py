@@ -1,8 +1,8 @@
 """Stage 1: the mask tokenizer as a model type that `swift sft` trains.
 
 Contract: `register_mask_tokenizer` registers the model type `himtok_mask_tokenizer` with ms-swift: its loader and a
-template for rows that have only masks. `StageOneTrainer` trains it with `StageOneObjective`. The checkpoint is a
-`save_pretrained` folder. ms-swift requires a text tokenizer, so the model has an empty one.
+template for rows that have only masks. `StageOneTrainer` trains it with the objective of its code scheme. The
+checkpoint is a `save_pretrained` folder. ms-swift requires a text tokenizer, so the model has an empty one.
 """
 
 from __future__ import annotations
@@ -89,23 +89,20 @@ class MaskOnlyTemplate(Template):
 
 def _build_objective(model: MaskTokenizer, settings: Any) -> StageOneObjective | BoxObjective:
     """The objective of the mask tokenizer's code scheme, with the options of the command."""
+    common: dict[str, Any] = {
+        "commitment_weight": settings.commitment_weight,
+        "prefix_loss_weight": settings.prefix_loss_weight,
+        "dice_weight": settings.mask_dice_weight,
+    }
     if model.config.code_scheme == "box":
-        return BoxObjective(
-            model,
-            collecting_steps=settings.continuous_warmup_steps,
-            commitment_weight=settings.commitment_weight,
-            prefix_loss_weight=settings.prefix_loss_weight,
-            dice_weight=settings.mask_dice_weight,
-        )
+        return BoxObjective(model, collecting_steps=settings.continuous_warmup_steps, **common)
     return StageOneObjective(
         model,
         continuous_warmup_steps=settings.continuous_warmup_steps,
         dead_code_steps=settings.dead_code_steps,
-        commitment_weight=settings.commitment_weight,
         codebook_weight=settings.codebook_weight,
         entropy_weight=settings.entropy_weight,
-        prefix_loss_weight=settings.prefix_loss_weight,
-        dice_weight=settings.mask_dice_weight,
+        **common,
     )
 
 
