@@ -53,7 +53,7 @@ class StageOneOutput:
     def of_terms(
         cls, terms: Mapping[str, Tensor], weights: Mapping[str, float], codes: Tensor | None
     ) -> StageOneOutput:
-        """The weighted sum of terms, () float32 each with gradient; every term has a weight, one is "reconstruction"."""
+        """The weighted sum of terms, () float32 each with gradient; all have weights, one is "reconstruction"."""
         zero = terms["reconstruction"].new_zeros(())
         loss = sum((weights[name] * term for name, term in terms.items()), start=zero)
         return cls(loss, {name: term.detach() for name, term in terms.items()}, codes)
