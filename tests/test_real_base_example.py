@@ -34,8 +34,8 @@ def modules(monkeypatch):
     import questions
 
     yield base_model, photographs, questions
-    for name in ("base_model", "photographs", "questions"):
-        del sys.modules[name]
+    for name in ("base_model", "photographs", "questions", "warm_up"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -183,6 +183,50 @@ def test_rows_of_a_photograph_are_joined_to_a_conversation(modules, tmp_path):
     texts = [message["content"] for messages in talk for message in messages]
     assert "A dog." in texts and "A dog on the left." not in texts
     assert "Is there an orange?" in "".join(texts) and "At the top left." in texts and "At the top right." in texts
+
+
+# ----- the projector's warm-up
+
+
+def test_targets_of_the_warm_up_say_what_is_where(modules, base, tmp_path):
+    from warm_up import NOTHING_WEIGHT, PLACES, PlaceReader, Places
+
+    coco_folder(modules[1], tmp_path)  # 80 x 60 pixels; the second object covers rows 20 to 59 and columns 30 to 79
+    data = Places(tmp_path, AutoProcessor.from_pretrained(base), jitter=False)
+    assert len(data) == 3 and data.grid == 2
+    pixels, shares, places = data[1]
+    assert pixels.shape == (3, IMAGE_SIDE, IMAGE_SIDE)
+    orange = torch.tensor([10 / 30 * 10 / 40, 10 / 30, 10 / 40, 1])
+    torch.testing.assert_close(shares, torch.stack([torch.zeros(4), orange, 1 - orange], dim=1), atol=0.02, rtol=0)
+    expected = {"row": [0, 0, 1, 1], "column": [0, 1, 0, 1], "top": [0] * 4, "bottom": [1] * 4}
+    for name, rows in (expected | {"left": [0] * 4, "right": [1] * 4}).items():
+        known = places[PLACES.index(name)] >= 0
+        assert known.tolist() == ([True] * 4 if name in ("row", "column") else [False, True, True, True])
+        assert places[PLACES.index(name)][known].tolist() == torch.tensor(rows)[known].tolist()
+
+    embeddings = torch.randn(50, 64, generator=torch.Generator().manual_seed(1))
+    reader = PlaceReader(embeddings, [[1], [2, 3], [4]], data.grid, seed=0)
+    found = torch.stack([reader.directions[range(6), places.clamp(min=0)[:, i]].sum(0) for i in range(4)])
+    right = (4 * reader.names[shares.argmax(1)] + found) * reader.length
+    assert reader.loss(right[None], shares[None], places[None]) < reader.loss(-right[None], shares[None], places[None])
+    assert 0 < NOTHING_WEIGHT < 1
+
+
+def test_the_warm_up_trains_the_projector_and_the_last_stages(modules, base, tmp_path, monkeypatch):
+    import warm_up
+
+    coco_folder(modules[1], tmp_path / "coco")
+    monkeypatch.setattr(warm_up, "BATCH_SIZE", 2)
+    out = tmp_path / "out"
+    warm_up.warm_up(base, tmp_path / "coco", tmp_path / "coco", out, frozen=("conv_stem",), steps=20, seed=0)
+    lines = [json.loads(line) for line in (out / "warm_up.jsonl").read_text().splitlines()]
+    assert [line.get("step") for line in lines] == [10, 20, None] and lines[1]["loss"] < lines[0]["loss"]
+    assert set(lines[2]) == {"objects", "elsewhere", *warm_up.PLACES}
+    before, after = load_weights(base), load_weights(out)
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed and all("timm_model" in name or "multi_modal_projector" in name for name in changed)
+    assert not any("conv_stem" in name or "running" in name for name in changed)
+    assert AutoProcessor.from_pretrained(out).patch_size == AutoProcessor.from_pretrained(base).patch_size
 
 
 # ----- registration with ms-swift

@@ -61,9 +61,12 @@ class CocoFolder:
         for annotation in content["annotations"]:
             self._annotations[annotation["image_id"]].append(annotation)
 
+    def all_ids(self) -> list[int]:
+        return sorted(self._images)
+
     def ids(self, held_out: bool) -> list[int]:
         """Ids of the photographs of one half of the split, which depends on nothing but these ids."""
-        return [id for id in sorted(self._images) if is_held_out(id) == held_out]
+        return [id for id in self.all_ids() if is_held_out(id) == held_out]
 
     def load(self, id: int) -> Photograph:
         entry = self._images[id]

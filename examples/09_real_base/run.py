@@ -6,12 +6,13 @@
 
 Shows what to do with a base model that nobody has prepared: SmolLM2-135M-Instruct and EfficientNet-Lite0 are joined to
 a FastVLM model (base_model.py), registered with ms-swift in a plugin of their own (register_fast_vlm.py), and trained
-in three steps: words, masks, several masks and absent objects.
+in three steps: words, masks, several masks and absent objects. Before that, warm_up.py teaches the projector which
+class is where.
 
 COCO is a folder with `instances.json` and `images/` in COCO's format, and perhaps `captions.json` (image id → list of
-captions). One photograph of ten is held out, by its id. Parts, in order: base, photographs, rows, codes, words, masks,
-several, infer, eval. Each reads from DIR what earlier parts wrote, so `--only` continues a run or repeats a part. Seeds
-are fixed. docs/real_base.md has the times.
+captions). One photograph of ten is held out, by its id. Parts, in order: base, photographs, rows, codes, warm_up,
+words, masks, several, infer, eval. Each reads from DIR what earlier parts wrote, so `--only` continues a run or repeats
+a part. Seeds are fixed. docs/real_base.md has the times.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from questions import (
     turns_by_image,
     write_rows,
 )
+from warm_up import warm_up
 
 from himtok_plugin.demo.training import LAST_CHECKPOINT
 from himtok_plugin.jobs.worker_pool import count_usable_cores
@@ -88,6 +90,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("real_base"))
     parser.add_argument("--only", nargs="*", choices=Recipe.PARTS, default=Recipe.PARTS)
     parser.add_argument("--mask_tokenizer", default="default", help="folder, or default: the shipped one")
+    parser.add_argument("--mask_tokens", type=int, default=8, help="codes per mask, the first of the mask tokenizer's")
+    parser.add_argument("--warm_up_steps", type=int, default=600, help="steps of 16 photographs")
     parser.add_argument("--image_size", type=int, default=448, help="side of the LMM's images in pixels")
     parser.add_argument("--variants", type=int, default=8, help="how often each training photograph is written")
     parser.add_argument("--limit", type=int, help="photographs of each half of the split, for a trial")
@@ -105,10 +109,11 @@ def main() -> None:
 class Recipe:
     """The parts of the recipe; each reads from the folder what earlier parts wrote."""
 
-    PARTS = ("base", "photographs", "rows", "codes", "words", "masks", "several", "infer", "eval")
+    PARTS = ("base", "photographs", "rows", "codes", "warm_up", "words", "masks", "several", "infer", "eval")
 
     def __init__(self, arguments: argparse.Namespace):
         self.folder: Path = arguments.output.resolve()
+        self.mask_tokenizer = self.folder / "mask_tokenizer"
         self.source = CocoFolder(arguments.coco)
         self.arguments = arguments
         self.device = ["--bf16", "true"]
@@ -119,7 +124,7 @@ class Recipe:
     def functions(self) -> dict[str, Callable[[], None]]:
         functions = (
             *(self.build_base, self.write_photographs, self.write_rows, self.write_codes),
-            *(self.train_words, self.train_masks, self.train_several, self.infer, self.evaluate),
+            *(self.warm_up, self.train_words, self.train_masks, self.train_several, self.infer, self.evaluate),
         )
         return dict(zip(self.PARTS, functions, strict=True))
 
@@ -149,16 +154,28 @@ class Recipe:
 
     def write_codes(self) -> None:
         """Encode the masks once, so that no encoder runs in training."""
+        run_himtok(
+            *("shorten", self.mask_tokenizer, "--num_mask_tokens", self.arguments.mask_tokens, "--force"),
+            *("--mask_tokenizer", self.arguments.mask_tokenizer),
+        )
         for name in ("masks", "several"):
             run_himtok(
                 *("tokenize", self.folder / f"{name}.jsonl", self.folder / f"{name}_coded.jsonl", "--overwrite"),
-                *("--mask_tokenizer", self.arguments.mask_tokenizer),
+                *("--mask_tokenizer", self.mask_tokenizer),
             )
 
     # ----- training
 
+    def warm_up(self) -> None:
+        warm_up(
+            *(self.folder / name for name in ("base", "train", "held_out", "warm_up")),
+            frozen=FROZEN,
+            steps=self.arguments.warm_up_steps,
+            seed=SEED,
+        )
+
     def train_words(self) -> None:
-        self._train("words", self.folder / "base", "words.jsonl")
+        self._train("words", self.folder / "warm_up", "words.jsonl")
 
     def train_masks(self) -> None:
         self._train("masks", self._checkpoint("words"), "masks_coded.jsonl")
@@ -170,7 +187,7 @@ class Recipe:
         frozen = [f"model.vision_tower.timm_model.{name}" for name in FROZEN]
         run_swift(
             *("sft", "--plugin", "himtok", "--external_plugins", PLUGIN, "--model", model),
-            *("--mask_tokenizer", self.arguments.mask_tokenizer, "--dataset", self.folder / rows),
+            *("--mask_tokenizer", self.mask_tokenizer, "--dataset", self.folder / rows),
             *("--output_dir", self.folder / part, "--freeze_parameters", *frozen),
             *to_flags(COMMON | LOSSES | STEPS[part]),
             *(*self.device, *self.arguments.sft),
@@ -193,7 +210,11 @@ class Recipe:
         )
 
     def evaluate(self) -> None:
-        run_himtok("eval", self.folder / "out.jsonl", "--report", self.folder / "scores")
+        """Score the answers, the average training masks, and the answers to other photographs."""
+        run_himtok(
+            *("eval", self.folder / "out.jsonl", "--report", self.folder / "scores"),
+            *("--baseline", self.folder / "several.jsonl"),
+        )
 
 
 def area_share(mask: dict) -> float:

@@ -28,7 +28,7 @@ SIZE_NAMES = " or ".join(", ".join(SIZES).rsplit(", ", 1))  # sizes of mask toke
 # Verbs as `himtok --help` lists them: what a newcomer needs first. Others follow in the order of their modules.
 VERB_ORDER = (
     *("demo", "segment", "app", "prepare", "tokenize", "encode", "decode", "eval", "protocols", "calibrate", "export"),
-    *("init", "convert", "split-adapter", "bench"),
+    *("init", "shorten", "convert", "split-adapter", "bench"),
 )
 
 
@@ -96,8 +96,8 @@ CandidatesOption = Annotated[
     int,
     typer.Option(
         "--candidates",
-        help="Search among this many of the nearest codes at every position for those whose decoded mask is closest, "
-        "for example 8. With 1 the nearest code is taken without decoding.",
+        help="Search for codes that describe the mask better, for example with 8: codes tried at every position, or sums "
+        "of code vectors kept by a beam search (code scheme `box`). With 1 the nearest code is taken.",
     ),
 ]
 ForceOption = Annotated[

@@ -1,4 +1,4 @@
-"""`himtok init|convert|encode|tokenize`: create mask tokenizers, and convert masks to codes."""
+"""`himtok init|shorten|convert|encode|tokenize`: create mask tokenizers, and convert masks to codes."""
 
 from __future__ import annotations
 
@@ -66,6 +66,28 @@ def init(
     torch.manual_seed(seed)
     with stdout_to_stderr(), folder.fill() as new:
         build_mask_tokenizer(size, **fields).save_pretrained(new)
+    print(out)
+
+
+@app.command()
+def shorten(
+    out: OutFolder,
+    num_mask_tokens: Annotated[
+        int,
+        typer.Option("--num_mask_tokens", help="Codes per mask: more than the box takes, at most as many as before."),
+    ],
+    mask_tokenizer: MaskTokenizerOption = "default",
+    force: ForceOption = False,
+) -> None:
+    """Make a mask tokenizer with fewer codes per mask.
+
+    Its codes are the first of those of a mask tokenizer with the code scheme "box", so nothing is trained again.
+    """
+    folder = OutputFolder(out, "himtok shorten")
+    folder.check(force)
+    model = mask_tokenizer_from_option(mask_tokenizer, "cpu", quiet=True)
+    with stdout_to_stderr(), folder.fill() as new:
+        model.shorten(num_mask_tokens).save_pretrained(new)
     print(out)
 
 

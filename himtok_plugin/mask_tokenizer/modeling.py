@@ -35,6 +35,7 @@ from .released_weights import (
 )
 from .transformer import SelfAttention
 
+SHAPE_CODEBOOKS = "quantize.shape_codebooks.weight"
 RANGE_TOLERANCE = 1e-3  # by which rounded values, also of half precision, may exceed [0, 1]
 
 
@@ -274,6 +275,32 @@ class MaskTokenizer(PreTrainedModel):
     def to_probabilities(self, values: Tensor) -> Tensor:
         """Map the decoder's output values to probabilities, float32 of the same shape."""
         return torch.sigmoid((values.float() - self.config.output_shift) * self.config.output_scale)
+
+    def shorten(self, num_mask_tokens: int) -> MaskTokenizer:
+        """Make a mask tokenizer of the first codes of this one, with copies of its weights; scheme "box" only.
+
+        The codes of a mask are the first of those that this mask tokenizer gives, and decode to the same masks. With
+        fewer codes an LMM writes shorter answers and leaves out details, which take the most training to learn.
+
+        Args:
+            num_mask_tokens: codes per mask, more than those of the box and at most as many as before.
+
+        Raises:
+            ValueError: the scheme is another, or the number is out of range.
+        """
+        config = self.config
+        if config.code_scheme != "box":
+            raise ValueError(f"code_scheme={config.code_scheme!r}: expected 'box', other schemes cannot be shortened")
+        if not config.box_tokens < num_mask_tokens <= config.num_mask_tokens:
+            limits = f"{config.box_tokens + 1} to {config.num_mask_tokens}"
+            raise ValueError(f"num_mask_tokens={num_mask_tokens}: expected {limits}")
+        fields = {name: getattr(config, name) for name in config.field_names()}
+        shorter = MaskTokenizer(MaskTokenizerConfig(**{**fields, "num_mask_tokens": num_mask_tokens}))
+        weights = self.state_dict()
+        kept = (num_mask_tokens - config.box_tokens) * config.codebook_size
+        weights[SHAPE_CODEBOOKS] = weights[SHAPE_CODEBOOKS][:kept]
+        shorter.load_state_dict(weights)
+        return cast("nn.Module", shorter).to(self.device, self.dtype).train(self.training)
 
     def forward(self, squares: Tensor, objective: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
         """Encode and decode squares: (b, s, s) -> (b, s, s) float32 in [0, 1].

@@ -77,6 +77,16 @@ def test_init_rejects_sizes_and_fields_that_do_not_exist(himtok, tmp_path, argum
     assert not (tmp_path / "out").exists()
 
 
+def test_shorten_writes_a_mask_tokenizer_with_fewer_codes(himtok, tokenizer, tmp_path):
+    out = tmp_path / "short"
+    status, printed, _ = himtok("shorten", out, "--num_mask_tokens", 8)
+    assert status == 0 and printed.strip() == str(out)
+    assert MaskTokenizer.from_pretrained(out).config.num_mask_tokens == 8
+    assert_rejected(himtok("shorten", out, "--num_mask_tokens", 8), "is not empty; pass --force")
+    square = ("--num_mask_tokens", 2, "--mask_tokenizer", tokenizer)
+    assert_rejected(himtok("shorten", tmp_path / "new", *square), "code_scheme='square': expected 'box'")
+
+
 def test_convert_writes_what_loads_as_the_released_file_does(himtok, tmp_path):
     released = tmp_path / "himtok.pth"
     heads = {"encoder_heads": 1, "decoder_heads": 1, "pixel_channels": 32, "pixel_groups": 32}

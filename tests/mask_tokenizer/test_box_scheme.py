@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny_models import tiny_model
 
 from himtok_plugin.hierarchical_loss import HierarchicalMaskLoss, mask_bce, mask_dice
 from himtok_plugin.mask_tokenizer import MaskTokenizer, MaskTokenizerConfig
@@ -180,3 +181,20 @@ def test_prefixes_are_compared_with_sharp_masks(trained):
     prefix = model.decode(model.encode(squares)[:, :4])
     expected = mask_bce(prefix, squares) + 0.25 * mask_dice(prefix, squares)
     assert torch.allclose(losses.hierarchical, expected, atol=1e-4)
+
+
+def test_a_shorter_mask_tokenizer_has_the_first_codes_and_the_same_masks(trained):
+    model, squares = trained[0], draw_ellipses(8, seed=3)
+    codes, shorter = model.encode(squares), model.shorten(4)
+    assert shorter.config.num_mask_tokens == 4 and model.config.num_mask_tokens == 6
+    assert torch.equal(shorter.encode(squares), codes[:, :4])
+    assert torch.equal(shorter.decode(codes[:, :4]), model.decode(codes[:, :4]))
+    assert not shorter.training and shorter.config.codebook_ready
+
+
+def test_only_the_box_scheme_is_shortened_and_only_to_more_codes_than_the_box_takes(trained):
+    for number in (3, 7):
+        with pytest.raises(ValueError, match=f"num_mask_tokens={number}: expected 4 to 6"):
+            trained[0].shorten(number)
+    with pytest.raises(ValueError, match="code_scheme='square': expected 'box'"):
+        tiny_model().shorten(4)
