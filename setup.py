@@ -117,6 +117,7 @@ EXTRAS_REQUIRE = {
         *TEST_REQUIRES,
         "gradio>=5.32.1,<6",  # with playwright: tests of the page, in Chromium
         "playwright>=1.40,<2",
+        "timm>=1.0.20,<2",  # image networks, for the base model of examples/09_real_base
         "ruff>=0.6,<1",
         "mypy>=2.4,<3",
         "tensorboard>=2.18.0,<3",

@@ -1,6 +1,7 @@
 """Train the default mask tokenizer on masks of real objects and generated ones, and measure it.
 
-    python examples/10_train_mask_tokenizer.py MASKS [MASKS …] [--output DIR] [--only PART …] [--sft FLAG …]
+    python examples/10_train_mask_tokenizer.py MASKS [MASKS …] [--output DIR] [--only PART …] [--set FIELD=NUMBER …]
+        [--sft FLAG …]
 
 Shows stage 1 for masks of your own. Each MASKS is a COCO annotation file (`instances.json`), or JSON lines with
 `image` or `image_id` and `segmentation` (COCO RLE, or polygons with a `size`). A tenth of the images is held out. The
@@ -53,6 +54,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("mask_tokenizer_training"))
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the numbers of masks, for a trial")
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="FIELD=NUMBER",
+        help="fields of the configuration, to compare: canvas_size=32",
+    )
     parser.add_argument("--processes", type=int, default=default_num_workers(), help="processes that generate masks")
     parser.add_argument("--sft", nargs=argparse.REMAINDER, default=[], help="flags for swift sft; has to come last")
     arguments = parser.parse_args()
@@ -61,7 +69,7 @@ def main() -> None:
     if "masks" in arguments.only:
         write_masks(folder, arguments.masks, arguments.scale, arguments.processes)
     if "stage1" in arguments.only:
-        train(folder, arguments.sft)
+        train(folder, arguments.set, arguments.sft)
     if "pack" in arguments.only:
         pack(folder)
     if "measure" in arguments.only:
@@ -145,9 +153,10 @@ def generate_training_masks(real: list[Any], chunk: tuple[int, int]) -> list[Any
     return masks
 
 
-def train(folder: Path, options: list[str]) -> None:
+def train(folder: Path, changes: list[str], options: list[str]) -> None:
     torch.manual_seed(SEED)
-    build_mask_tokenizer("box").save_pretrained(folder / "untrained")
+    fields = {name: int(value) for name, _, value in (change.partition("=") for change in changes)}
+    build_mask_tokenizer("box", **fields).save_pretrained(folder / "untrained")
     run(
         *("swift.cli.main", "sft", config_path("stage1_box_full"), "--model", folder / "untrained"),
         *("--dataset", folder / "masks.jsonl", "--val_dataset", folder / "validation.jsonl"),

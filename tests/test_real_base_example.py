@@ -10,6 +10,7 @@ import pytest
 import torch
 from paths import EXAMPLES
 from PIL import Image
+from pycocotools import mask as coco_mask
 from tiny_models import tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -183,6 +184,21 @@ def test_rows_of_a_photograph_are_joined_to_a_conversation(modules, tmp_path):
     texts = [message["content"] for messages in talk for message in messages]
     assert "A dog." in texts and "A dog on the left." not in texts
     assert "Is there an orange?" in "".join(texts) and "At the top left." in texts and "At the top right." in texts
+
+
+def test_the_largest_object_of_a_class_is_asked_for(modules, tmp_path):
+    _, photographs, questions = modules
+    image, masks = Image.new("RGB", (80, 60)), np.zeros((4, 60, 80), bool)
+    masks[0, :10, :10] = masks[1, :30, 40:] = masks[2, 40:, :] = masks[3, :2, :2] = True
+    regions = [photographs.Region(mask, category, 0) for mask, category in zip(masks, (1, 1, 5, 1), strict=True)]
+    photograph = photographs.Photograph(1, image, tuple(regions))
+    other = photographs.Photograph(2, image, (regions[2], photographs.Region(masks[1], 1, 1)))  # a crowd of dogs
+    tiny = photographs.Photograph(3, image, (regions[3],))  # 4 of 4800 pixels
+    photographs.write_photographs(tmp_path, [photograph, other, tiny], CATEGORIES)
+    (row,) = questions.ask_for_largest(tmp_path, "dog")
+    assert row["images"] == [str(tmp_path / "images" / "000001_1.jpg")]
+    assert row["messages"][0]["content"] == "<image>Segment the largest dog."
+    assert np.array_equal(coco_mask.decode(row["masks"][0]).astype(bool), masks[1])
 
 
 # ----- the projector's warm-up

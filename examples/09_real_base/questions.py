@@ -167,3 +167,21 @@ def mask_conversations(words: Words, turns: dict[str, list[Turn]], rng: random.R
 def drop_small(rows: Iterable[Row], mask_area: Callable[[Any], float]) -> list[Row]:
     """Leave out rows with a mask that covers less than `MIN_AREA_SHARE` of the photograph."""
     return [row for row in rows if all(mask_area(mask) >= MIN_AREA_SHARE for mask in row["masks"])]
+
+
+def ask_for_largest(folder: Path, name: str) -> Iterator[Row]:
+    """Yield a row per photograph that shows a class, with the mask of its largest object: a task of your own."""
+    content = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
+    (wanted,) = (category["id"] for category in content["categories"] if category["name"] == name)
+    objects = defaultdict(list)
+    for one in content["annotations"]:
+        if one["category_id"] == wanted and not one["iscrowd"]:
+            objects[one["image_id"]].append(one)
+    for image in content["images"]:
+        if image["id"] not in objects:
+            continue
+        largest = max(objects[image["id"]], key=lambda one: one["area"])
+        if largest["area"] >= MIN_AREA_SHARE * image["height"] * image["width"]:
+            path = str((folder / "images" / image["file_name"]).resolve())
+            turn = f"Segment the largest {name}.", "The mask appears at <mask>.", [largest["segmentation"]]
+            yield join_turns(path, [turn])

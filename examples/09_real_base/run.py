@@ -11,8 +11,8 @@ class is where.
 
 COCO is a folder with `instances.json` and `images/` in COCO's format, and perhaps `captions.json` (image id → list of
 captions). One photograph of ten is held out, by its id. Parts, in order: base, photographs, rows, codes, warm_up,
-words, masks, several, infer, eval. Each reads from DIR what earlier parts wrote, so `--only` continues a run or repeats
-a part. Seeds are fixed. docs/real_base.md has the times.
+words, masks, several, infer, eval, lora. Each reads from DIR what earlier parts wrote, so `--only` continues a run or
+repeats a part. Seeds are fixed. docs/real_base.md has the times.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from photographs import CocoFolder, make_variants, write_photographs
 from pycocotools import mask as coco_mask
 from questions import (
     Words,
+    ask_for_largest,
     drop_small,
     mask_conversations,
     prepare,
@@ -45,6 +46,7 @@ SEED = 42
 PLUGIN = Path(__file__).parent / "register_fast_vlm.py"
 CLASS_TASKS = ("segment_class",)
 SEVERAL_TASKS = ("segment_class", "segment_instances", "label_objects")
+OWN_CLASS = "person"  # of the task that LoRA teaches: "Segment the largest person."
 FROZEN = ("conv_stem", "bn1", *(f"blocks.{i}" for i in range(5)))  # the first stages of the image network
 # Learning rates of the language model, of the projector and of the image network; passes over the rows. Features of a
 # network that names images do not say where things are: its last stages learn it, from the borders of the image.
@@ -54,11 +56,8 @@ STEPS = {
     "several": {"learning_rate": 1e-4, "aligner_lr": 2e-4, "vit_lr": 1e-4, "num_train_epochs": 3},
 }
 COMMON = {
-    "tuner_type": "full",
     "torch_dtype": "float32",
     "fp16": "false",  # otherwise ms-swift turns it on for float32
-    "freeze_vit": "false",
-    "freeze_aligner": "false",
     "attn_impl": "sdpa",
     "gradient_checkpointing": "false",
     "per_device_train_batch_size": 8,
@@ -80,6 +79,9 @@ COMMON = {
     "add_version": "false",
     "report_to": "none",
 }
+FULL = {"tuner_type": "full", "freeze_vit": "false", "freeze_aligner": "false"}
+LORA = {"tuner_type": "lora", "lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+LORA |= {"learning_rate": 5e-4, "num_train_epochs": 1}
 # The next token alone. docs/real_base.md says what the mask losses bring and cost.
 LOSSES = {"mask_loss_weight": 0, "hierarchical_loss_weight": 0}
 
@@ -94,6 +96,9 @@ def main() -> None:
     parser.add_argument("--warm_up_steps", type=int, default=600, help="steps of 16 photographs")
     parser.add_argument("--image_size", type=int, default=448, help="side of the LMM's images in pixels")
     parser.add_argument("--variants", type=int, default=8, help="how often each training photograph is written")
+    parser.add_argument(
+        "--checkpoint", choices=("words", "masks", "several"), default="several", help="the step whose model answers"
+    )
     parser.add_argument("--limit", type=int, help="photographs of each half of the split, for a trial")
     parser.add_argument(
         "--sft", nargs=argparse.REMAINDER, default=[], help="flags for every swift sft; has to come last"
@@ -109,7 +114,7 @@ def main() -> None:
 class Recipe:
     """The parts of the recipe; each reads from the folder what earlier parts wrote."""
 
-    PARTS = ("base", "photographs", "rows", "codes", "warm_up", "words", "masks", "several", "infer", "eval")
+    PARTS = ("base", "photographs", "rows", "codes", "warm_up", "words", "masks", "several", "infer", "eval", "lora")
 
     def __init__(self, arguments: argparse.Namespace):
         self.folder: Path = arguments.output.resolve()
@@ -125,6 +130,7 @@ class Recipe:
         functions = (
             *(self.build_base, self.write_photographs, self.write_rows, self.write_codes),
             *(self.warm_up, self.train_words, self.train_masks, self.train_several, self.infer, self.evaluate),
+            self.train_lora,
         )
         return dict(zip(self.PARTS, functions, strict=True))
 
@@ -149,7 +155,9 @@ class Recipe:
         write_rows(self.folder / "words.jsonl", map(words.conversation, words.images))
         write_rows(self.folder / "masks.jsonl", mask_conversations(words, turns_by_image(one), rng))
         write_rows(self.folder / "several.jsonl", mask_conversations(words, turns_by_image(several + absent), rng))
+        write_rows(self.folder / "largest.jsonl", ask_for_largest(train, OWN_CLASS))
         asked = prepare(held_out, held_out / "classes.jsonl", CLASS_TASKS, SEED)
+        write_rows(held_out / "largest.jsonl", ask_for_largest(held_out, OWN_CLASS))
         write_rows(held_out / "rows.jsonl", asked + prepare_negatives(held_out, held_out / "absent.jsonl", SEED))
 
     def write_codes(self) -> None:
@@ -185,11 +193,15 @@ class Recipe:
 
     def _train(self, part: str, model: Path, rows: str) -> None:
         frozen = [f"model.vision_tower.timm_model.{name}" for name in FROZEN]
-        run_swift(
-            *("sft", "--plugin", "himtok", "--external_plugins", PLUGIN, "--model", model),
-            *("--mask_tokenizer", self.mask_tokenizer, "--dataset", self.folder / rows),
+        self._run_sft(
+            *("--model", model, "--mask_tokenizer", self.mask_tokenizer, "--dataset", self.folder / rows),
             *("--output_dir", self.folder / part, "--freeze_parameters", *frozen),
-            *to_flags(COMMON | LOSSES | STEPS[part]),
+            *to_flags(COMMON | FULL | LOSSES | STEPS[part]),
+        )
+
+    def _run_sft(self, *flags: object) -> None:
+        run_swift(
+            *("sft", "--plugin", "himtok", "--external_plugins", PLUGIN, *flags),
             *(*self.device, *self.arguments.sft),
         )
 
@@ -199,21 +211,39 @@ class Recipe:
     # ----- results
 
     def infer(self) -> None:
-        """Ask the last checkpoint for every class of the held-out photographs, and for absent ones."""
-        result = self.folder / "out.jsonl"
+        """Ask a checkpoint for every class of the held-out photographs, and for absent ones."""
+        self._answer("rows", "out", "--model", self._checkpoint(self.arguments.checkpoint))
+
+    def evaluate(self) -> None:
+        self._score("out", "scores", "several")
+
+    def train_lora(self) -> None:
+        """Teach the last checkpoint a task of your own with LoRA, and score its answers before and after."""
+        base = self._checkpoint("several")
+        self._run_sft(
+            *("--model", base, "--dataset", self.folder / "largest.jsonl", "--output_dir", self.folder / "lora"),
+            *to_flags(COMMON | LORA),
+        )
+        self._answer("largest", "before", "--model", base)
+        self._answer("largest", "after", "--adapters", self._checkpoint("lora"))
+        for name in ("before", "after"):
+            self._score(name, f"scores_{name}", "largest")
+
+    def _answer(self, questions: str, answers: str, *model: object) -> None:
+        result = self.folder / f"{answers}.jsonl"
         result.unlink(missing_ok=True)  # ms-swift would append to it
         run_swift(
-            *("infer", "--plugin", "himtok", "--external_plugins", PLUGIN, "--model", self._checkpoint("several")),
-            *("--val_dataset", self.folder / "held_out" / "rows.jsonl", "--result_path", result),
-            *("--mask_dir", self.folder / "pictures", "--max_batch_size", 16, "--max_new_tokens", 64),
+            *("infer", "--plugin", "himtok", "--external_plugins", PLUGIN, *model),
+            *("--val_dataset", self.folder / "held_out" / f"{questions}.jsonl", "--result_path", result),
+            *("--mask_dir", self.folder / f"{answers}_pictures", "--max_batch_size", 16, "--max_new_tokens", 64),
             *("--temperature", 0, "--stream", "false"),
         )
 
-    def evaluate(self) -> None:
-        """Score the answers, the average training masks, and the answers to other photographs."""
+    def _score(self, answers: str, report: str, training: str) -> None:
+        """Score answers, the average training masks, and the answers to other photographs."""
         run_himtok(
-            *("eval", self.folder / "out.jsonl", "--report", self.folder / "scores"),
-            *("--baseline", self.folder / "several.jsonl"),
+            *("eval", self.folder / f"{answers}.jsonl", "--report", self.folder / report),
+            *("--baseline", self.folder / f"{training}.jsonl"),
         )
 
 

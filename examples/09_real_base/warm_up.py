@@ -155,7 +155,7 @@ def warm_up(
             optimizer.step()
             schedule.step()
             if step % 10 == 0:
-                print(json.dumps({"step": step, "loss": round(float(loss), 4)}), file=log, flush=True)
+                print(json.dumps({"step": step, "loss": round(loss.item(), 4)}), file=log, flush=True)
         scores = measure(model, reader, Places(held_out, processor, jitter=False))
         print(json.dumps(scores), file=log)
         print(scores)
