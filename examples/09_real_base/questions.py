@@ -2,7 +2,9 @@
 
 `himtok prepare` makes the rows with masks, a question each. Here, rows about the same photograph are joined to
 conversations, so that the photograph is encoded once for several questions, and questions that are answered in words
-are added: captions, what there is, and whether there is something.
+are added: captions, what there is, whether there is something, and where. Places are rows and columns from 0 to 9 of
+the photograph. Before each mask, the answer says in which rows and columns it is: a language model knows digits
+already, and learns from them what the mask tokens for boxes mean.
 """
 
 import json
@@ -12,11 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from himtok_plugin.data.formats.reader import Source
 from himtok_plugin.data.prepare import PrepareJob, prepare_samples
 from himtok_plugin.data.tasks.sample_builder import TaskOptions
+from himtok_plugin.mask_text import MASK_PLACEHOLDER
 
 Row = dict[str, Any]
 Turn = tuple[str, str, list[Any]]  # question, answer, masks
@@ -28,8 +33,9 @@ NEGATIVE_SEEDS = 3  # questions without a target per photograph
 CAPTION_QUESTIONS = ("Describe this photograph.", "What does this photograph show?")
 LIST_QUESTION = "What is here?"
 SIDES = ("left", "right")  # wrong in captions of mirrored photographs
-ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "middle", "right")  # of answers to "Where is the dog?"
-MAX_LOCATED = 2
+READ_QUESTION, NOTHING = "Read the photograph row by row.", "nothing"
+GRID = 10  # rows and columns of places in answers
+MAX_LOCATED = 4
 
 
 def prepare(folder: Path, out: Path, tasks: Iterable[str], seed: int) -> list[Row]:
@@ -65,8 +71,26 @@ def turns_by_image(rows: Iterable[Row]) -> dict[str, list[Turn]]:
     turns = defaultdict(list)
     for row in rows:
         question, answer = (message["content"] for message in row["messages"])
-        turns[row["images"][0]].append((question.replace("<image>", "", 1), answer, row["masks"]))
+        turn = question.replace("<image>", "", 1), add_places(answer, row["masks"]), row["masks"]
+        turns[row["images"][0]].append(turn)
     return turns
+
+
+def name_place(masks: Iterable[Any]) -> str:
+    """Name the rows and columns, 0 to 9, from the first to the last that RLE masks of a photograph cover."""
+    mask = coco_mask.merge([*masks])
+    height, width = mask["size"]
+    x, y, w, h = coco_mask.toBbox(mask)
+    top, left = int(GRID * y / height), int(GRID * x / width)
+    bottom, right = int(GRID * (y + h - 1) / height), int(GRID * (x + w - 1) / width)
+    return f"rows {top}-{bottom}, columns {left}-{right}"
+
+
+def add_places(answer: str, masks: Iterable[Any]) -> str:
+    """Write before each `<mask>` in which rows and columns the mask is."""
+    first, *others = answer.split(MASK_PLACEHOLDER)
+    places = (name_place([mask]) for mask in masks)
+    return first + "".join(f"{place} {MASK_PLACEHOLDER}{text}" for place, text in zip(places, others, strict=True))
 
 
 def join_turns(image: str, turns: Iterable[Turn]) -> Row:
@@ -97,11 +121,11 @@ class Words:
         self._captions = captions
         self._rng = random.Random(seed)
         self._areas: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        self._boxes: dict[int, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+        self._masks: dict[int, list[tuple[str, Any]]] = defaultdict(list)
         for one in content["annotations"]:
             name = self._names[one["category_id"]]
             self._areas[one["image_id"]][name] += one["area"]
-            self._boxes[one["image_id"]][name].append(coco_mask.toBbox(one["segmentation"]).tolist())
+            self._masks[one["image_id"]].append((name, one["segmentation"]))
         self.images = {str((folder / "images" / image["file_name"]).resolve()): image for image in content["images"]}
         self._seen = sorted({name for areas in self._areas.values() for name in areas})
 
@@ -125,18 +149,22 @@ class Words:
             yield ask_whether(name), "No.", []
 
     def locate(self, image: dict[str, Any]) -> Iterator[Turn]:
-        """Yield questions about the place of classes with a single object, as a third of the height and the width.
+        """Yield questions about the place of classes, each with all its objects."""
+        names = self.visible(image)
+        for name in self._rng.sample(names, min(MAX_LOCATED, len(names))):
+            place = name_place([mask for each, mask in self._masks[image["id"]] if each == name])
+            yield f"Where is the {name}?", f"{place.capitalize()}.", []
 
-        The features of a network that was trained to name what an image shows hardly say where they are; these
-        questions are the first that need it.
-        """
-        boxes = self._boxes[image["id"]]
-        single = [name for name in self.visible(image) if len(boxes[name]) == 1]
-        for name in self._rng.sample(single, min(MAX_LOCATED, len(single))):
-            x, y, width, height = boxes[name][0]
-            row = ROWS[int(3 * (y + height / 2) / image["height"])]
-            column = COLUMNS[int(3 * (x + width / 2) / image["width"])]
-            yield f"Where is the {name}?", f"At the {row} {column}." if row != column else "In the middle.", []
+    def read_grid(self, image: dict[str, Any]) -> Turn:
+        """Ask for what covers most of each place: as many words to learn from as there are places."""
+        covers = {NOTHING: np.zeros((GRID, GRID))}
+        for name, mask in self._masks[image["id"]]:
+            shares = Image.fromarray(coco_mask.decode(mask) * 255).resize((GRID, GRID), Image.BOX)
+            covers[name] = np.maximum(covers.get(name, 0), np.asarray(shares) / 255)
+        covers[NOTHING] = 1 - np.minimum(sum(covers.values()), 1)
+        names, shares = [*covers], np.stack([*covers.values()])
+        lines = (f"{row}: " + " ".join(names[i] for i in best) for row, best in enumerate(shares.argmax(0)))
+        return READ_QUESTION, "\n".join(lines), []
 
     def describe(self, image: dict[str, Any]) -> Iterator[Turn]:
         """Yield a caption of a photograph that is shown as a whole, where there is one."""
@@ -146,11 +174,11 @@ class Words:
             yield self._rng.choice(CAPTION_QUESTIONS), self._rng.choice(fitting).strip(), []
 
     def conversation(self, path: str) -> Row:
-        """Make a conversation in words. The list of all classes comes last: it has the answers of other questions."""
+        """Make a conversation in words. What has the answers of other questions comes last."""
         image = self.images[path]
         turns = [*self.ask_presence(image), *self.locate(image), *self.describe(image)]
         self._rng.shuffle(turns)
-        return join_turns(path, [*turns, self.list_classes(image)])
+        return join_turns(path, [*turns, self.list_classes(image), self.read_grid(image)])
 
 
 def ask_whether(name: str) -> str:
@@ -183,5 +211,5 @@ def ask_for_largest(folder: Path, name: str) -> Iterator[Row]:
         largest = max(objects[image["id"]], key=lambda one: one["area"])
         if largest["area"] >= MIN_AREA_SHARE * image["height"] * image["width"]:
             path = str((folder / "images" / image["file_name"]).resolve())
-            turn = f"Segment the largest {name}.", "The mask appears at <mask>.", [largest["segmentation"]]
-            yield join_turns(path, [turn])
+            masks = [largest["segmentation"]]
+            yield join_turns(path, [(f"Segment the largest {name}.", add_places("<mask>.", masks), masks)])
