@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 
@@ -180,10 +181,24 @@ def test_rows_of_a_photograph_are_joined_to_a_conversation(modules, tmp_path):
         assert texts[0].startswith("<image>") and "<image>" not in "".join(texts[1:])
         assert sum(text.count("<mask>") for text in texts) == len(row["masks"]) > 0
         assert texts[-2] == questions.LIST_QUESTION and texts[-1] in ("dog.", "orange.")
+        for before in "".join(texts).split("<mask>")[:-1]:
+            assert re.search(r"rows \d-\d, columns \d-\d $", before)
     talk = [words.conversation(path)["messages"] for path in words.images]
     texts = [message["content"] for messages in talk for message in messages]
-    assert "A dog." in texts and "A dog on the left." not in texts
-    assert "Is there an orange?" in "".join(texts) and "At the top left." in texts and "At the top right." in texts
+    assert "A dog." in texts and "A dog on the left." not in texts and "Is there an orange?" in "".join(texts)
+    assert "Rows 0-2, columns 0-3." in texts and "Rows 0-2, columns 6-9." in texts  # an object and its mirror image
+
+
+def test_places_are_named_before_each_mask(modules):
+    questions, masks = modules[2], np.zeros((3, 60, 80), np.uint8)
+    masks[0, 0, 0] = masks[1, 59, 79] = masks[2, 6:12, 8:17] = 1
+    first, last, other = (coco_mask.encode(np.asfortranarray(mask)) for mask in masks)
+    assert questions.name_place([first]) == "rows 0-0, columns 0-0"
+    assert questions.name_place([last]) == "rows 9-9, columns 9-9"
+    assert questions.name_place([first, other]) == "rows 0-1, columns 0-2"
+    text = questions.add_places("a: <mask>, b: <mask>.", [other, last])
+    assert text == "a: rows 1-1, columns 1-2 <mask>, b: rows 9-9, columns 9-9 <mask>."
+    assert questions.add_places("There is no dog.", []) == "There is no dog."
 
 
 def test_the_largest_object_of_a_class_is_asked_for(modules, tmp_path):
@@ -205,7 +220,7 @@ def test_the_largest_object_of_a_class_is_asked_for(modules, tmp_path):
 
 
 def test_targets_of_the_warm_up_say_what_is_where(modules, base, tmp_path):
-    from warm_up import NOTHING_WEIGHT, PLACES, PlaceReader, Places
+    from warm_up import NOTHING_WEIGHT, PLACE_LENGTH, PLACES, PlaceReader, Places
 
     coco_folder(modules[1], tmp_path)  # 80 x 60 pixels; the second object covers rows 20 to 59 and columns 30 to 79
     data = Places(tmp_path, AutoProcessor.from_pretrained(base), jitter=False)
@@ -222,9 +237,14 @@ def test_targets_of_the_warm_up_say_what_is_where(modules, base, tmp_path):
 
     embeddings = torch.randn(50, 64, generator=torch.Generator().manual_seed(1))
     reader = PlaceReader(embeddings, [[1], [2, 3], [4]], data.grid, seed=0)
-    found = torch.stack([reader.directions[range(6), places.clamp(min=0)[:, i]].sum(0) for i in range(4)])
-    right = (4 * reader.names[shares.argmax(1)] + found) * reader.length
-    assert reader.loss(right[None], shares[None], places[None]) < reader.loss(-right[None], shares[None], places[None])
+    shares, places = shares[None], places[None]
+    target = reader.target(shares, places)
+    rows = PLACE_LENGTH * reader.directions[PLACES.index("row"), [0, 0, 1, 1]]
+    columns = PLACE_LENGTH * reader.directions[PLACES.index("column"), [0, 1, 0, 1]]
+    nothing_there = shares[0, 0] @ torch.stack([embeddings[1], embeddings[2:4].mean(0), embeddings[4]])
+    torch.testing.assert_close(target[0, 0], nothing_there + rows[0] + columns[0])  # no extent is known there
+    assert reader.loss(target, shares, places) < reader.loss(target + 1, shares, places)
+    assert reader.loss(target, shares, places) < reader.loss(target.flip(1), shares, places)
     assert 0 < NOTHING_WEIGHT < 1
 
 

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from himtok_plugin.data.formats.reader import Source
@@ -33,9 +31,8 @@ NEGATIVE_SEEDS = 3  # questions without a target per photograph
 CAPTION_QUESTIONS = ("Describe this photograph.", "What does this photograph show?")
 LIST_QUESTION = "What is here?"
 SIDES = ("left", "right")  # wrong in captions of mirrored photographs
-READ_QUESTION, NOTHING = "Read the photograph row by row.", "nothing"
 GRID = 10  # rows and columns of places in answers
-MAX_LOCATED = 4
+MAX_LOCATED = 6
 
 
 def prepare(folder: Path, out: Path, tasks: Iterable[str], seed: int) -> list[Row]:
@@ -155,17 +152,6 @@ class Words:
             place = name_place([mask for each, mask in self._masks[image["id"]] if each == name])
             yield f"Where is the {name}?", f"{place.capitalize()}.", []
 
-    def read_grid(self, image: dict[str, Any]) -> Turn:
-        """Ask for what covers most of each place: as many words to learn from as there are places."""
-        covers = {NOTHING: np.zeros((GRID, GRID))}
-        for name, mask in self._masks[image["id"]]:
-            shares = Image.fromarray(coco_mask.decode(mask) * 255).resize((GRID, GRID), Image.BOX)
-            covers[name] = np.maximum(covers.get(name, 0), np.asarray(shares) / 255)
-        covers[NOTHING] = 1 - np.minimum(sum(covers.values()), 1)
-        names, shares = [*covers], np.stack([*covers.values()])
-        lines = (f"{row}: " + " ".join(names[i] for i in best) for row, best in enumerate(shares.argmax(0)))
-        return READ_QUESTION, "\n".join(lines), []
-
     def describe(self, image: dict[str, Any]) -> Iterator[Turn]:
         """Yield a caption of a photograph that is shown as a whole, where there is one."""
         captions = self._captions.get(str(image["original_id"]), []) if image["is_whole"] else []
@@ -174,11 +160,11 @@ class Words:
             yield self._rng.choice(CAPTION_QUESTIONS), self._rng.choice(fitting).strip(), []
 
     def conversation(self, path: str) -> Row:
-        """Make a conversation in words. What has the answers of other questions comes last."""
+        """Make a conversation in words. No question has the answer of a later one."""
         image = self.images[path]
-        turns = [*self.ask_presence(image), *self.locate(image), *self.describe(image)]
-        self._rng.shuffle(turns)
-        return join_turns(path, [*turns, self.list_classes(image), self.read_grid(image)])
+        presence = [*self.ask_presence(image)]
+        self._rng.shuffle(presence)
+        return join_turns(path, [*presence, *self.locate(image), *self.describe(image), self.list_classes(image)])
 
 
 def ask_whether(name: str) -> str:

@@ -2,9 +2,9 @@
 
 A random projector tells the language model nothing, and the features of a network that was trained to name whole
 images hardly say where things are. A language model could learn both from answers, a few tokens per photograph. Here,
-every image token is a target: the projector's output is compared with the language model's own embeddings of the class
-names, and with fixed random directions that stand for rows and columns. The language model does not run, so a
-photograph costs a tenth of what it costs in training.
+every image token is a target: the projector's output is to be the language model's own embedding of the class name, to
+which fixed random vectors that stand for rows and columns are added. A language model reads tokens that are like words
+much sooner than others. It does not run here, so a photograph costs a tenth of what it costs in training.
 """
 
 import json
@@ -25,7 +25,8 @@ NOTHING_WEIGHT = 0.3  # most places show nothing
 PLACES = ("row", "column", "top", "bottom", "left", "right")  # of a place, and of all objects of its class
 MIN_SHARE = 0.25  # of a place that a class covers, for its extent to be asked there
 UNKNOWN = -100  # what cross-entropy ignores
-NORM_WEIGHT = 0.1  # keeps outputs as long as embeddings of words
+PLACE_LENGTH = 0.5  # of the vector of a place; embeddings of words are about 2 from their mean
+DISTANCE_WEIGHT = 3.0
 BATCH_SIZE = 16
 JITTER = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.05}
 
@@ -78,18 +79,18 @@ class Places(Dataset):
 
 
 class PlaceReader(nn.Module):
-    """Compares the projector's outputs with embeddings of words and with directions for places."""
+    """Compares the projector's outputs with embeddings of words, to which small vectors for the places are added."""
 
     def __init__(self, embeddings: Tensor, words: list[list[int]], grid: int, seed: int):
         """`embeddings`: (vocabulary, width) of the language model; `words`: tokens of each class name."""
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        names = torch.stack([embeddings[tokens].mean(0) for tokens in words]) - embeddings.mean(0)
         directions = torch.randn(len(PLACES), grid, embeddings.shape[1], generator=generator)
-        self.register_buffer("names", F.normalize(names, dim=-1))
+        self.register_buffer("names", torch.stack([embeddings[tokens].mean(0) for tokens in words]))
+        self.register_buffer("common", embeddings.mean(0))
         self.register_buffer("directions", F.normalize(directions, dim=-1))
-        self.length = float(embeddings.norm(dim=-1).mean())
-        self.log_scales = nn.Parameter(torch.full((2,), 3.0))
+        self.spread = float((self.names - self.common).square().sum(-1).mean())
+        self.log_scales = nn.Parameter(torch.tensor([3.0, 1.0]))
 
     def forward(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits of names (b, g * g, classes + 1) and of places (b, g, 6, g * g).
@@ -97,19 +98,28 @@ class PlaceReader(nn.Module):
         Args:
             outputs: of the projector, (b, g * g, width).
         """
-        names = F.normalize(outputs, dim=-1) @ self.names.T * self.log_scales[0].exp()
-        places = torch.einsum("bld,pgd->bgpl", outputs / self.length, self.directions) * self.log_scales[1].exp()
+        special = F.normalize(outputs - self.common, dim=-1)
+        names = special @ F.normalize(self.names - self.common, dim=-1).T * self.log_scales[0].exp()
+        places = torch.einsum("bld,pgd->bgpl", outputs, self.directions / PLACE_LENGTH) * self.log_scales[1].exp()
         return names, places
 
+    def target(self, shares: Tensor, places: Tensor) -> Tensor:
+        """Return what outputs should be, (b, g * g, width): the mean of the words, and the places that are known."""
+        target = shares @ self.names
+        for directions, place in zip(self.directions, places.unbind(1), strict=True):
+            known = (place != UNKNOWN).unsqueeze(-1)
+            target = target + PLACE_LENGTH * directions[place.clamp(min=0)] * known
+        return target
+
     def loss(self, outputs: Tensor, shares: Tensor, places: Tensor) -> Tensor:
-        """Cross-entropy of names and of places, per place."""
+        """Cross-entropy of names and of places, and the squared distance from the target, per place."""
         names, place_logits = self(outputs)
         weights = torch.ones_like(shares[0, 0])
         weights[-1] = NOTHING_WEIGHT
         of_names = -(shares * weights * names.log_softmax(-1)).sum(-1).mean()
         of_places = F.cross_entropy(place_logits, places) * len(PLACES)
-        of_lengths = (outputs.norm(dim=-1) / self.length - 1).square().mean()
-        return of_names + of_places + NORM_WEIGHT * of_lengths
+        distance = (outputs - self.target(shares, places)).square().sum(-1).mean() / self.spread
+        return of_names + of_places + DISTANCE_WEIGHT * distance
 
 
 def warm_up(
