@@ -300,7 +300,8 @@ class MaskTokenizer(PreTrainedModel):
         kept = (num_mask_tokens - config.box_tokens) * config.codebook_size
         weights[SHAPE_CODEBOOKS] = weights[SHAPE_CODEBOOKS][:kept]
         shorter.load_state_dict(weights)
-        return cast("nn.Module", shorter).to(self.device, self.dtype).train(self.training)
+        cast("nn.Module", shorter).to(self.device, self.dtype)
+        return shorter.train(self.training)
 
     def forward(self, squares: Tensor, objective: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
         """Encode and decode squares: (b, s, s) -> (b, s, s) float32 in [0, 1].
