@@ -96,8 +96,8 @@ CandidatesOption = Annotated[
     int,
     typer.Option(
         "--candidates",
-        help="Search for codes that describe the mask better, for example with 8: codes tried at every position, or sums "
-        "of code vectors kept by a beam search (code scheme `box`). With 1 the nearest code is taken.",
+        help="Search for codes that describe the mask better, for example with 8: codes tried at every position, or "
+        "sums of code vectors kept by a beam search (code scheme `box`). With 1 the nearest code is taken.",
     ),
 ]
 ForceOption = Annotated[
