@@ -12,7 +12,7 @@ class is where.
 COCO is a folder with `instances.json` and `images/` in COCO's format, and perhaps `captions.json` (image id → list of
 captions). One photograph of ten is held out, by its id. Parts, in order: base, photographs, rows, codes, warm_up,
 words, masks, several, infer, eval, lora. Each reads from DIR what earlier parts wrote, so `--only` continues a run or
-repeats a part. Seeds are fixed. docs/real_base.md has the times.
+repeats a part. Seeds are fixed. docs/real_base.md says how far the training has got.
 """
 
 import argparse
@@ -82,7 +82,7 @@ COMMON = {
 FULL = {"tuner_type": "full", "freeze_vit": "false", "freeze_aligner": "false"}
 LORA = {"tuner_type": "lora", "lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 LORA |= {"learning_rate": 5e-4, "num_train_epochs": 1}
-# The next token alone. docs/real_base.md says what the mask losses bring and cost.
+# The next token alone; what the mask losses bring here is not measured.
 LOSSES = {"mask_loss_weight": 0, "hierarchical_loss_weight": 0}
 
 

@@ -8,8 +8,8 @@ much sooner than others. It does not run here, so a photograph costs a tenth of 
 """
 
 import json
-import random
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -43,8 +43,7 @@ class Places(Dataset):
         self.source = CocoFolder(folder)
         self._ids = self.source.all_ids()
         self._images = processor.image_processor
-        self._side: int = processor.image_processor.size["height"]
-        self.grid = self._side // processor.patch_size
+        self.grid: int = processor.image_processor.size["height"] // processor.patch_size
         self._classes = {category["id"]: i for i, category in enumerate(self.source.categories)}
         self._jitter = ColorJitter(**JITTER) if jitter else nn.Identity()
 
@@ -137,7 +136,6 @@ def warm_up(
         seed: of the directions, of the order and of the changes of colours.
     """
     torch.manual_seed(seed)
-    random.seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).to(device).eval()
     processor = AutoProcessor.from_pretrained(base)
@@ -157,7 +155,7 @@ def warm_up(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "warm_up.jsonl").open("w") as log:
-        for step, batch in zip(range(1, steps + 1), repeat(load(data, shuffle=True)), strict=False):
+        for step, batch in enumerate(islice(repeat(load(data, shuffle=True)), steps), start=1):
             pixels, *targets = (tensor.to(device) for tensor in batch)
             loss = reader.loss(encode(model, pixels), *targets)
             optimizer.zero_grad()
@@ -179,7 +177,7 @@ def encode(model: PreTrainedModel, pixels: Tensor) -> Tensor:
 
 
 def load(data: Places, shuffle: bool) -> DataLoader:
-    return DataLoader(data, BATCH_SIZE, shuffle=shuffle, num_workers=1, persistent_workers=True, drop_last=shuffle)
+    return DataLoader(data, BATCH_SIZE, shuffle=shuffle, num_workers=1, persistent_workers=True)
 
 
 def repeat(batches: DataLoader) -> Iterator[list[Tensor]]:
