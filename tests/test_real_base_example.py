@@ -248,11 +248,10 @@ def test_targets_of_the_warm_up_say_what_is_where(modules, base, tmp_path):
     assert 0 < NOTHING_WEIGHT < 1
 
 
-def test_the_warm_up_trains_the_projector_and_the_last_stages(modules, base, tmp_path, monkeypatch):
+def test_the_warm_up_trains_the_projector_and_the_last_stages(modules, base, tmp_path):
     import warm_up
 
-    coco_folder(modules[1], tmp_path / "coco")
-    monkeypatch.setattr(warm_up, "BATCH_SIZE", 2)
+    coco_folder(modules[1], tmp_path / "coco")  # fewer photographs than a batch
     out = tmp_path / "out"
     warm_up.warm_up(base, tmp_path / "coco", tmp_path / "coco", out, frozen=("conv_stem",), steps=20, seed=0)
     lines = [json.loads(line) for line in (out / "warm_up.jsonl").read_text().splitlines()]
