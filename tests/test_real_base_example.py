@@ -23,7 +23,7 @@ from transformers import (
 )
 
 FOLDER = EXAMPLES / "09_real_base"
-ARCHITECTURE, IMAGE_SIDE, IMAGE_TOKENS = "test_efficientnet", 64, 4
+ARCHITECTURE, IMAGE_SIDE, IMAGE_TOKENS = "test_efficientnet", 160, 25
 CATEGORIES = [{"id": 1, "name": "dog"}, {"id": 5, "name": "orange"}]
 
 
@@ -186,7 +186,7 @@ def test_rows_of_a_photograph_are_joined_to_a_conversation(modules, tmp_path):
     talk = [words.conversation(path)["messages"] for path in words.images]
     texts = [message["content"] for messages in talk for message in messages]
     assert "A dog." in texts and "A dog on the left." not in texts and "Is there an orange?" in "".join(texts)
-    assert "Rows 0-2, columns 0-3." in texts and "Rows 0-2, columns 6-9." in texts  # an object and its mirror image
+    assert "The dog: rows 0-2, columns 0-3." in texts and "The dog: rows 0-2, columns 6-9." in texts  # an object and its mirror image
 
 
 def test_places_are_named_before_each_mask(modules):
@@ -199,6 +199,9 @@ def test_places_are_named_before_each_mask(modules):
     text = questions.add_places("a: <mask>, b: <mask>.", [other, last])
     assert text == "a: rows 1-1, columns 1-2 <mask>, b: rows 9-9, columns 9-9 <mask>."
     assert questions.add_places("There is no dog.", []) == "There is no dog."
+    assert questions.add_name("<mask>, <mask>.", "Segment each hot dog.") == "The hot dog: <mask>, <mask>."
+    for answer, question in (("There is no dog.", "Segment the dog."), ("dog: <mask>", "Segment all objects.")):
+        assert questions.add_name(answer, question) == answer
 
 
 def test_the_largest_object_of_a_class_is_asked_for(modules, tmp_path):
@@ -219,33 +222,49 @@ def test_the_largest_object_of_a_class_is_asked_for(modules, tmp_path):
 # ----- the projector's warm-up
 
 
-def test_targets_of_the_warm_up_say_what_is_where(modules, base, tmp_path):
-    from warm_up import NOTHING_WEIGHT, PLACE_LENGTH, PLACES, PlaceReader, Places
+def test_image_tokens_are_to_say_what_is_where(modules, base, tmp_path):
+    from warm_up import LENGTH, NOTHING, Descriptions, WordReader
 
     coco_folder(modules[1], tmp_path)  # 80 x 60 pixels; the second object covers rows 20 to 59 and columns 30 to 79
-    data = Places(tmp_path, AutoProcessor.from_pretrained(base), jitter=False)
-    assert len(data) == 3 and data.grid == 2
-    pixels, shares, places = data[1]
+    data = Descriptions(tmp_path, AutoProcessor.from_pretrained(base), jitter=False)
+    assert len(data) == 3 and data.grid == LENGTH and data.words[-1] == NOTHING
+    pixels, words = data[1]
     assert pixels.shape == (3, IMAGE_SIDE, IMAGE_SIDE)
-    orange = torch.tensor([10 / 30 * 10 / 40, 10 / 30, 10 / 40, 1])
-    torch.testing.assert_close(shares, torch.stack([torch.zeros(4), orange, 1 - orange], dim=1), atol=0.02, rtol=0)
-    expected = {"row": [0, 0, 1, 1], "column": [0, 1, 0, 1], "top": [0] * 4, "bottom": [1] * 4}
-    for name, rows in (expected | {"left": [0] * 4, "right": [1] * 4}).items():
-        known = places[PLACES.index(name)] >= 0
-        assert known.tolist() == ([True] * 4 if name in ("row", "column") else [False, True, True, True])
-        assert places[PLACES.index(name)][known].tolist() == torch.tensor(rows)[known].tolist()
+    read = [data.words[word] for word in words]
+    nothing, dog = [NOTHING] * LENGTH, ["orange", "3", "9", "3", "9"]
+    assert read == [*nothing, *dog * 4]  # the first fifth of the rows ends at 12
 
     embeddings = torch.randn(50, 64, generator=torch.Generator().manual_seed(1))
-    reader = PlaceReader(embeddings, [[1], [2, 3], [4]], data.grid, seed=0)
-    shares, places = shares[None], places[None]
-    target = reader.target(shares, places)
-    rows = PLACE_LENGTH * reader.directions[PLACES.index("row"), [0, 0, 1, 1]]
-    columns = PLACE_LENGTH * reader.directions[PLACES.index("column"), [0, 1, 0, 1]]
-    nothing_there = shares[0, 0] @ torch.stack([embeddings[1], embeddings[2:4].mean(0), embeddings[4]])
-    torch.testing.assert_close(target[0, 0], nothing_there + rows[0] + columns[0])  # no extent is known there
-    assert reader.loss(target, shares, places) < reader.loss(target + 1, shares, places)
-    assert reader.loss(target, shares, places) < reader.loss(target.flip(1), shares, places)
-    assert 0 < NOTHING_WEIGHT < 1
+    reader = WordReader(embeddings, [[1], [2, 3], [4]])
+    words = torch.tensor([[0, 2, 1, 2]])
+    exact = reader.words[words]
+    torch.testing.assert_close(exact[0, 2], embeddings[2:4].mean(0))
+    assert reader(exact).argmax(-1).equal(words)
+    assert reader.loss(exact, words) < reader.loss(exact + 0.5, words) < reader.loss(exact.flip(1), words)
+
+
+def test_of_the_classes_in_a_place_the_one_with_most_of_its_area_is_described(modules, base, tmp_path):
+    from warm_up import Descriptions
+
+    photographs, masks = modules[1], np.zeros((2, 100, 100), bool)
+    masks[0], masks[1, 20:40, 30:50] = True, True
+    regions = [photographs.Region(mask, category["id"], 0) for mask, category in zip(masks, CATEGORIES, strict=True)]
+    photograph = photographs.Photograph(1, Image.new("RGB", (100, 100)), tuple(regions))
+    photographs.write_photographs(tmp_path, [photograph], CATEGORIES)
+    data = Descriptions(tmp_path, AutoProcessor.from_pretrained(base), jitter=False)
+    _, words = data[0]
+    everywhere, small = ["dog", "0", "9", "0", "9"], ["orange", "2", "3", "3", "4"]
+    assert [data.words[word] for word in words] == [*everywhere, *small, *everywhere * 3]
+
+
+def test_a_grid_that_no_description_fits_is_refused(modules, base, tmp_path):
+    from warm_up import Descriptions
+
+    coco_folder(modules[1], tmp_path)
+    processor = AutoProcessor.from_pretrained(base)
+    processor.image_processor.size["height"] = 64
+    with pytest.raises(ValueError, match="image_size: got 2 tokens in a row, expected a multiple of 5"):
+        Descriptions(tmp_path, processor, jitter=False)
 
 
 def test_the_warm_up_trains_the_projector_and_the_last_stages(modules, base, tmp_path):
@@ -256,7 +275,7 @@ def test_the_warm_up_trains_the_projector_and_the_last_stages(modules, base, tmp
     warm_up.warm_up(base, tmp_path / "coco", tmp_path / "coco", out, frozen=("conv_stem",), steps=20, seed=0)
     lines = [json.loads(line) for line in (out / "warm_up.jsonl").read_text().splitlines()]
     assert [line.get("step") for line in lines] == [10, 20, None] and lines[1]["loss"] < lines[0]["loss"]
-    assert set(lines[2]) == {"objects", "elsewhere", *warm_up.PLACES}
+    assert set(lines[2]) == {*warm_up.DESCRIPTION, "nothing", "recall", "precision"}
     before, after = load_weights(base), load_weights(out)
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed and all("timm_model" in name or "multi_modal_projector" in name for name in changed)

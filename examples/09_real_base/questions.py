@@ -9,11 +9,13 @@ already, and learns from them what the mask tokens for boxes mean.
 
 import json
 import random
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pycocotools import mask as coco_mask
 
 from himtok_plugin.data.formats.reader import Source
@@ -31,6 +33,7 @@ NEGATIVE_SEEDS = 3  # questions without a target per photograph
 CAPTION_QUESTIONS = ("Describe this photograph.", "What does this photograph show?")
 LIST_QUESTION = "What is here?"
 SIDES = ("left", "right")  # wrong in captions of mirrored photographs
+ASKED_NAME = re.compile(r"Segment (?:the|each) (.*)\.")  # in prompts.yaml
 GRID = 10  # rows and columns of places in answers
 MAX_LOCATED = 6
 
@@ -68,18 +71,30 @@ def turns_by_image(rows: Iterable[Row]) -> dict[str, list[Turn]]:
     turns = defaultdict(list)
     for row in rows:
         question, answer = (message["content"] for message in row["messages"])
-        turn = question.replace("<image>", "", 1), add_places(answer, row["masks"]), row["masks"]
+        question = question.replace("<image>", "", 1)
+        turn = question, add_places(add_name(answer, question), row["masks"]), row["masks"]
         turns[row["images"][0]].append(turn)
     return turns
 
 
+def add_name(answer: str, question: str) -> str:
+    """Begin an answer that is masks alone with the name that the question gives them."""
+    asked = ASKED_NAME.fullmatch(question)
+    return f"The {asked[1]}: {answer}" if asked and answer.startswith(MASK_PLACEHOLDER) else answer
+
+
+def find_place(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the first and last row and the first and last column, 0 to 9, that a bool (h, w) mask covers."""
+    place = []
+    for axis, size in enumerate(mask.shape):
+        covered = np.flatnonzero(mask.any(axis=1 - axis))
+        place += [GRID * int(covered[0]) // size, GRID * int(covered[-1]) // size]
+    return tuple(place)
+
+
 def name_place(masks: Iterable[Any]) -> str:
     """Name the rows and columns, 0 to 9, from the first to the last that RLE masks of a photograph cover."""
-    mask = coco_mask.merge([*masks])
-    height, width = mask["size"]
-    x, y, w, h = coco_mask.toBbox(mask)
-    top, left = int(GRID * y / height), int(GRID * x / width)
-    bottom, right = int(GRID * (y + h - 1) / height), int(GRID * (x + w - 1) / width)
+    top, bottom, left, right = find_place(coco_mask.decode(coco_mask.merge([*masks])).astype(bool))
     return f"rows {top}-{bottom}, columns {left}-{right}"
 
 
@@ -150,7 +165,7 @@ class Words:
         names = self.visible(image)
         for name in self._rng.sample(names, min(MAX_LOCATED, len(names))):
             place = name_place([mask for each, mask in self._masks[image["id"]] if each == name])
-            yield f"Where is the {name}?", f"{place.capitalize()}.", []
+            yield f"Where is the {name}?", f"The {name}: {place}.", []
 
     def describe(self, image: dict[str, Any]) -> Iterator[Turn]:
         """Yield a caption of a photograph that is shown as a whole, where there is one."""
@@ -198,4 +213,4 @@ def ask_for_largest(folder: Path, name: str) -> Iterator[Row]:
         if largest["area"] >= MIN_AREA_SHARE * image["height"] * image["width"]:
             path = str((folder / "images" / image["file_name"]).resolve())
             masks = [largest["segmentation"]]
-            yield join_turns(path, [(f"Segment the largest {name}.", add_places("<mask>.", masks), masks)])
+            yield join_turns(path, [(f"Segment the largest {name}.", add_places(f"The {name}: <mask>.", masks), masks)])

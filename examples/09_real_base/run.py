@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--mask_tokenizer", default="default", help="folder, or default: the shipped one")
     parser.add_argument("--mask_tokens", type=int, default=8, help="codes per mask, the first of the mask tokenizer's")
     parser.add_argument("--warm_up_steps", type=int, default=600, help="steps of 16 photographs")
-    parser.add_argument("--image_size", type=int, default=448, help="side of the LMM's images in pixels")
+    parser.add_argument("--image_size", type=int, default=320, help="side of the LMM's images in pixels")
     parser.add_argument("--variants", type=int, default=8, help="how often each training photograph is written")
     parser.add_argument(
         "--checkpoint", choices=("words", "masks", "several"), default="several", help="the step whose model answers"

@@ -1,10 +1,11 @@
-"""Warms up the projector: each image token learns to say what is at its place, and where that is.
+"""Warms up the projector: image tokens learn to say in words what is where, as text would.
 
 A random projector tells the language model nothing, and the features of a network that was trained to name whole
 images hardly say where things are. A language model could learn both from answers, a few tokens per photograph. Here,
-every image token is a target: the projector's output is to be the language model's own embedding of the class name, to
-which fixed random vectors that stand for rows and columns are added. A language model reads tokens that are like words
-much sooner than others. It does not run here, so a photograph costs a tenth of what it costs in training.
+every image token is a target. Five tokens in a row are a description of what is there: the name of a class, and the
+first and last row and column of all its objects, each as the language model's own embedding of the word or digit. A
+language model continues text that it has read before; so it finds "dog" in the image and goes on with what follows,
+after a few steps of training. It does not run here, so a photograph costs a tenth of what it costs in training.
 """
 
 import json
@@ -12,31 +13,30 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from photographs import CocoFolder, Photograph
+from questions import GRID, find_place
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import ColorJitter
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaProcessor, PreTrainedModel
 
-NOTHING = "nothing"  # the word for places without an annotated object
-NOTHING_WEIGHT = 0.3  # most places show nothing
-PLACES = ("row", "column", "top", "bottom", "left", "right")  # of a place, and of all objects of its class
-MIN_SHARE = 0.25  # of a place that a class covers, for its extent to be asked there
-UNKNOWN = -100  # what cross-entropy ignores
-PLACE_LENGTH = 0.5  # of the vector of a place; embeddings of words are about 2 from their mean
-DISTANCE_WEIGHT = 3.0
+DESCRIPTION = ("name", "top", "bottom", "left", "right")  # what the tokens of a description say
+LENGTH = len(DESCRIPTION)
+NOTHING = "nothing"  # all words of a description where no object is
+NOTHING_WEIGHT = 0.3  # most descriptions are of nothing
+MIN_CELLS = 0.15  # image tokens' areas that a class covers, to be described there
+DISTANCE_WEIGHT = 1.0
 BATCH_SIZE = 16
 JITTER = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.05}
 
 
-class Places(Dataset):
-    """Images of a folder in COCO's layout, and what is where on a grid of g x g places.
+class Descriptions(Dataset):
+    """Images of a folder in COCO's layout, and the words that their image tokens are to say.
 
-    Items are (pixels (3, h, w), shares (g * g, classes + 1), places (6, g * g)). Shares of a place sum to 1, the last
-    is that of `NOTHING`. Places are rows or columns below g in the order of `PLACES`; the last four are `UNKNOWN`
-    where nothing is.
+    Items are (pixels (3, h, w), words (g * g,) int64). Words are indices of `words`: digits, class names, `NOTHING`.
     """
 
     def __init__(self, folder: Path, processor: LlavaProcessor, jitter: bool):
@@ -44,87 +44,72 @@ class Places(Dataset):
         self._ids = self.source.all_ids()
         self._images = processor.image_processor
         self.grid: int = processor.image_processor.size["height"] // processor.patch_size
-        self._classes = {category["id"]: i for i, category in enumerate(self.source.categories)}
+        if self.grid % LENGTH:
+            raise ValueError(f"image_size: got {self.grid} tokens in a row, expected a multiple of {LENGTH}")
+        self._classes = {category["id"]: i for i, category in enumerate(self.source.categories, start=GRID)}
+        names = (category["name"] for category in self.source.categories)
+        self.words = [*map(str, range(GRID)), *names, NOTHING]
         self._jitter = ColorJitter(**JITTER) if jitter else nn.Identity()
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         photograph = self.source.load(self._ids[index])
         pixels = self._images(self._jitter(photograph.image), return_tensors="pt").pixel_values[0]
-        shares, extents = self._describe(photograph)
-        dominant = shares[:, :-1].max(1)
-        extents = extents[dominant.indices].T.masked_fill(dominant.values < MIN_SHARE, UNKNOWN)
-        rows = torch.arange(self.grid).repeat_interleave(self.grid)
-        columns = torch.arange(self.grid).repeat(self.grid)
-        return pixels, shares, torch.cat([rows[None], columns[None], extents])
+        return pixels, self._describe(photograph)
 
-    def _describe(self, photograph: Photograph) -> tuple[Tensor, Tensor]:
-        """Return shares (g * g, classes + 1) and each class's top, bottom, left, right (classes, 4)."""
-        g = self.grid
-        shares = torch.zeros(len(self._classes) + 1, g, g)
-        extents = torch.zeros(len(self._classes), 4, dtype=torch.long)
-        for name in {region.category_id for region in photograph.regions}:
-            masks = [torch.from_numpy(r.mask.copy()) for r in photograph.regions if r.category_id == name]
-            mask = torch.stack(masks).any(0)
-            shares[self._classes[name]] = F.interpolate(mask[None, None].float(), (g, g), mode="area")[0, 0]
-            for axis, size in enumerate(mask.shape):
-                covered = mask.any(1 - axis).nonzero()[:, 0]
-                first, last = int(covered[0]) * g // size, int(covered[-1]) * g // size
-                extents[self._classes[name], 2 * axis : 2 * axis + 2] = torch.tensor([first, last])
-        shares[-1] = (1 - shares[:-1].sum(0)).clamp(min=0)
-        return (shares / shares.sum(0)).flatten(1).T, extents
+    def _describe(self, photograph: Photograph) -> Tensor:
+        """Return the words (g * g,) of a photograph.
 
-
-class PlaceReader(nn.Module):
-    """Compares the projector's outputs with embeddings of words, to which small vectors for the places are added."""
-
-    def __init__(self, embeddings: Tensor, words: list[list[int]], grid: int, seed: int):
-        """`embeddings`: (vocabulary, width) of the language model; `words`: tokens of each class name."""
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        directions = torch.randn(len(PLACES), grid, embeddings.shape[1], generator=generator)
-        self.register_buffer("names", torch.stack([embeddings[tokens].mean(0) for tokens in words]))
-        self.register_buffer("common", embeddings.mean(0))
-        self.register_buffer("directions", F.normalize(directions, dim=-1))
-        self.spread = float((self.names - self.common).square().sum(-1).mean())
-        self.log_scales = nn.Parameter(torch.tensor([3.0, 1.0]))
-
-    def forward(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits of names (b, g * g, classes + 1) and of places (b, g, 6, g * g).
-
-        Args:
-            outputs: of the projector, (b, g * g, width).
+        Of the classes in a place, the one is described that has most of its area there, so that small ones are
+        described too.
         """
-        special = F.normalize(outputs - self.common, dim=-1)
-        names = special @ F.normalize(self.names - self.common, dim=-1).T * self.log_scales[0].exp()
-        places = torch.einsum("bld,pgd->bgpl", outputs, self.directions / PLACE_LENGTH) * self.log_scales[1].exp()
-        return names, places
+        masks: dict[int, np.ndarray] = {}
+        for region in photograph.regions:
+            masks[region.category_id] = region.mask | masks.get(region.category_id, False)
+        places = self.grid, self.grid // LENGTH
+        words = torch.full((*places, LENGTH), len(self.words) - 1)
+        most = torch.zeros(places)
+        for category, mask in masks.items():
+            pixels = torch.from_numpy(mask.astype(np.float32))[None, None]
+            cells = F.interpolate(pixels, places, mode="area")[0, 0] * LENGTH
+            share = cells / cells.sum()
+            chosen = (cells >= MIN_CELLS) & (share > most)
+            most[chosen] = share[chosen]
+            words[chosen] = torch.tensor([self._classes[category], *find_place(mask)])
+        return words.flatten()
 
-    def target(self, shares: Tensor, places: Tensor) -> Tensor:
-        """Return what outputs should be, (b, g * g, width): the mean of the words, and the places that are known."""
-        target = shares @ self.names
-        for directions, place in zip(self.directions, places.unbind(1), strict=True):
-            known = (place != UNKNOWN).unsqueeze(-1)
-            target = target + PLACE_LENGTH * directions[place.clamp(min=0)] * known
-        return target
 
-    def loss(self, outputs: Tensor, shares: Tensor, places: Tensor) -> Tensor:
-        """Cross-entropy of names and of places, and the squared distance from the target, per place."""
-        names, place_logits = self(outputs)
-        weights = torch.ones_like(shares[0, 0])
-        weights[-1] = NOTHING_WEIGHT
-        of_names = -(shares * weights * names.log_softmax(-1)).sum(-1).mean()
-        of_places = F.cross_entropy(place_logits, places) * len(PLACES)
-        distance = (outputs - self.target(shares, places)).square().sum(-1).mean() / self.spread
-        return of_names + of_places + DISTANCE_WEIGHT * distance
+class WordReader(nn.Module):
+    """Compares the projector's outputs with embeddings of words."""
+
+    def __init__(self, embeddings: Tensor, tokens: list[list[int]]):
+        """`embeddings`: (vocabulary, width) of the language model; `tokens` of each word, the last is `NOTHING`."""
+        super().__init__()
+        self.register_buffer("words", torch.stack([embeddings[each].mean(0) for each in tokens]))
+        self.register_buffer("common", embeddings.mean(0))
+        self.spread = float((self.words - self.common).square().sum(-1).mean())
+        self.log_scale = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """Outputs of the projector (b, g * g, width) to logits of words (b, g * g, words)."""
+        # All embeddings have much in common, which says nothing about the word.
+        words, special = F.normalize(self.words - self.common, dim=-1), F.normalize(outputs - self.common, dim=-1)
+        return special @ words.T * self.log_scale.exp()
+
+    def loss(self, outputs: Tensor, words: Tensor) -> Tensor:
+        """Cross-entropy of words (b, g * g), and the squared distance from their embeddings, per image token."""
+        weights = torch.where(words == len(self.words) - 1, NOTHING_WEIGHT, 1.0)
+        entropy = F.cross_entropy(self(outputs).transpose(1, 2), words, reduction="none")
+        distance = (outputs - self.words[words]).square().sum(-1) / self.spread
+        return (weights * (entropy + DISTANCE_WEIGHT * distance)).sum() / weights.sum()
 
 
 def warm_up(
     base: Path, train: Path, held_out: Path, out: Path, *, frozen: tuple[str, ...], steps: int, seed: int
 ) -> None:
-    """Train the projector and the last stages of the image network on the places of photographs, and save the model.
+    """Train the projector and the last stages of the image network on descriptions, and save the model.
 
     Args:
         base: the model to begin with.
@@ -133,16 +118,17 @@ def warm_up(
         out: folder of the resulting model and its processor, and of `warm_up.jsonl` with the loss.
         frozen: names of modules of the image network that stay as they are.
         steps: of 16 photographs.
-        seed: of the directions, of the order and of the changes of colours.
+        seed: of the order and of the changes of colours.
     """
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).to(device).eval()
     processor = AutoProcessor.from_pretrained(base)
-    data = Places(train, processor, jitter=True)
-    names = [*(category["name"] for category in data.source.categories), NOTHING]
-    words = processor.tokenizer([f" {name}" for name in names], add_special_tokens=False).input_ids
-    reader = PlaceReader(model.get_input_embeddings().weight.detach().cpu(), words, data.grid, seed).to(device)
+    data = Descriptions(train, processor, jitter=True)
+    # Names follow a space in answers, digits do not.
+    texts = [word if word.isdigit() else f" {word}" for word in data.words]
+    tokens = processor.tokenizer(texts, add_special_tokens=False).input_ids
+    reader = WordReader(model.get_input_embeddings().weight.detach(), tokens).to(device)
     network, projector = model.model.vision_tower.timm_model, model.model.multi_modal_projector
     trained = [p for name, p in network.named_parameters() if not name.startswith(tuple(f"{f}." for f in frozen))]
     groups = [
@@ -156,15 +142,15 @@ def warm_up(
     out.mkdir(parents=True, exist_ok=True)
     with (out / "warm_up.jsonl").open("w") as log:
         for step, batch in enumerate(islice(repeat(load(data, shuffle=True)), steps), start=1):
-            pixels, *targets = (tensor.to(device) for tensor in batch)
-            loss = reader.loss(encode(model, pixels), *targets)
+            pixels, words = (tensor.to(device) for tensor in batch)
+            loss = reader.loss(encode(model, pixels), words)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             if step % 10 == 0:
                 print(json.dumps({"step": step, "loss": round(loss.item(), 4)}), file=log, flush=True)
-        scores = measure(model, reader, Places(held_out, processor, jitter=False))
+        scores = measure(model, reader, Descriptions(held_out, processor, jitter=False))
         print(json.dumps(scores), file=log)
         print(scores)
     model.save_pretrained(out)
@@ -176,7 +162,7 @@ def encode(model: PreTrainedModel, pixels: Tensor) -> Tensor:
     return torch.stack(list(model.model.get_image_features(pixels).pooler_output))
 
 
-def load(data: Places, shuffle: bool) -> DataLoader:
+def load(data: Descriptions, shuffle: bool) -> DataLoader:
     return DataLoader(data, BATCH_SIZE, shuffle=shuffle, num_workers=1, persistent_workers=True)
 
 
@@ -186,16 +172,25 @@ def repeat(batches: DataLoader) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def measure(model: PreTrainedModel, reader: PlaceReader, data: Places) -> dict[str, float]:
-    """Return the share of places whose name is right, where objects are and elsewhere, and of right rows, columns, …"""
-    right: dict[str, list[Tensor]] = {key: [] for key in ("objects", "elsewhere", *PLACES)}
-    for pixels, shares, places in load(data, shuffle=False):
-        names, place_logits = reader(encode(model, pixels.to(model.device)))
-        correct = names.argmax(-1).cpu() == shares.argmax(-1)
-        is_object = shares[..., :-1].amax(-1) > 0.5
-        right["objects"].append(correct[is_object])
-        right["elsewhere"].append(correct[shares[..., -1] > 0.5])
-        for i, key in enumerate(PLACES):
-            known = places[:, i] >= 0
-            right[key].append((place_logits[:, :, i].argmax(1).cpu() == places[:, i])[known])
-    return {key: round(float(torch.cat(values).float().mean()), 3) for key, values in right.items()}
+def measure(model: PreTrainedModel, reader: WordReader, data: Descriptions) -> dict[str, float]:
+    """Return the share of right words, and how many of the classes are found.
+
+    Keys are those of `DESCRIPTION` for descriptions of objects, `nothing` for the others; `recall` is the share of a
+    photograph's described classes that are named in some description, `precision` of the named ones that are there.
+    """
+    right: dict[str, list[Tensor]] = {key: [] for key in (*DESCRIPTION, "nothing")}
+    hits, named, wanted = 0, 0, 0
+    nothing = len(data.words) - 1
+    for pixels, words in load(data, shuffle=False):
+        guesses = reader(encode(model, pixels.to(model.device))).argmax(-1).cpu().unflatten(1, (-1, LENGTH))
+        words = words.unflatten(1, (-1, LENGTH))
+        is_object = words[..., 0] != nothing
+        for i, key in enumerate(DESCRIPTION):
+            right[key].append((guesses == words)[..., i][is_object])
+        right["nothing"].append((guesses == words)[..., 0][~is_object])
+        for guess, word in zip(guesses[..., 0].tolist(), words[..., 0].tolist(), strict=True):
+            found, there = set(guess) - {nothing}, set(word) - {nothing}
+            hits, named, wanted = hits + len(found & there), named + len(found), wanted + len(there)
+    scores = {key: float(torch.cat(values).float().mean()) for key, values in right.items()}
+    scores |= {"recall": hits / max(wanted, 1), "precision": hits / max(named, 1)}
+    return {key: round(score, 3) for key, score in scores.items()}

@@ -97,7 +97,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> 
 
 
 def extend_embeddings(
-    model: PreTrainedModel, added_ids: list[int], vocabulary_size: int, codebook: Tensor | None = None
+    model: PreTrainedModel, added_ids: list[int], vocabulary_size: int, features: Tensor | None = None
 ) -> int:
     """Add token embeddings for new tokens to a model's input and output embeddings and initialize them.
 
@@ -108,8 +108,8 @@ def extend_embeddings(
         model: the LMM, changed in place.
         added_ids: ids of the new tokens.
         vocabulary_size: size of the text tokenizer, including the new tokens.
-        codebook: (v, d) float32. If set, codes with similar code vectors get similar token embeddings; otherwise all
-            are independent.
+        features: (v, f) float32 of the codes. If set, codes with similar features get similar token embeddings;
+            otherwise all are independent.
 
     Returns:
         The `vocab_size` that the model's configuration must have.
@@ -138,7 +138,7 @@ def extend_embeddings(
         weights.append(outputs.weight)
     for weight in weights:
         with gather_parameter(weight):
-            directions = None if codebook is None else project_codebook(codebook, added_ids, weight.shape[1])
+            directions = None if features is None else project_features(features, added_ids, weight.shape[1])
             initialise_token_embeddings(weight, added.to(weight.device), first_new, directions)
     for name, module in model.named_modules():
         if name.endswith(PER_LAYER_EMBEDDING):
@@ -213,11 +213,11 @@ def initialise_token_embeddings(
 
 
 @torch.no_grad()
-def project_codebook(codebook: Tensor, ids: list[int], hidden: int) -> Tensor:
-    """Map the codebook to the embedding space by a random projection, which preserves distances in expectation.
+def project_features(features: Tensor, ids: list[int], hidden: int) -> Tensor:
+    """Map features to the embedding space by a random projection, which preserves distances in expectation.
 
     Args:
-        codebook: (v, d) float32.
+        features: (v, f) float32 of the codes.
         ids: ids of all mask tokens in the order of `mask_text.mask_tokens`: start, end, codes.
         hidden: width of the token embeddings.
 
@@ -227,8 +227,8 @@ def project_codebook(codebook: Tensor, ids: list[int], hidden: int) -> Tensor:
     Raises:
         ValueError: the number of ids is not v + 2.
     """
-    if len(ids) != len(codebook) + 2:
-        raise ValueError(f"ids: got {len(ids)}, expected start, end and {len(codebook)} codes")
-    centred = codebook.float().cpu() - codebook.float().cpu().mean(0)
-    mapped = centred @ torch.randn(codebook.shape[1], hidden)
+    if len(ids) != len(features) + 2:
+        raise ValueError(f"ids: got {len(ids)}, expected start, end and {len(features)} codes")
+    centred = features.float().cpu() - features.float().cpu().mean(0)
+    mapped = centred @ torch.randn(features.shape[1], hidden)
     return torch.cat([torch.randn(2, hidden), mapped / mapped.std().clamp(min=1e-6)])

@@ -45,6 +45,10 @@ class Quantizer(KeptInFloat32):
         with torch.autocast(self.embedding.weight.device.type, enabled=False):
             return F.linear(self.embedding.weight.float(), self.embedding_proj.weight.float())
 
+    def code_features(self) -> Tensor:
+        """(v, d) float32, what a code means at any position: its code vector."""
+        return self.codebook()
+
     def nearest_codes(self, latents: Tensor, count: int | None = None) -> Tensor:
         """Codes whose L2-normalised vectors are nearest to the L2-normalised latents.
 

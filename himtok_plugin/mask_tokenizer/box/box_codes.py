@@ -17,6 +17,7 @@ COORDINATES = 4  # centre x, centre y, width, height
 # Sizes below 1/128 of the square's side are spaced evenly, larger ones by equal factors, because a pixel more or less
 # matters less for a large object.
 SIZE_RANGE = math.log(128)
+LEVEL_WIDTH = 0.7  # standard deviation of the features of levels, in levels: neighbours are alike
 
 
 def count_bits(codebook_size: int) -> list[int]:
@@ -47,15 +48,37 @@ def box_code_vectors(num_codes: int, codebook_size: int, device: torch.device) -
     Raises:
         ValueError: see `count_bits`.
     """
-    bits = count_bits(codebook_size)
-    codes = torch.arange(codebook_size)
-    levels = []
-    for count in reversed(bits):  # the last coordinate has the lowest bits
+    counts = torch.tensor([1 << count for count in count_bits(codebook_size)], dtype=torch.float64)
+    within = (_split_codes(codebook_size) + 0.5) / counts - 0.5  # of the range that is left open before the code
+    return torch.stack([within / counts**position for position in range(num_codes)]).float().to(device)
+
+
+def describe_box_codes(codebook_size: int) -> Tensor:
+    """Features of box codes, the same at all positions: for each level of each coordinate, how near the code is to it.
+
+    A linear function of them can prefer any level, also one in the middle.
+
+    Returns:
+        (v, number of levels of all coordinates) float32 in (0, 1].
+
+    Raises:
+        ValueError: see `count_bits`.
+    """
+    levels = _split_codes(codebook_size)
+    features = []
+    for coordinate, count in enumerate(count_bits(codebook_size)):
+        distances = levels[:, coordinate, None] - torch.arange(1 << count)
+        features.append((-distances.square() / (2 * LEVEL_WIDTH**2)).exp())
+    return torch.cat(features, dim=1)
+
+
+def _split_codes(codebook_size: int) -> Tensor:
+    """(v, 4) int64, the level of each coordinate within the range that is left open before the code."""
+    codes, levels = torch.arange(codebook_size), []
+    for count in reversed(count_bits(codebook_size)):  # the last coordinate has the lowest bits
         levels.append(codes & ((1 << count) - 1))
         codes = codes >> count
-    counts = torch.tensor([1 << count for count in bits], dtype=torch.float64)
-    within = (torch.stack(levels[::-1], dim=1) + 0.5) / counts - 0.5  # of the range that is left open before the code
-    return torch.stack([within / counts**position for position in range(num_codes)]).float().to(device)
+    return torch.stack(levels[::-1], dim=1)
 
 
 def boxes_to_coordinates(boxes: Tensor, num_codes: int, codebook_size: int) -> Tensor:

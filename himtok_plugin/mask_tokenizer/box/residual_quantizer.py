@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..configuration import MaskTokenizerConfig
 from ..quantizer import KeptInFloat32
-from .box_codes import COORDINATES, box_code_vectors
+from .box_codes import COORDINATES, box_code_vectors, describe_box_codes
 
 
 class ResidualQuantizer(KeptInFloat32):
@@ -39,9 +39,11 @@ class ResidualQuantizer(KeptInFloat32):
         """(k - box_tokens, v, d - 4) float32."""
         return self.shape_codebooks.weight.float().unflatten(0, (-1, self.codebook_size))
 
-    def codebook(self) -> Tensor:
-        """(v, k d) float32: what each code means at all positions."""
-        return self.codebooks().transpose(0, 1).flatten(1)
+    def code_features(self) -> Tensor:
+        """(v, f) float32, what a code means: as part of a box, and as shape at every position, with equal variance."""
+        boxes = describe_box_codes(self.codebook_size).to(self.shape_codebooks.weight.device)
+        shapes = self._shape_vectors().transpose(0, 1).flatten(1)
+        return torch.cat([part / part.var(0).sum().sqrt().clamp(min=1e-6) for part in (boxes, shapes)], dim=1)
 
     def nearest_codes(self, latents: Tensor, beams: int = 1) -> Tensor:
         """Codes whose vectors add up to nearly the latents.

@@ -86,8 +86,8 @@ def extend_loaded_model(loader: Any, model: PreTrainedModel | None, processor: A
     if runtime.embeddings_are_new:
         _refuse_untrained_embeddings(settings, loader.model_info.model_dir)
     if added:
-        codebook = mask_tokenizer.quantize.codebook() if settings.mask_rows_init == "codebook" else None
-        _extend_embeddings_and_config(loader, model, config, added, len(tokenizer), codebook)
+        features = mask_tokenizer.quantize.code_features() if settings.mask_rows_init == "codebook" else None
+        _extend_embeddings_and_config(loader, model, config, added, len(tokenizer), features)
         logger.info(f"Added {len(added)} mask tokens to the vocabulary.")
     has_mask_loss = _is_training(settings) and uses_mask_trainer(settings) and settings.trains_on_masks
     runtime.attach(model, mask_tokenizer, as_submodule=has_mask_loss)
@@ -172,7 +172,7 @@ def get_language_model(model: nn.Module, model_meta: Any) -> PreTrainedModel:
 
 
 def _extend_embeddings_and_config(
-    loader: Any, model: nn.Module, config: Any, added: list[int], vocabulary_size: int, codebook: Tensor | None
+    loader: Any, model: nn.Module, config: Any, added: list[int], vocabulary_size: int, features: Tensor | None
 ) -> None:
     owner = get_language_model(model, loader.model_meta)
-    HfConfigFactory.set_config_attr(config, "vocab_size", extend_embeddings(owner, added, vocabulary_size, codebook))
+    HfConfigFactory.set_config_attr(config, "vocab_size", extend_embeddings(owner, added, vocabulary_size, features))
