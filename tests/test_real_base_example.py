@@ -186,7 +186,7 @@ def test_rows_of_a_photograph_are_joined_to_a_conversation(modules, tmp_path):
     talk = [words.conversation(path)["messages"] for path in words.images]
     texts = [message["content"] for messages in talk for message in messages]
     assert "A dog." in texts and "A dog on the left." not in texts and "Is there an orange?" in "".join(texts)
-    assert "The dog: rows 0-2, columns 0-3." in texts and "The dog: rows 0-2, columns 6-9." in texts  # an object and its mirror image
+    assert {f"The dog: rows 0-2, columns {columns}." for columns in ("0-3", "6-9")} < set(texts)  # the second mirrored
 
 
 def test_places_are_named_before_each_mask(modules):

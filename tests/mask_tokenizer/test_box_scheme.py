@@ -161,6 +161,20 @@ def test_components_are_those_with_most_variance():
     assert torch.allclose(few @ few.T, torch.eye(4), atol=1e-5)
 
 
+def test_features_of_codes_say_alike_of_box_and_shape_what_they_mean(trained):
+    codes = torch.arange(64)  # 2, 2, 1 and 1 bits
+    features = trained[0].quantize.code_features()
+    boxes, shapes = features[:, : 4 + 4 + 2 + 2], features[:, 4 + 4 + 2 + 2 :]
+    torch.testing.assert_close(boxes.var(0).sum(), torch.tensor(1.0))
+    torch.testing.assert_close(shapes.var(0).sum(), torch.tensor(1.0))
+    assert shapes.shape[1] == 3 * 16  # three of six codes are of the shape
+    level = codes >> 4  # of the centre's x
+    for wanted in range(4):
+        assert boxes[:, wanted].topk(16).indices.sort().values.equal(codes[level == wanted])
+    first = (boxes[level == 0][0] - boxes[level == 1][0]).norm()
+    assert first < (boxes[level == 0][0] - boxes[level == 3][0]).norm()  # neighbours are alike
+
+
 def test_codebooks_refine_each_other():
     torch.manual_seed(0)
     corners = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
