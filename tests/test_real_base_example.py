@@ -36,7 +36,7 @@ def modules(monkeypatch):
     import questions
 
     yield base_model, photographs, questions
-    for name in ("base_model", "photographs", "questions", "warm_up"):
+    for name in ("base_model", "descriptions", "photographs", "questions", "warm_up"):
         sys.modules.pop(name, None)
 
 
@@ -189,6 +189,18 @@ def test_rows_of_a_photograph_are_joined_to_a_conversation(modules, tmp_path):
     assert {f"The dog: rows 0-2, columns {columns}." for columns in ("0-3", "6-9")} < set(texts)  # the second mirrored
 
 
+def test_descriptions_are_read_as_text_before_photographs(modules, tmp_path):
+    _, photographs, questions = modules
+    coco_folder(photographs, tmp_path)
+    words = questions.Words(tmp_path, {"1": ["A dog."]}, 0)
+    row = words.read(next(iter(words.images)), grid=5)
+    assert set(row) == {"messages"}  # no image
+    first, *others = [message["content"] for message in row["messages"]]
+    description, question = first.split("\n")
+    assert description == " dog0203" * 2 + " nothing" * 15 and question.startswith("Is there ")
+    assert "The dog: rows 0-2, columns 0-3." in others and others[-1] == "dog." and "A dog." not in others
+
+
 def test_places_are_named_before_each_mask(modules):
     questions, masks = modules[2], np.zeros((3, 60, 80), np.uint8)
     masks[0, 0, 0] = masks[1, 59, 79] = masks[2, 6:12, 8:17] = 1
@@ -223,7 +235,8 @@ def test_the_largest_object_of_a_class_is_asked_for(modules, tmp_path):
 
 
 def test_image_tokens_are_to_say_what_is_where(modules, base, tmp_path):
-    from warm_up import LENGTH, NOTHING, Descriptions, WordReader
+    from descriptions import LENGTH, NOTHING
+    from warm_up import Descriptions, WordReader
 
     coco_folder(modules[1], tmp_path)  # 80 x 60 pixels; the second object covers rows 20 to 59 and columns 30 to 79
     data = Descriptions(tmp_path, AutoProcessor.from_pretrained(base), jitter=False)
@@ -263,19 +276,20 @@ def test_a_grid_that_no_description_fits_is_refused(modules, base, tmp_path):
     coco_folder(modules[1], tmp_path)
     processor = AutoProcessor.from_pretrained(base)
     processor.image_processor.size["height"] = 64
-    with pytest.raises(ValueError, match="image_size: got 2 tokens in a row, expected a multiple of 5"):
+    with pytest.raises(ValueError, match="image_size: got 2 image tokens in a row, expected a multiple of 5"):
         Descriptions(tmp_path, processor, jitter=False)
 
 
 def test_the_warm_up_trains_the_projector_and_the_last_stages(modules, base, tmp_path):
     import warm_up
+    from descriptions import PARTS
 
     coco_folder(modules[1], tmp_path / "coco")  # fewer photographs than a batch
     out = tmp_path / "out"
-    warm_up.warm_up(base, tmp_path / "coco", tmp_path / "coco", out, frozen=("conv_stem",), steps=20, seed=0)
+    warm_up.warm_up(base, tmp_path / "coco", tmp_path / "coco", out, frozen_blocks=1, steps=40, seed=0)
     lines = [json.loads(line) for line in (out / "warm_up.jsonl").read_text().splitlines()]
-    assert [line.get("step") for line in lines] == [10, 20, None] and lines[1]["loss"] < lines[0]["loss"]
-    assert set(lines[2]) == {*warm_up.DESCRIPTION, "nothing", "recall", "precision"}
+    assert [line.get("step") for line in lines] == [20, 40, None, None] and lines[1]["loss"] < lines[0]["loss"]
+    assert set(lines[2]) == {"photographs", *PARTS, "nothing", "recall", "precision"}
     before, after = load_weights(base), load_weights(out)
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed and all("timm_model" in name or "multi_modal_projector" in name for name in changed)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from descriptions import describe, find_place, to_token_texts
+from photographs import CocoFolder
 from pycocotools import mask as coco_mask
 
 from himtok_plugin.data.formats.reader import Source
@@ -34,7 +35,6 @@ CAPTION_QUESTIONS = ("Describe this photograph.", "What does this photograph sho
 LIST_QUESTION = "What is here?"
 SIDES = ("left", "right")  # wrong in captions of mirrored photographs
 ASKED_NAME = re.compile(r"Segment (?:the|each) (.*)\.")  # in prompts.yaml
-GRID = 10  # rows and columns of places in answers
 MAX_LOCATED = 6
 
 
@@ -83,15 +83,6 @@ def add_name(answer: str, question: str) -> str:
     return f"The {asked[1]}: {answer}" if asked and answer.startswith(MASK_PLACEHOLDER) else answer
 
 
-def find_place(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Return the first and last row and the first and last column, 0 to 9, that a bool (h, w) mask covers."""
-    place = []
-    for axis, size in enumerate(mask.shape):
-        covered = np.flatnonzero(mask.any(axis=1 - axis))
-        place += [GRID * int(covered[0]) // size, GRID * int(covered[-1]) // size]
-    return tuple(place)
-
-
 def name_place(masks: Iterable[Any]) -> str:
     """Name the rows and columns, 0 to 9, from the first to the last that RLE masks of a photograph cover."""
     top, bottom, left, right = find_place(coco_mask.decode(coco_mask.merge([*masks])).astype(bool))
@@ -128,6 +119,7 @@ class Words:
     """Questions about photographs that are answered in words."""
 
     def __init__(self, folder: Path, captions: dict[str, list[str]], seed: int):
+        self._folder = CocoFolder(folder)
         content = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
         self._names = {category["id"]: category["name"] for category in content["categories"]}
         self._captions = captions
@@ -177,9 +169,21 @@ class Words:
     def conversation(self, path: str) -> Row:
         """Make a conversation in words. No question has the answer of a later one."""
         image = self.images[path]
+        return join_turns(path, [*self._ask(image), *self.describe(image), self.list_classes(image)])
+
+    def read(self, path: str, grid: int) -> Row:
+        """Make a conversation about the description of a photograph, g * g words, instead of the photograph."""
+        image = self.images[path]
+        words = describe(self._folder.load(image["id"]), self._names, grid)
+        row = join_turns(path, [*self._ask(image), self.list_classes(image)])
+        first = row["messages"][0]
+        first["content"] = first["content"].replace("<image>", "".join(to_token_texts(words)) + "\n")
+        return {"messages": row["messages"]}
+
+    def _ask(self, image: dict[str, Any]) -> list[Turn]:
         presence = [*self.ask_presence(image)]
         self._rng.shuffle(presence)
-        return join_turns(path, [*presence, *self.locate(image), *self.describe(image), self.list_classes(image)])
+        return [*presence, *self.locate(image)]
 
 
 def ask_whether(name: str) -> str:

@@ -11,7 +11,7 @@ class is where.
 
 COCO is a folder with `instances.json` and `images/` in COCO's format, and perhaps `captions.json` (image id → list of
 captions). One photograph of ten is held out, by its id. Parts, in order: base, photographs, rows, codes, warm_up,
-words, masks, several, infer, eval, lora. Each reads from DIR what earlier parts wrote, so `--only` continues a run or
+reading, words, masks, several, infer, eval, lora. Each reads from DIR what earlier parts wrote, so `--only` continues a run or
 repeats a part. Seeds are fixed. docs/real_base.md says how far the training has got.
 """
 
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from base_model import build_base_model
+from base_model import STRIDE, build_base_model
 from photographs import CocoFolder, make_variants, write_photographs
 from pycocotools import mask as coco_mask
 from questions import (
@@ -47,20 +47,22 @@ PLUGIN = Path(__file__).parent / "register_fast_vlm.py"
 CLASS_TASKS = ("segment_class",)
 SEVERAL_TASKS = ("segment_class", "segment_instances", "label_objects")
 OWN_CLASS = "person"  # of the task that LoRA teaches: "Segment the largest person."
-FROZEN = ("conv_stem", "bn1", *(f"blocks.{i}" for i in range(5)))  # the first stages of the image network
-# Learning rates of the language model, of the projector and of the image network; passes over the rows. Features of a
-# network that names images do not say where things are: its last stages learn it, from the borders of the image.
+FROZEN_BLOCKS = 5  # the first stages of the image network
+# The image network stays as the warm-up leaves it. While there are no masks, embeddings of tokens stay as they are too:
+# those of mask tokens would drift, because no answer has them.
+FROZEN_EMBEDDINGS = {"freeze_parameters": "model.language_model.embed_tokens"}
 STEPS = {
-    "words": {"learning_rate": 1e-4, "aligner_lr": 1e-3, "vit_lr": 2e-4, "num_train_epochs": 2},
-    "masks": {"learning_rate": 2e-4, "aligner_lr": 5e-4, "vit_lr": 2e-4, "num_train_epochs": 4},
-    "several": {"learning_rate": 1e-4, "aligner_lr": 2e-4, "vit_lr": 1e-4, "num_train_epochs": 3},
+    "reading": {"learning_rate": 5e-4, "max_steps": 100, "freeze_aligner": "true"} | FROZEN_EMBEDDINGS,
+    "words": {"learning_rate": 3e-4, "aligner_lr": 1e-4, "max_steps": 200} | FROZEN_EMBEDDINGS,
+    "masks": {"learning_rate": 4e-4, "aligner_lr": 1e-4, "max_steps": 800},
+    "several": {"learning_rate": 2e-4, "aligner_lr": 1e-4, "max_steps": 300},
 }
 COMMON = {
     "torch_dtype": "float32",
     "fp16": "false",  # otherwise ms-swift turns it on for float32
     "attn_impl": "sdpa",
     "gradient_checkpointing": "false",
-    "per_device_train_batch_size": 8,
+    "per_device_train_batch_size": 2,  # many small steps: few rows have to do
     "gradient_accumulation_steps": 1,
     "lr_scheduler_type": "cosine",
     "warmup_ratio": 0.05,
@@ -79,7 +81,7 @@ COMMON = {
     "add_version": "false",
     "report_to": "none",
 }
-FULL = {"tuner_type": "full", "freeze_vit": "false", "freeze_aligner": "false"}
+FULL = {"tuner_type": "full", "freeze_vit": "true", "freeze_aligner": "false", "optim": "adamw_torch_fused"}
 LORA = {"tuner_type": "lora", "lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 LORA |= {"learning_rate": 5e-4, "num_train_epochs": 1}
 # The next token alone; what the mask losses bring here is not measured.
@@ -114,7 +116,7 @@ def main() -> None:
 class Recipe:
     """The parts of the recipe; each reads from the folder what earlier parts wrote."""
 
-    PARTS = ("base", "photographs", "rows", "codes", "warm_up", "words", "masks", "several", "infer", "eval", "lora")
+    PARTS = ("base", "photographs", "rows", "codes", "warm_up", "reading", "words", "masks", "several", "infer", "eval", "lora")
 
     def __init__(self, arguments: argparse.Namespace):
         self.folder: Path = arguments.output.resolve()
@@ -129,8 +131,8 @@ class Recipe:
     def functions(self) -> dict[str, Callable[[], None]]:
         functions = (
             *(self.build_base, self.write_photographs, self.write_rows, self.write_codes),
-            *(self.warm_up, self.train_words, self.train_masks, self.train_several, self.infer, self.evaluate),
-            self.train_lora,
+            *(self.warm_up, self.train_reading, self.train_words, self.train_masks, self.train_several),
+            *(self.infer, self.evaluate, self.train_lora),
         )
         return dict(zip(self.PARTS, functions, strict=True))
 
@@ -152,6 +154,8 @@ class Recipe:
         one = drop_small(prepare(train, train / "classes.jsonl", CLASS_TASKS, SEED), area_share)
         several = drop_small(prepare(train, train / "several.jsonl", SEVERAL_TASKS, SEED), area_share)
         absent = prepare_negatives(train, train / "absent.jsonl", SEED)
+        grid = self.arguments.image_size // STRIDE
+        write_rows(self.folder / "reading.jsonl", (words.read(path, grid) for path in words.images))
         write_rows(self.folder / "words.jsonl", map(words.conversation, words.images))
         write_rows(self.folder / "masks.jsonl", mask_conversations(words, turns_by_image(one), rng))
         write_rows(self.folder / "several.jsonl", mask_conversations(words, turns_by_image(several + absent), rng))
@@ -177,13 +181,16 @@ class Recipe:
     def warm_up(self) -> None:
         warm_up(
             *(self.folder / name for name in ("base", "train", "held_out", "warm_up")),
-            frozen=FROZEN,
+            frozen_blocks=FROZEN_BLOCKS,
             steps=self.arguments.warm_up_steps,
             seed=SEED,
         )
 
+    def train_reading(self) -> None:
+        self._train("reading", self.folder / "warm_up", "reading.jsonl")
+
     def train_words(self) -> None:
-        self._train("words", self.folder / "warm_up", "words.jsonl")
+        self._train("words", self._checkpoint("reading"), "words.jsonl")
 
     def train_masks(self) -> None:
         self._train("masks", self._checkpoint("words"), "masks_coded.jsonl")
@@ -192,10 +199,9 @@ class Recipe:
         self._train("several", self._checkpoint("masks"), "several_coded.jsonl")
 
     def _train(self, part: str, model: Path, rows: str) -> None:
-        frozen = [f"model.vision_tower.timm_model.{name}" for name in FROZEN]
         self._run_sft(
             *("--model", model, "--mask_tokenizer", self.mask_tokenizer, "--dataset", self.folder / rows),
-            *("--output_dir", self.folder / part, "--freeze_parameters", *frozen),
+            *("--output_dir", self.folder / part),
             *to_flags(COMMON | FULL | LOSSES | STEPS[part]),
         )
 

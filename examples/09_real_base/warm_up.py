@@ -13,23 +13,19 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from photographs import CocoFolder, Photograph
-from questions import GRID, find_place
+from descriptions import GRID, LENGTH, NOTHING, PARTS, describe, to_token_texts
+from photographs import CocoFolder
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms.v2 import ColorJitter
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaProcessor, PreTrainedModel
 
-DESCRIPTION = ("name", "top", "bottom", "left", "right")  # what the tokens of a description say
-LENGTH = len(DESCRIPTION)
-NOTHING = "nothing"  # all words of a description where no object is
-NOTHING_WEIGHT = 0.3  # most descriptions are of nothing
-MIN_CELLS = 0.15  # image tokens' areas that a class covers, to be described there
+NOTHING_WEIGHT = 0.3  # most places show nothing
 DISTANCE_WEIGHT = 1.0
-BATCH_SIZE = 16
+BATCH_SIZE = 32
+LOG_STEPS = 20
 JITTER = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.05}
 
 
@@ -44,11 +40,9 @@ class Descriptions(Dataset):
         self._ids = self.source.all_ids()
         self._images = processor.image_processor
         self.grid: int = processor.image_processor.size["height"] // processor.patch_size
-        if self.grid % LENGTH:
-            raise ValueError(f"image_size: got {self.grid} tokens in a row, expected a multiple of {LENGTH}")
-        self._classes = {category["id"]: i for i, category in enumerate(self.source.categories, start=GRID)}
-        names = (category["name"] for category in self.source.categories)
-        self.words = [*map(str, range(GRID)), *names, NOTHING]
+        self._names: dict[int, str] = {category["id"]: category["name"] for category in self.source.categories}
+        self.words = [*map(str, range(GRID)), *self._names.values(), NOTHING]
+        self._indices = {word: i for i, word in enumerate(self.words)}
         self._jitter = ColorJitter(**JITTER) if jitter else nn.Identity()
 
     def __len__(self) -> int:
@@ -57,28 +51,8 @@ class Descriptions(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         photograph = self.source.load(self._ids[index])
         pixels = self._images(self._jitter(photograph.image), return_tensors="pt").pixel_values[0]
-        return pixels, self._describe(photograph)
-
-    def _describe(self, photograph: Photograph) -> Tensor:
-        """Return the words (g * g,) of a photograph.
-
-        Of the classes in a place, the one is described that has most of its area there, so that small ones are
-        described too.
-        """
-        masks: dict[int, np.ndarray] = {}
-        for region in photograph.regions:
-            masks[region.category_id] = region.mask | masks.get(region.category_id, False)
-        places = self.grid, self.grid // LENGTH
-        words = torch.full((*places, LENGTH), len(self.words) - 1)
-        most = torch.zeros(places)
-        for category, mask in masks.items():
-            pixels = torch.from_numpy(mask.astype(np.float32))[None, None]
-            cells = F.interpolate(pixels, places, mode="area")[0, 0] * LENGTH
-            share = cells / cells.sum()
-            chosen = (cells >= MIN_CELLS) & (share > most)
-            most[chosen] = share[chosen]
-            words[chosen] = torch.tensor([self._classes[category], *find_place(mask)])
-        return words.flatten()
+        words = describe(photograph, self._names, self.grid)
+        return pixels, torch.tensor([self._indices[word] for word in words])
 
 
 class WordReader(nn.Module):
@@ -107,17 +81,17 @@ class WordReader(nn.Module):
 
 
 def warm_up(
-    base: Path, train: Path, held_out: Path, out: Path, *, frozen: tuple[str, ...], steps: int, seed: int
+    base: Path, train: Path, held_out: Path, out: Path, *, frozen_blocks: int, steps: int, seed: int
 ) -> None:
     """Train the projector and the last stages of the image network on descriptions, and save the model.
 
     Args:
         base: the model to begin with.
         train: photographs in COCO's layout.
-        held_out: others, of which the right answers are counted.
+        held_out: others, of which the right words are counted.
         out: folder of the resulting model and its processor, and of `warm_up.jsonl` with the loss.
-        frozen: names of modules of the image network that stay as they are.
-        steps: of 16 photographs.
+        frozen_blocks: stages of the image network that stay as they are. Their features are computed once.
+        steps: of `BATCH_SIZE` photographs.
         seed: of the order and of the changes of colours.
     """
     torch.manual_seed(seed)
@@ -125,14 +99,13 @@ def warm_up(
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).to(device).eval()
     processor = AutoProcessor.from_pretrained(base)
     data = Descriptions(train, processor, jitter=True)
-    # Names follow a space in answers, digits do not.
-    texts = [word if word.isdigit() else f" {word}" for word in data.words]
-    tokens = processor.tokenizer(texts, add_special_tokens=False).input_ids
+    tokens = processor.tokenizer(to_token_texts(data.words), add_special_tokens=False).input_ids
     reader = WordReader(model.get_input_embeddings().weight.detach(), tokens).to(device)
-    network, projector = model.model.vision_tower.timm_model, model.model.multi_modal_projector
-    trained = [p for name, p in network.named_parameters() if not name.startswith(tuple(f"{f}." for f in frozen))]
+    first, last = split_network(model.model.vision_tower.timm_model, frozen_blocks)
+    projector = model.model.multi_modal_projector
+    features = compute_features(first, data)
     groups = [
-        {"params": trained, "lr": 3e-4},
+        {"params": [*last.parameters()], "lr": 3e-4},
         {"params": [*projector.parameters()], "lr": 2e-3},
         {"params": [*reader.parameters()], "lr": 1e-2, "weight_decay": 0.0},
     ]
@@ -140,21 +113,38 @@ def warm_up(
     rates = [group["lr"] for group in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
     out.mkdir(parents=True, exist_ok=True)
+    batches = repeat(DataLoader(features, BATCH_SIZE, shuffle=True))
     with (out / "warm_up.jsonl").open("w") as log:
-        for step, batch in enumerate(islice(repeat(load(data, shuffle=True)), steps), start=1):
-            pixels, words = (tensor.to(device) for tensor in batch)
-            loss = reader.loss(encode(model, pixels), words)
+        for step, (inputs, words) in enumerate(islice(batches, steps), start=1):
+            outputs = projector(last(inputs.to(device).float()).flatten(2).transpose(1, 2))
+            loss = reader.loss(outputs, words.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            if step % 10 == 0:
+            if step % LOG_STEPS == 0:
                 print(json.dumps({"step": step, "loss": round(loss.item(), 4)}), file=log, flush=True)
-        scores = measure(model, reader, Descriptions(held_out, processor, jitter=False))
-        print(json.dumps(scores), file=log)
-        print(scores)
+        for name, folder in (("train", train), ("held out", held_out)):
+            scores = {"photographs": name} | measure(model, reader, Descriptions(folder, processor, jitter=False))
+            print(json.dumps(scores), file=log, flush=True)
+            print(scores)
     model.save_pretrained(out)
     processor.save_pretrained(out)
+
+
+def split_network(network: nn.Module, frozen_blocks: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """Split an EfficientNet of timm, without its pooling and classifier, after some of its stages."""
+    first = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:frozen_blocks])
+    return first, nn.Sequential(*network.blocks[frozen_blocks:], network.conv_head, network.bn2)
+
+
+@torch.no_grad()
+def compute_features(network: nn.Module, data: Descriptions) -> TensorDataset:
+    """Compute the features of every image twice, with other colours, as half-precision tensors, and the words."""
+    device = next(network.parameters()).device
+    batches = (batch for _ in range(2) for batch in load(data))
+    features, words = zip(*((network(pixels.to(device)).half().cpu(), words) for pixels, words in batches), strict=True)
+    return TensorDataset(torch.cat(features), torch.cat(words))
 
 
 def encode(model: PreTrainedModel, pixels: Tensor) -> Tensor:
@@ -162,8 +152,8 @@ def encode(model: PreTrainedModel, pixels: Tensor) -> Tensor:
     return torch.stack(list(model.model.get_image_features(pixels).pooler_output))
 
 
-def load(data: Descriptions, shuffle: bool) -> DataLoader:
-    return DataLoader(data, BATCH_SIZE, shuffle=shuffle, num_workers=1, persistent_workers=True)
+def load(data: Descriptions) -> DataLoader:
+    return DataLoader(data, BATCH_SIZE, num_workers=1)
 
 
 def repeat(batches: DataLoader) -> Iterator[list[Tensor]]:
@@ -175,17 +165,17 @@ def repeat(batches: DataLoader) -> Iterator[list[Tensor]]:
 def measure(model: PreTrainedModel, reader: WordReader, data: Descriptions) -> dict[str, float]:
     """Return the share of right words, and how many of the classes are found.
 
-    Keys are those of `DESCRIPTION` for descriptions of objects, `nothing` for the others; `recall` is the share of a
+    Keys are those of `PARTS` for descriptions of objects, `nothing` for the others; `recall` is the share of a
     photograph's described classes that are named in some description, `precision` of the named ones that are there.
     """
-    right: dict[str, list[Tensor]] = {key: [] for key in (*DESCRIPTION, "nothing")}
+    right: dict[str, list[Tensor]] = {key: [] for key in (*PARTS, "nothing")}
     hits, named, wanted = 0, 0, 0
     nothing = len(data.words) - 1
-    for pixels, words in load(data, shuffle=False):
+    for pixels, words in load(data):
         guesses = reader(encode(model, pixels.to(model.device))).argmax(-1).cpu().unflatten(1, (-1, LENGTH))
         words = words.unflatten(1, (-1, LENGTH))
         is_object = words[..., 0] != nothing
-        for i, key in enumerate(DESCRIPTION):
+        for i, key in enumerate(PARTS):
             right[key].append((guesses == words)[..., i][is_object])
         right["nothing"].append((guesses == words)[..., 0][~is_object])
         for guess, word in zip(guesses[..., 0].tolist(), words[..., 0].tolist(), strict=True):
