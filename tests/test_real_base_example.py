@@ -277,7 +277,7 @@ def test_a_grid_that_no_description_fits_is_refused(modules, base, tmp_path):
     processor = AutoProcessor.from_pretrained(base)
     processor.image_processor.size["height"] = 64
     with pytest.raises(ValueError, match="image_size: got 2 image tokens in a row, expected a multiple of 5"):
-        Descriptions(tmp_path, processor, jitter=False)
+        Descriptions(tmp_path, processor, jitter=False)[0]
 
 
 def test_the_warm_up_trains_the_projector_and_the_last_stages(modules, base, tmp_path):

@@ -6,13 +6,13 @@
 
 Shows what to do with a base model that nobody has prepared: SmolLM2-135M-Instruct and EfficientNet-Lite0 are joined to
 a FastVLM model (base_model.py), registered with ms-swift in a plugin of their own (register_fast_vlm.py), and trained
-in three steps: words, masks, several masks and absent objects. Before that, warm_up.py teaches the projector which
-class is where.
+in four steps: descriptions as text, words, masks, several masks and absent objects. Before that, warm_up.py teaches the
+projector to describe which class is where.
 
 COCO is a folder with `instances.json` and `images/` in COCO's format, and perhaps `captions.json` (image id → list of
 captions). One photograph of ten is held out, by its id. Parts, in order: base, photographs, rows, codes, warm_up,
-reading, words, masks, several, infer, eval, lora. Each reads from DIR what earlier parts wrote, so `--only` continues a run or
-repeats a part. Seeds are fixed. docs/real_base.md says how far the training has got.
+reading, words, masks, several, infer, eval, lora. Each reads from DIR what earlier parts wrote, so `--only` continues a
+run or repeats a part. Seeds are fixed. docs/real_base.md says how far the training has got.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=Recipe.PARTS, default=Recipe.PARTS)
     parser.add_argument("--mask_tokenizer", default="default", help="folder, or default: the shipped one")
     parser.add_argument("--mask_tokens", type=int, default=8, help="codes per mask, the first of the mask tokenizer's")
-    parser.add_argument("--warm_up_steps", type=int, default=600, help="steps of 16 photographs")
+    parser.add_argument("--warm_up_steps", type=int, default=2400, help="steps of 32 photographs")
     parser.add_argument("--image_size", type=int, default=320, help="side of the LMM's images in pixels")
     parser.add_argument("--variants", type=int, default=8, help="how often each training photograph is written")
     parser.add_argument(
@@ -116,7 +116,20 @@ def main() -> None:
 class Recipe:
     """The parts of the recipe; each reads from the folder what earlier parts wrote."""
 
-    PARTS = ("base", "photographs", "rows", "codes", "warm_up", "reading", "words", "masks", "several", "infer", "eval", "lora")
+    PARTS = (
+        "base",
+        "photographs",
+        "rows",
+        "codes",
+        "warm_up",
+        "reading",
+        "words",
+        "masks",
+        "several",
+        "infer",
+        "eval",
+        "lora",
+    )
 
     def __init__(self, arguments: argparse.Namespace):
         self.folder: Path = arguments.output.resolve()

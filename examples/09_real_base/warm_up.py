@@ -80,9 +80,7 @@ class WordReader(nn.Module):
         return (weights * (entropy + DISTANCE_WEIGHT * distance)).sum() / weights.sum()
 
 
-def warm_up(
-    base: Path, train: Path, held_out: Path, out: Path, *, frozen_blocks: int, steps: int, seed: int
-) -> None:
+def warm_up(base: Path, train: Path, held_out: Path, out: Path, *, frozen_blocks: int, steps: int, seed: int) -> None:
     """Train the projector and the last stages of the image network on descriptions, and save the model.
 
     Args:
