@@ -5,10 +5,12 @@ row and column, 0 to 9, of all its objects: "dog4938". These are five tokens of 
 warm_up.py teaches image tokens to be like them, and questions.py writes them as text, for the language model to read.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from photographs import Photograph
+from photographs import Region
 
 PARTS = ("name", "top", "bottom", "left", "right")  # of a description
 LENGTH = len(PARTS)
@@ -27,11 +29,11 @@ def find_place(mask: np.ndarray) -> tuple[int, int, int, int]:
     return top, bottom, left, right
 
 
-def describe(photograph: Photograph, names: dict[int, str], grid: int) -> list[str]:
-    """Return g * g words, row by row.
+def describe(regions: Iterable[Region], names: dict[int, str], grid: int) -> list[str]:
+    """Return g * g words for what a photograph shows, row by row.
 
-    Of the classes in a place, the one is described that has most of its area there, so that small ones are described
-    too.
+    Of the classes in a place, the one is described that has the largest share of its area there, so that small ones are
+    described too.
 
     Args:
         names: of the categories, by their ids.
@@ -40,7 +42,7 @@ def describe(photograph: Photograph, names: dict[int, str], grid: int) -> list[s
     if grid % LENGTH:
         raise ValueError(f"image_size: got {grid} image tokens in a row, expected a multiple of {LENGTH}")
     masks: dict[int, np.ndarray] = {}
-    for region in photograph.regions:
+    for region in regions:
         masks[region.category_id] = region.mask | masks.get(region.category_id, False)
     places = grid, grid // LENGTH
     words = np.full((*places, LENGTH), NOTHING, object)

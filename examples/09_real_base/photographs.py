@@ -55,29 +55,33 @@ class CocoFolder:
         captions = folder / "captions.json"
         self.captions: dict[str, list[str]] = json.loads(captions.read_text()) if captions.is_file() else {}
         self.categories: list[dict[str, Any]] = content["categories"]
-        self._folder = folder
-        self._images = {image["id"]: image for image in content["images"]}
-        self._annotations = defaultdict(list)
+        self.names: dict[int, str] = {category["id"]: category["name"] for category in self.categories}
+        self.images: dict[int, dict[str, Any]] = {image["id"]: image for image in content["images"]}
+        self.annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)  # by the image's id
         for annotation in content["annotations"]:
-            self._annotations[annotation["image_id"]].append(annotation)
+            self.annotations[annotation["image_id"]].append(annotation)
+        self._folder = folder
 
     def all_ids(self) -> list[int]:
-        return sorted(self._images)
+        return sorted(self.images)
 
     def ids(self, held_out: bool) -> list[int]:
         """Ids of the photographs of one half of the split, which depends on nothing but these ids."""
         return [id for id in self.all_ids() if is_held_out(id) == held_out]
 
+    def path(self, id: int) -> Path:
+        return self._folder / "images" / self.images[id]["file_name"]
+
     def load(self, id: int) -> Photograph:
-        entry = self._images[id]
-        size = entry["height"], entry["width"]
-        with Image.open(self._folder / "images" / entry["file_name"]) as file:
-            image = file.convert("RGB")
-        regions = [
+        with Image.open(self.path(id)) as file:
+            return Photograph(id, file.convert("RGB"), self.load_regions(id))
+
+    def load_regions(self, id: int) -> tuple[Region, ...]:
+        size = self.images[id]["height"], self.images[id]["width"]
+        return tuple(
             Region(load_segmentation(one["segmentation"], size), one["category_id"], one["iscrowd"])
-            for one in self._annotations[id]
-        ]
-        return Photograph(id, image, tuple(regions))
+            for one in self.annotations[id]
+        )
 
 
 def is_held_out(image_id: int) -> bool:

@@ -96,14 +96,19 @@ def add_places(answer: str, masks: Iterable[Any]) -> str:
     return first + "".join(f"{place} {MASK_PLACEHOLDER}{text}" for place, text in zip(places, others, strict=True))
 
 
-def join_turns(image: str, turns: Iterable[Turn]) -> Row:
+def to_messages(turns: Iterable[Turn]) -> list[dict[str, str]]:
+    return [
+        {"role": role, "content": text}
+        for question, answer, _ in turns
+        for role, text in (("user", question), ("assistant", answer))
+    ]
+
+
+def join_turns(image: str, turns: list[Turn]) -> Row:
     """Make a conversation about a photograph."""
-    row: Row = {"messages": [], "images": [image], "masks": []}
-    for question, answer, masks in turns:
-        row["messages"] += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        row["masks"] += masks
-    row["messages"][0]["content"] = "<image>" + row["messages"][0]["content"]
-    return row
+    messages = to_messages(turns)
+    messages[0]["content"] = "<image>" + messages[0]["content"]
+    return {"messages": messages, "images": [image], "masks": [mask for *_, masks in turns for mask in masks]}
 
 
 def draw_turns(turns: list[Turn], rng: random.Random) -> list[Turn]:
@@ -119,18 +124,17 @@ class Words:
     """Questions about photographs that are answered in words."""
 
     def __init__(self, folder: Path, captions: dict[str, list[str]], seed: int):
-        self._folder = CocoFolder(folder)
-        content = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
-        self._names = {category["id"]: category["name"] for category in content["categories"]}
+        self._source = CocoFolder(folder)
         self._captions = captions
         self._rng = random.Random(seed)
         self._areas: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._masks: dict[int, list[tuple[str, Any]]] = defaultdict(list)
-        for one in content["annotations"]:
-            name = self._names[one["category_id"]]
-            self._areas[one["image_id"]][name] += one["area"]
-            self._masks[one["image_id"]].append((name, one["segmentation"]))
-        self.images = {str((folder / "images" / image["file_name"]).resolve()): image for image in content["images"]}
+        for id, annotations in self._source.annotations.items():
+            for one in annotations:
+                name = self._source.names[one["category_id"]]
+                self._areas[id][name] += one["area"]
+                self._masks[id].append((name, one["segmentation"]))
+        self.images = {str(self._source.path(id).resolve()): image for id, image in self._source.images.items()}
         self._seen = sorted({name for areas in self._areas.values() for name in areas})
 
     def visible(self, image: dict[str, Any]) -> list[str]:
@@ -159,7 +163,7 @@ class Words:
             place = name_place([mask for each, mask in self._masks[image["id"]] if each == name])
             yield f"Where is the {name}?", f"The {name}: {place}.", []
 
-    def describe(self, image: dict[str, Any]) -> Iterator[Turn]:
+    def caption(self, image: dict[str, Any]) -> Iterator[Turn]:
         """Yield a caption of a photograph that is shown as a whole, where there is one."""
         captions = self._captions.get(str(image["original_id"]), []) if image["is_whole"] else []
         fitting = [text for text in captions if not any(side in text.lower() for side in SIDES)]
@@ -169,16 +173,15 @@ class Words:
     def conversation(self, path: str) -> Row:
         """Make a conversation in words. No question has the answer of a later one."""
         image = self.images[path]
-        return join_turns(path, [*self._ask(image), *self.describe(image), self.list_classes(image)])
+        return join_turns(path, [*self._ask(image), *self.caption(image), self.list_classes(image)])
 
     def read(self, path: str, grid: int) -> Row:
         """Make a conversation about the description of a photograph, g * g words, instead of the photograph."""
         image = self.images[path]
-        words = describe(self._folder.load(image["id"]), self._names, grid)
-        row = join_turns(path, [*self._ask(image), self.list_classes(image)])
-        first = row["messages"][0]
-        first["content"] = first["content"].replace("<image>", "".join(to_token_texts(words)) + "\n")
-        return {"messages": row["messages"]}
+        words = describe(self._source.load_regions(image["id"]), self._source.names, grid)
+        messages = to_messages([*self._ask(image), self.list_classes(image)])
+        messages[0]["content"] = "".join(to_token_texts(words)) + "\n" + messages[0]["content"]
+        return {"messages": messages}
 
     def _ask(self, image: dict[str, Any]) -> list[Turn]:
         presence = [*self.ask_presence(image)]
@@ -204,17 +207,14 @@ def drop_small(rows: Iterable[Row], mask_area: Callable[[Any], float]) -> list[R
 
 def ask_for_largest(folder: Path, name: str) -> Iterator[Row]:
     """Yield a row per photograph that shows a class, with the mask of its largest object: a task of your own."""
-    content = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
-    (wanted,) = (category["id"] for category in content["categories"] if category["name"] == name)
-    objects = defaultdict(list)
-    for one in content["annotations"]:
-        if one["category_id"] == wanted and not one["iscrowd"]:
-            objects[one["image_id"]].append(one)
-    for image in content["images"]:
-        if image["id"] not in objects:
+    source = CocoFolder(folder)
+    (wanted,) = (id for id, each in source.names.items() if each == name)
+    for id, image in source.images.items():
+        objects = [one for one in source.annotations[id] if one["category_id"] == wanted and not one["iscrowd"]]
+        if not objects:
             continue
-        largest = max(objects[image["id"]], key=lambda one: one["area"])
+        largest = max(objects, key=lambda one: one["area"])
         if largest["area"] >= MIN_AREA_SHARE * image["height"] * image["width"]:
-            path = str((folder / "images" / image["file_name"]).resolve())
+            path = str(source.path(id).resolve())
             masks = [largest["segmentation"]]
             yield join_turns(path, [(f"Segment the largest {name}.", add_places(f"The {name}: <mask>.", masks), masks)])

@@ -40,8 +40,7 @@ class Descriptions(Dataset):
         self._ids = self.source.all_ids()
         self._images = processor.image_processor
         self.grid: int = processor.image_processor.size["height"] // processor.patch_size
-        self._names: dict[int, str] = {category["id"]: category["name"] for category in self.source.categories}
-        self.words = [*map(str, range(GRID)), *self._names.values(), NOTHING]
+        self.words = [*map(str, range(GRID)), *self.source.names.values(), NOTHING]
         self._indices = {word: i for i, word in enumerate(self.words)}
         self._jitter = ColorJitter(**JITTER) if jitter else nn.Identity()
 
@@ -51,7 +50,7 @@ class Descriptions(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         photograph = self.source.load(self._ids[index])
         pixels = self._images(self._jitter(photograph.image), return_tensors="pt").pixel_values[0]
-        words = describe(photograph, self._names, self.grid)
+        words = describe(photograph.regions, self.source.names, self.grid)
         return pixels, torch.tensor([self._indices[word] for word in words])
 
 
