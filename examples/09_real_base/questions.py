@@ -170,18 +170,24 @@ class Words:
         if fitting:
             yield self._rng.choice(CAPTION_QUESTIONS), self._rng.choice(fitting).strip(), []
 
-    def conversation(self, path: str) -> Row:
+    def questions(self, path: str) -> Row:
         """Make a conversation in words. No question has the answer of a later one."""
+        image = self.images[path]
+        return join_turns(path, [*self._ask(image), self.list_classes(image)])
+
+    def conversation(self, path: str) -> Row:
+        """Make a conversation in words, with a caption where there is one."""
         image = self.images[path]
         return join_turns(path, [*self._ask(image), *self.caption(image), self.list_classes(image)])
 
-    def read(self, path: str, grid: int) -> Row:
-        """Make a conversation about the description of a photograph, g * g words, instead of the photograph."""
-        image = self.images[path]
-        words = describe(self._source.load_regions(image["id"]), self._source.names, grid)
-        messages = to_messages([*self._ask(image), self.list_classes(image)])
-        messages[0]["content"] = "".join(to_token_texts(words)) + "\n" + messages[0]["content"]
-        return {"messages": messages}
+    def read(self, row: Row, grid: int) -> Row:
+        """Put the description of a photograph, g * g words, in the photograph's place."""
+        (path,) = row["images"]
+        regions = self._source.load_regions(self.images[path]["id"])
+        text = "".join(to_token_texts(describe(regions, self._source.names, grid)))
+        first, *others = row["messages"]
+        first = first | {"content": first["content"].replace("<image>", f"{text}\n", 1)}
+        return {"messages": [first, *others], "masks": row["masks"]}
 
     def _ask(self, image: dict[str, Any]) -> list[Turn]:
         presence = [*self.ask_presence(image)]

@@ -6,13 +6,14 @@
 
 Shows what to do with a base model that nobody has prepared: SmolLM2-135M-Instruct and EfficientNet-Lite0 are joined to
 a FastVLM model (base_model.py), registered with ms-swift in a plugin of their own (register_fast_vlm.py), and trained
-in four steps: descriptions as text, words, masks, several masks and absent objects. Before that, warm_up.py teaches the
+by `swift sft`: on descriptions of photographs as text, with answers in words and then with masks, and on photographs,
+with answers in words, with one mask, and with several masks and absent objects. Before that, warm_up.py teaches the
 projector to describe which class is where.
 
 COCO is a folder with `instances.json` and `images/` in COCO's format, and perhaps `captions.json` (image id → list of
 captions). One photograph of ten is held out, by its id. Parts, in order: base, photographs, rows, codes, warm_up,
-reading, words, masks, several, infer, eval, lora. Each reads from DIR what earlier parts wrote, so `--only` continues a
-run or repeats a part. Seeds are fixed. docs/real_base.md says how far the training has got.
+reading, reading_masks, words, masks, several, infer, eval, lora. Each reads from DIR what earlier parts wrote, so
+`--only` continues a run or repeats a part. Seeds are fixed. docs/real_base.md says how far the training has got.
 """
 
 import argparse
@@ -53,6 +54,7 @@ FROZEN_BLOCKS = 5  # the first stages of the image network
 FROZEN_EMBEDDINGS = {"freeze_parameters": "model.language_model.embed_tokens"}
 STEPS = {
     "reading": {"learning_rate": 5e-4, "max_steps": 100, "freeze_aligner": "true"} | FROZEN_EMBEDDINGS,
+    "reading_masks": {"learning_rate": 5e-4, "max_steps": 300, "freeze_aligner": "true"},
     "words": {"learning_rate": 3e-4, "aligner_lr": 1e-4, "max_steps": 200} | FROZEN_EMBEDDINGS,
     "masks": {"learning_rate": 4e-4, "aligner_lr": 1e-4, "max_steps": 800},
     "several": {"learning_rate": 2e-4, "aligner_lr": 1e-4, "max_steps": 300},
@@ -123,6 +125,7 @@ class Recipe:
         "codes",
         "warm_up",
         "reading",
+        "reading_masks",
         "words",
         "masks",
         "several",
@@ -144,7 +147,8 @@ class Recipe:
     def functions(self) -> dict[str, Callable[[], None]]:
         functions = (
             *(self.build_base, self.write_photographs, self.write_rows, self.write_codes),
-            *(self.warm_up, self.train_reading, self.train_words, self.train_masks, self.train_several),
+            *(self.warm_up, self.train_reading, self.train_reading_masks),
+            *(self.train_words, self.train_masks, self.train_several),
             *(self.infer, self.evaluate, self.train_lora),
         )
         return dict(zip(self.PARTS, functions, strict=True))
@@ -168,9 +172,11 @@ class Recipe:
         several = drop_small(prepare(train, train / "several.jsonl", SEVERAL_TASKS, SEED), area_share)
         absent = prepare_negatives(train, train / "absent.jsonl", SEED)
         grid = self.arguments.image_size // STRIDE
-        write_rows(self.folder / "reading.jsonl", (words.read(path, grid) for path in words.images))
+        one_mask = [*mask_conversations(words, turns_by_image(one), rng)]
+        write_rows(self.folder / "reading.jsonl", (words.read(words.questions(path), grid) for path in words.images))
+        write_rows(self.folder / "reading_masks.jsonl", (words.read(row, grid) for row in one_mask))
         write_rows(self.folder / "words.jsonl", map(words.conversation, words.images))
-        write_rows(self.folder / "masks.jsonl", mask_conversations(words, turns_by_image(one), rng))
+        write_rows(self.folder / "masks.jsonl", one_mask)
         write_rows(self.folder / "several.jsonl", mask_conversations(words, turns_by_image(several + absent), rng))
         write_rows(self.folder / "largest.jsonl", ask_for_largest(train, OWN_CLASS))
         asked = prepare(held_out, held_out / "classes.jsonl", CLASS_TASKS, SEED)
@@ -183,7 +189,7 @@ class Recipe:
             *("shorten", self.mask_tokenizer, "--num_mask_tokens", self.arguments.mask_tokens, "--force"),
             *("--mask_tokenizer", self.arguments.mask_tokenizer),
         )
-        for name in ("masks", "several"):
+        for name in ("reading_masks", "masks", "several"):
             run_himtok(
                 *("tokenize", self.folder / f"{name}.jsonl", self.folder / f"{name}_coded.jsonl", "--overwrite"),
                 *("--mask_tokenizer", self.mask_tokenizer),
@@ -202,8 +208,11 @@ class Recipe:
     def train_reading(self) -> None:
         self._train("reading", self.folder / "warm_up", "reading.jsonl")
 
+    def train_reading_masks(self) -> None:
+        self._train("reading_masks", self._checkpoint("reading"), "reading_masks_coded.jsonl")
+
     def train_words(self) -> None:
-        self._train("words", self._checkpoint("reading"), "words.jsonl")
+        self._train("words", self._checkpoint("reading_masks"), "words.jsonl")
 
     def train_masks(self) -> None:
         self._train("masks", self._checkpoint("words"), "masks_coded.jsonl")

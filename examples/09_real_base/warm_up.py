@@ -12,20 +12,25 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Self, TextIO
 
 import torch
 import torch.nn.functional as F
 from descriptions import GRID, LENGTH, NOTHING, PARTS, describe, to_token_texts
 from photographs import CocoFolder
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms.v2 import ColorJitter
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaProcessor
 
 NOTHING_WEIGHT = 0.3  # most places show nothing
 DISTANCE_WEIGHT = 1.0
 BATCH_SIZE = 32
-LOG_STEPS = 20
+LOG_STEPS, MEASURE_STEPS = 20, 130
+# A few hundred photographs are soon learned by heart.
+FEATURE_DROPOUT, BLOCK_DROPOUT, OUTPUT_DROPOUT = 0.1, 0.1, 0.3
+COLOURS = 2  # how often features of a training photograph are computed, each time with other colours
 JITTER = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.05}
 
 
@@ -79,6 +84,34 @@ class WordReader(nn.Module):
         return (weights * (entropy + DISTANCE_WEIGHT * distance)).sum() / weights.sum()
 
 
+class Encoder(nn.Module):
+    """The trained stages of the image network, and the projector; drops values, blocks and channels in training."""
+
+    def __init__(self, stages: nn.Sequential, projector: nn.Module):
+        super().__init__()
+        # Depthwise convolutions are about twice as fast on CPUs when the channels of a pixel are neighbours.
+        self.stages = stages.to(memory_format=torch.channels_last)
+        self.projector = projector
+        self.drop_channels, self.drop_values = nn.Dropout2d(FEATURE_DROPOUT), nn.Dropout(OUTPUT_DROPOUT)
+        for module in stages.modules():
+            if hasattr(module, "drop_path"):
+                module.drop_path = DropPath(BLOCK_DROPOUT)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of what drops; batch normalization keeps its statistics."""
+        super().train(False)
+        for module in self.modules():
+            if isinstance(module, (nn.Dropout, nn.Dropout2d, DropPath)):
+                module.train(mode)
+        return self
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (b, c, h, w) of the fixed stages to image tokens (b, g * g, width), row by row."""
+        features = features.float().contiguous(memory_format=torch.channels_last)
+        outputs = self.stages(self.drop_channels(features)).flatten(2).transpose(1, 2)
+        return self.projector(self.drop_values(outputs))
+
+
 def warm_up(base: Path, train: Path, held_out: Path, out: Path, *, frozen_blocks: int, steps: int, seed: int) -> None:
     """Train the projector and the last stages of the image network on descriptions, and save the model.
 
@@ -86,10 +119,11 @@ def warm_up(base: Path, train: Path, held_out: Path, out: Path, *, frozen_blocks
         base: the model to begin with.
         train: photographs in COCO's layout.
         held_out: others, of which the right words are counted.
-        out: folder of the resulting model and its processor, and of `warm_up.jsonl` with the loss.
+        out: folder of the resulting model and its processor, and of `warm_up.jsonl` with the loss and the shares of
+            right words.
         frozen_blocks: stages of the image network that stay as they are. Their features are computed once.
         steps: of `BATCH_SIZE` photographs.
-        seed: of the order and of the changes of colours.
+        seed: of the order, of what is dropped, and of the changes of colours.
     """
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -99,11 +133,12 @@ def warm_up(base: Path, train: Path, held_out: Path, out: Path, *, frozen_blocks
     tokens = processor.tokenizer(to_token_texts(data.words), add_special_tokens=False).input_ids
     reader = WordReader(model.get_input_embeddings().weight.detach(), tokens).to(device)
     first, last = split_network(model.model.vision_tower.timm_model, frozen_blocks)
-    projector = model.model.multi_modal_projector
-    features = compute_features(first, data)
+    features = compute_features(first, data, COLOURS)
+    others = compute_features(first, Descriptions(held_out, processor, jitter=False))
+    encoder = Encoder(last, model.model.multi_modal_projector).to(device)
     groups = [
-        {"params": [*last.parameters()], "lr": 3e-4},
-        {"params": [*projector.parameters()], "lr": 2e-3},
+        {"params": [*encoder.stages.parameters()], "lr": 3e-4},
+        {"params": [*encoder.projector.parameters()], "lr": 2e-3},
         {"params": [*reader.parameters()], "lr": 1e-2, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.05, betas=(0.9, 0.98))
@@ -113,20 +148,25 @@ def warm_up(base: Path, train: Path, held_out: Path, out: Path, *, frozen_blocks
     batches = repeat(DataLoader(features, BATCH_SIZE, shuffle=True))
     with (out / "warm_up.jsonl").open("w") as log:
         for step, (inputs, words) in enumerate(islice(batches, steps), start=1):
-            outputs = projector(last(inputs.to(device).float()).flatten(2).transpose(1, 2))
-            loss = reader.loss(outputs, words.to(device))
+            encoder.train()
+            loss = reader.loss(encoder(inputs.to(device)), words.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             if step % LOG_STEPS == 0:
                 print(json.dumps({"step": step, "loss": round(loss.item(), 4)}), file=log, flush=True)
-        for name, folder in (("train", train), ("held out", held_out)):
-            scores = {"photographs": name} | measure(model, reader, Descriptions(folder, processor, jitter=False))
-            print(json.dumps(scores), file=log, flush=True)
-            print(scores)
+            if step % MEASURE_STEPS == 0 or step == steps:
+                write_scores({"step": step, "photographs": "held out"} | measure(encoder, reader, others), log)
+        seen = TensorDataset(*features[: len(others)])
+        write_scores({"step": steps, "photographs": "train"} | measure(encoder, reader, seen), log)
     model.save_pretrained(out)
     processor.save_pretrained(out)
+
+
+def write_scores(scores: dict[str, object], log: TextIO) -> None:
+    print(json.dumps(scores), file=log, flush=True)
+    print(scores)
 
 
 def split_network(network: nn.Module, frozen_blocks: int) -> tuple[nn.Sequential, nn.Sequential]:
@@ -136,21 +176,12 @@ def split_network(network: nn.Module, frozen_blocks: int) -> tuple[nn.Sequential
 
 
 @torch.no_grad()
-def compute_features(network: nn.Module, data: Descriptions) -> TensorDataset:
-    """Compute the features of every image twice, with other colours, as half-precision tensors, and the words."""
+def compute_features(network: nn.Module, data: Descriptions, times: int = 1) -> TensorDataset:
+    """Compute the features of every image, in half precision, and the words; `times` when the colours are drawn."""
     device = next(network.parameters()).device
-    batches = (batch for _ in range(2) for batch in load(data))
+    batches = (batch for _ in range(times) for batch in DataLoader(data, BATCH_SIZE, num_workers=1))
     features, words = zip(*((network(pixels.to(device)).half().cpu(), words) for pixels, words in batches), strict=True)
     return TensorDataset(torch.cat(features), torch.cat(words))
-
-
-def encode(model: PreTrainedModel, pixels: Tensor) -> Tensor:
-    """Return the projector's outputs (b, g * g, width): one per image token, row by row."""
-    return torch.stack(list(model.model.get_image_features(pixels).pooler_output))
-
-
-def load(data: Descriptions) -> DataLoader:
-    return DataLoader(data, BATCH_SIZE, num_workers=1)
 
 
 def repeat(batches: DataLoader) -> Iterator[list[Tensor]]:
@@ -159,25 +190,27 @@ def repeat(batches: DataLoader) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def measure(model: PreTrainedModel, reader: WordReader, data: Descriptions) -> dict[str, float]:
-    """Return the share of right words, and how many of the classes are found.
+def measure(encoder: Encoder, reader: WordReader, features: TensorDataset) -> dict[str, float]:
+    """Return the loss, the share of right words, and how many of the classes are found.
 
     Keys are those of `PARTS` for descriptions of objects, `nothing` for the others; `recall` is the share of a
     photograph's described classes that are named in some description, `precision` of the named ones that are there.
     """
-    right: dict[str, list[Tensor]] = {key: [] for key in (*PARTS, "nothing")}
+    encoder.eval()
+    device = reader.words.device
+    losses, guesses, words = [], [], []
+    for inputs, targets in DataLoader(features, BATCH_SIZE):
+        outputs = encoder(inputs.to(device))
+        losses += [float(reader.loss(outputs, targets.to(device)))] * len(inputs)
+        guesses.append(reader(outputs).argmax(-1).cpu().unflatten(1, (-1, LENGTH)))
+        words.append(targets.unflatten(1, (-1, LENGTH)))
+    guess, word, nothing = torch.cat(guesses), torch.cat(words), len(reader.words) - 1
+    is_object = word[..., 0] != nothing
+    scores = {key: float((guess == word)[..., i][is_object].float().mean()) for i, key in enumerate(PARTS)}
+    scores["nothing"] = float((guess == word)[..., 0][~is_object].float().mean())
     hits, named, wanted = 0, 0, 0
-    nothing = len(data.words) - 1
-    for pixels, words in load(data):
-        guesses = reader(encode(model, pixels.to(model.device))).argmax(-1).cpu().unflatten(1, (-1, LENGTH))
-        words = words.unflatten(1, (-1, LENGTH))
-        is_object = words[..., 0] != nothing
-        for i, key in enumerate(PARTS):
-            right[key].append((guesses == words)[..., i][is_object])
-        right["nothing"].append((guesses == words)[..., 0][~is_object])
-        for guess, word in zip(guesses[..., 0].tolist(), words[..., 0].tolist(), strict=True):
-            found, there = set(guess) - {nothing}, set(word) - {nothing}
-            hits, named, wanted = hits + len(found & there), named + len(found), wanted + len(there)
-    scores = {key: float(torch.cat(values).float().mean()) for key, values in right.items()}
-    scores |= {"recall": hits / max(wanted, 1), "precision": hits / max(named, 1)}
+    for one, other in zip(guess[..., 0].tolist(), word[..., 0].tolist(), strict=True):
+        found, there = set(one) - {nothing}, set(other) - {nothing}
+        hits, named, wanted = hits + len(found & there), named + len(found), wanted + len(there)
+    scores |= {"recall": hits / max(wanted, 1), "precision": hits / max(named, 1), "loss": sum(losses) / len(losses)}
     return {key: round(score, 3) for key, score in scores.items()}

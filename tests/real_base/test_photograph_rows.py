@@ -62,12 +62,17 @@ def test_descriptions_are_read_as_text_before_photographs(modules, tmp_path):
     _, photographs, questions = modules
     coco_folder(photographs, tmp_path)
     words = questions.Words(tmp_path, {"1": ["A dog."]}, 0)
-    row = words.read(next(iter(words.images)), grid=5)
-    assert set(row) == {"messages"}  # no image
+    path = next(iter(words.images))
+    row = words.read(words.questions(path), grid=5)
+    assert set(row) == {"messages", "masks"} and row["masks"] == []  # no image
     first, *others = [message["content"] for message in row["messages"]]
     description, question = first.split("\n")
     assert description == " dog0203" * 2 + " nothing" * 15 and question.startswith("Is there ")
     assert "The dog: rows 0-2, columns 0-3." in others and others[-1] == "dog." and "A dog." not in others
+    asked = questions.join_turns(path, [("Segment the dog.", "The dog: <mask>.", [words])])
+    row = words.read(asked, grid=5)
+    assert row["messages"][0]["content"] == f"{description}\nSegment the dog." and row["masks"] == [words]
+    assert row["messages"][1:] == asked["messages"][1:] and asked["messages"][0]["content"].startswith("<image>")
 
 
 def test_places_are_named_before_each_mask(modules):

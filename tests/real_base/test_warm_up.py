@@ -64,8 +64,10 @@ def test_the_warm_up_trains_the_projector_and_the_last_stages(modules, base, tmp
     out = tmp_path / "out"
     warm_up.warm_up(base, tmp_path / "coco", tmp_path / "coco", out, frozen_blocks=1, steps=40, seed=0)
     lines = [json.loads(line) for line in (out / "warm_up.jsonl").read_text().splitlines()]
-    assert [line.get("step") for line in lines] == [20, 40, None, None] and lines[1]["loss"] < lines[0]["loss"]
-    assert set(lines[2]) == {"photographs", *PARTS, "nothing", "recall", "precision"}
+    assert [line["step"] for line in lines] == [20, 40, 40, 40] and lines[1]["loss"] < lines[0]["loss"]
+    assert [line.get("photographs") for line in lines] == [None, None, "held out", "train"]
+    assert set(lines[2]) == {"step", "photographs", *PARTS, "nothing", "recall", "precision", "loss"}
+    assert lines[2] | {"photographs": "train"} == pytest.approx(lines[3], abs=0.2)  # the same, in other colours
     before, after = load_weights(base), load_weights(out)
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed and all("timm_model" in name or "multi_modal_projector" in name for name in changed)
