@@ -36,6 +36,7 @@ LIST_QUESTION = "What is here?"
 SIDES = ("left", "right")  # wrong in captions of mirrored photographs
 ASKED_NAME = re.compile(r"Segment (?:the|each) (.*)\.")  # in prompts.yaml
 MAX_LOCATED = 6
+LIST_MASKS_QUESTION, LISTED_MASKS = "Segment objects.", 12
 
 
 def prepare(folder: Path, out: Path, tasks: Iterable[str], seed: int) -> list[Row]:
@@ -204,6 +205,20 @@ def mask_conversations(words: Words, turns: dict[str, list[Turn]], rng: random.R
     for path, image in words.images.items():
         if drawn := draw_turns(turns.get(path, []), rng):
             yield join_turns(path, [*drawn, words.list_classes(image)])
+
+
+def list_masks(rows: Iterable[Row], rng: random.Random) -> Iterator[Row]:
+    """Yield rows without an image, each with the sentences about many masks of conversations, in random order."""
+    sentences = []
+    for row in rows:
+        masks = iter(row["masks"])
+        answers = (message["content"] for message in row["messages"] if message["role"] == "assistant")
+        sentences += [(answer, next(masks)) for answer in answers if answer.count(MASK_PLACEHOLDER) == 1]
+    rng.shuffle(sentences)
+    for start in range(0, len(sentences), LISTED_MASKS):
+        chosen = sentences[start : start + LISTED_MASKS]
+        turn = LIST_MASKS_QUESTION, " ".join(answer for answer, _ in chosen), [mask for _, mask in chosen]
+        yield {"messages": to_messages([turn]), "masks": turn[2]}
 
 
 def drop_small(rows: Iterable[Row], mask_area: Callable[[Any], float]) -> list[Row]:

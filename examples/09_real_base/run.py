@@ -12,7 +12,7 @@ projector to describe which class is where.
 
 COCO is a folder with `instances.json` and `images/` in COCO's format, and perhaps `captions.json` (image id → list of
 captions). One photograph of ten is held out, by its id. Parts, in order: base, photographs, rows, codes, warm_up,
-reading, reading_masks, words, masks, several, infer, eval, lora. Each reads from DIR what earlier parts wrote, so
+reading, writing, words, masks, several, infer, eval, lora. Each reads from DIR what earlier parts wrote, so
 `--only` continues a run or repeats a part. Seeds are fixed. docs/real_base.md says how far the training has got.
 """
 
@@ -32,6 +32,7 @@ from questions import (
     Words,
     ask_for_largest,
     drop_small,
+    list_masks,
     mask_conversations,
     prepare,
     prepare_negatives,
@@ -49,13 +50,10 @@ CLASS_TASKS = ("segment_class",)
 SEVERAL_TASKS = ("segment_class", "segment_instances", "label_objects")
 OWN_CLASS = "person"  # of the task that LoRA teaches: "Segment the largest person."
 FROZEN_BLOCKS = 5  # the first stages of the image network
-# The image network stays as the warm-up leaves it. While there are no masks, embeddings of tokens stay as they are too:
-# those of mask tokens would drift, because no answer has them.
-FROZEN_EMBEDDINGS = {"freeze_parameters": "model.language_model.embed_tokens"}
 STEPS = {
-    "reading": {"learning_rate": 5e-4, "max_steps": 100, "freeze_aligner": "true"} | FROZEN_EMBEDDINGS,
-    "reading_masks": {"learning_rate": 5e-4, "max_steps": 300, "freeze_aligner": "true"},
-    "words": {"learning_rate": 3e-4, "aligner_lr": 1e-4, "max_steps": 200} | FROZEN_EMBEDDINGS,
+    "reading": {"learning_rate": 5e-4, "max_steps": 100, "freeze_aligner": "true"},
+    "writing": {"learning_rate": 5e-4, "max_steps": 150, "freeze_aligner": "true"},
+    "words": {"learning_rate": 3e-4, "aligner_lr": 1e-4, "max_steps": 200},
     "masks": {"learning_rate": 4e-4, "aligner_lr": 1e-4, "max_steps": 800},
     "several": {"learning_rate": 2e-4, "aligner_lr": 1e-4, "max_steps": 300},
 }
@@ -83,7 +81,10 @@ COMMON = {
     "add_version": "false",
     "report_to": "none",
 }
-FULL = {"tuner_type": "full", "freeze_vit": "true", "freeze_aligner": "false", "optim": "adamw_torch_fused"}
+FULL = {"tuner_type": "full", "freeze_aligner": "false", "optim": "adamw_torch_fused"}
+# The image network stays as the warm-up leaves it, and the embeddings of mask tokens stay as they begin: similar codes
+# have similar ones. Trained, all of them would move together at first, by more than they differ.
+FULL |= {"mask_rows_scale": 1, "freeze_vit": "true", "freeze_parameters": "model.language_model.embed_tokens"}
 LORA = {"tuner_type": "lora", "lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 LORA |= {"learning_rate": 5e-4, "num_train_epochs": 1}
 # The next token alone; what the mask losses bring here is not measured.
@@ -125,7 +126,7 @@ class Recipe:
         "codes",
         "warm_up",
         "reading",
-        "reading_masks",
+        "writing",
         "words",
         "masks",
         "several",
@@ -147,7 +148,7 @@ class Recipe:
     def functions(self) -> dict[str, Callable[[], None]]:
         functions = (
             *(self.build_base, self.write_photographs, self.write_rows, self.write_codes),
-            *(self.warm_up, self.train_reading, self.train_reading_masks),
+            *(self.warm_up, self.train_reading, self.train_writing),
             *(self.train_words, self.train_masks, self.train_several),
             *(self.infer, self.evaluate, self.train_lora),
         )
@@ -174,7 +175,7 @@ class Recipe:
         grid = self.arguments.image_size // STRIDE
         one_mask = [*mask_conversations(words, turns_by_image(one), rng)]
         write_rows(self.folder / "reading.jsonl", (words.read(words.questions(path), grid) for path in words.images))
-        write_rows(self.folder / "reading_masks.jsonl", (words.read(row, grid) for row in one_mask))
+        write_rows(self.folder / "writing.jsonl", list_masks(one_mask, rng))
         write_rows(self.folder / "words.jsonl", map(words.conversation, words.images))
         write_rows(self.folder / "masks.jsonl", one_mask)
         write_rows(self.folder / "several.jsonl", mask_conversations(words, turns_by_image(several + absent), rng))
@@ -189,7 +190,7 @@ class Recipe:
             *("shorten", self.mask_tokenizer, "--num_mask_tokens", self.arguments.mask_tokens, "--force"),
             *("--mask_tokenizer", self.arguments.mask_tokenizer),
         )
-        for name in ("reading_masks", "masks", "several"):
+        for name in ("writing", "masks", "several"):
             run_himtok(
                 *("tokenize", self.folder / f"{name}.jsonl", self.folder / f"{name}_coded.jsonl", "--overwrite"),
                 *("--mask_tokenizer", self.mask_tokenizer),
@@ -208,11 +209,11 @@ class Recipe:
     def train_reading(self) -> None:
         self._train("reading", self.folder / "warm_up", "reading.jsonl")
 
-    def train_reading_masks(self) -> None:
-        self._train("reading_masks", self._checkpoint("reading"), "reading_masks_coded.jsonl")
+    def train_writing(self) -> None:
+        self._train("writing", self._checkpoint("reading"), "writing_coded.jsonl")
 
     def train_words(self) -> None:
-        self._train("words", self._checkpoint("reading_masks"), "words.jsonl")
+        self._train("words", self._checkpoint("writing"), "words.jsonl")
 
     def train_masks(self) -> None:
         self._train("masks", self._checkpoint("words"), "masks_coded.jsonl")

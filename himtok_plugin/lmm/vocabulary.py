@@ -97,7 +97,11 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> 
 
 
 def extend_embeddings(
-    model: PreTrainedModel, added_ids: list[int], vocabulary_size: int, features: Tensor | None = None
+    model: PreTrainedModel,
+    added_ids: list[int],
+    vocabulary_size: int,
+    features: Tensor | None = None,
+    noise_scale: float = NOISE_SCALE,
 ) -> int:
     """Add token embeddings for new tokens to a model's input and output embeddings and initialize them.
 
@@ -110,6 +114,7 @@ def extend_embeddings(
         vocabulary_size: size of the text tokenizer, including the new tokens.
         features: (v, f) float32 of the codes. If set, codes with similar features get similar token embeddings;
             otherwise all are independent.
+        noise_scale: how far the new embeddings are from the mean of the old ones, in their standard deviations.
 
     Returns:
         The `vocab_size` that the model's configuration must have.
@@ -139,7 +144,7 @@ def extend_embeddings(
     for weight in weights:
         with gather_parameter(weight):
             directions = None if features is None else project_features(features, added_ids, weight.shape[1])
-            initialise_token_embeddings(weight, added.to(weight.device), first_new, directions)
+            initialise_token_embeddings(weight, added.to(weight.device), first_new, directions, noise_scale)
     for name, module in model.named_modules():
         if name.endswith(PER_LAYER_EMBEDDING):
             # Without noise, because adapters do not save these embeddings: they must be the same after loading.

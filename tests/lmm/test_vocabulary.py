@@ -119,6 +119,16 @@ def test_new_token_embeddings_are_near_the_mean_of_the_old_ones(tokenizer, tied,
         assert len(after[added].unique(dim=0)) == len(added)
 
 
+def test_the_distance_of_new_token_embeddings_from_the_mean_can_be_set(tokenizer):
+    old = len(tokenizer)
+    model = language_model(old, tied=True)
+    added = extend_tokenizer(tokenizer, CODES)
+    extend_embeddings(model, added, len(tokenizer), features=torch.randn(CODES, 4), noise_scale=2.0)
+    weight = model.get_input_embeddings().weight
+    distance = (weight[added] - weight[:old].mean(0)) / weight[:old].std(0)
+    assert distance.std().item() == pytest.approx(2.0, rel=0.3)
+
+
 def test_matrices_with_room_to_spare_keep_their_size(tokenizer):
     model = language_model(len(tokenizer) + 100, tied=False)
     rows = model.get_input_embeddings().weight.shape[0]

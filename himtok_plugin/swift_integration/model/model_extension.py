@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swift.utils import HfConfigFactory, get_logger
-from torch import Tensor, nn
+from torch import nn
 from transformers import InternVLProcessor, PreTrainedModel
 
 from himtok_plugin.lmm.vocabulary import (
@@ -87,7 +87,9 @@ def extend_loaded_model(loader: Any, model: PreTrainedModel | None, processor: A
         _refuse_untrained_embeddings(settings, loader.model_info.model_dir)
     if added:
         features = mask_tokenizer.quantize.code_features() if settings.mask_rows_init == "codebook" else None
-        _extend_embeddings_and_config(loader, model, config, added, len(tokenizer), features)
+        owner = get_language_model(model, loader.model_meta)
+        size = extend_embeddings(owner, added, len(tokenizer), features, settings.mask_rows_scale)
+        HfConfigFactory.set_config_attr(config, "vocab_size", size)
         logger.info(f"Added {len(added)} mask tokens to the vocabulary.")
     has_mask_loss = _is_training(settings) and uses_mask_trainer(settings) and settings.trains_on_masks
     runtime.attach(model, mask_tokenizer, as_submodule=has_mask_loss)
@@ -169,10 +171,3 @@ def get_language_model(model: nn.Module, model_meta: Any) -> PreTrainedModel:
     from swift.model.patcher import get_lm_head_model
 
     return get_lm_head_model(model, model_meta)
-
-
-def _extend_embeddings_and_config(
-    loader: Any, model: nn.Module, config: Any, added: list[int], vocabulary_size: int, features: Tensor | None
-) -> None:
-    owner = get_language_model(model, loader.model_meta)
-    HfConfigFactory.set_config_attr(config, "vocab_size", extend_embeddings(owner, added, vocabulary_size, features))

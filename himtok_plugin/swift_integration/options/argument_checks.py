@@ -99,6 +99,8 @@ def _check_numbers(args: Any) -> None:
     for name in ("detokenizer_lr", "detokenizer_max_grad_norm", "mask_rows_lr"):
         value = getattr(args, name)
         _expect(value is None or (_is_number(value) and value > 0), name, value, "a finite number > 0 or None")
+    scale = args.mask_rows_scale
+    _expect(_is_number(scale) and scale > 0, "mask_rows_scale", scale, "a finite number > 0")
     for name in _COUNTS_FROM_0:
         value = getattr(args, name)
         _expect(_is_integer(value) and value >= 0, name, value, "an integer >= 0")

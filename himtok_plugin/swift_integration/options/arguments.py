@@ -33,6 +33,10 @@ class HimTokArguments:
         "Initial embeddings of new mask tokens: the mean of the other token embeddings plus a random projection of the "
         "code vector (codebook) or plus noise (noise).",
     )
+    mask_rows_scale: float = _option(
+        0.1,
+        "How far these embeddings are from that mean, in standard deviations of the other token embeddings, > 0.",
+    )
 
     # Datasets that are named in --dataset
     data_root: list[str] = _option(

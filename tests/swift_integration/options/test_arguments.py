@@ -12,6 +12,7 @@ import pytest
 from paths import ROOT
 
 from himtok_plugin.active_plugins import ACTIVE_PLUGINS_VARIABLE
+from himtok_plugin.lmm.vocabulary import NOISE_SCALE
 from himtok_plugin.swift_integration.options.arguments import HimTokArguments
 from himtok_plugin.swift_integration.options.plugin_flag import PluginFlag
 
@@ -31,6 +32,7 @@ needs_swift = pytest.mark.skipif(importlib.util.find_spec("swift") is None, reas
         ("mask_gradient_ratio", -0.5),
         ("mask_gradient_ratio", float("inf")),
         ("detokenizer_max_grad_norm", 0),
+        ("mask_rows_scale", 0),
         ("num_coarse_levels", 0),
         ("num_coarse_levels", 32),
         ("num_coarse_levels", 2.5),
@@ -86,6 +88,10 @@ class SftArguments(HimTokArguments):
 
 class RLHFArguments(SftArguments):
     """As above."""
+
+
+def test_the_default_scale_of_new_embeddings_is_that_of_the_function():
+    assert HimTokArguments().mask_rows_scale == NOISE_SCALE
 
 
 def test_options_without_effect_are_refused_in_training_only():
