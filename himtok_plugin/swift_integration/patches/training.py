@@ -11,6 +11,7 @@ from torch import nn
 from .replacing import around, is_replaced
 
 logger = get_logger()
+FROZEN_ROWS_SCALE = 1  # of mask tokens that are learned with frozen embeddings: docs/real_base.md#writing
 
 
 def train_mask_tokens_with_adapters() -> None:
@@ -37,10 +38,12 @@ def train_mask_tokens_with_adapters() -> None:
                 adapters.train_mask_token_embeddings(model, owner, runtime.vocabulary, runtime.embeddings_are_new)
             adapters.refuse_sharded_embeddings(model)
             adapters.exclude_embeddings_on_save(model)
-        if runtime.embeddings_are_new and adapters.has_frozen_embeddings(owner):
+        is_frozen = runtime.embeddings_are_new and adapters.has_frozen_embeddings(owner)
+        if is_frozen and args.mask_rows_scale < FROZEN_ROWS_SCALE:
             logger.warning(
-                "The embeddings of the mask tokens are new but frozen, so this run cannot learn masks. Train the "
-                "language model's embeddings (--freeze_llm false), or start from a checkpoint that has mask tokens."
+                "The embeddings of the mask tokens are new, frozen and close together, so this run cannot learn masks. "
+                "Train the language model's embeddings (--freeze_llm false), let them begin further apart "
+                f"(--mask_rows_scale {FROZEN_ROWS_SCALE}), or start from a checkpoint that has mask tokens."
             )
         return model
 

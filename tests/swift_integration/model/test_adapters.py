@@ -265,10 +265,11 @@ def test_new_embeddings_that_stay_frozen_are_reported(train, monkeypatch):
     logged = []
     monkeypatch.setattr(training.logger, "warning", lambda message, *_, **__: logged.append(message))
     train(freeze_llm=True, **STAGE_TWO)
-    assert any("are new but frozen" in line for line in logged)
-    logged.clear()
-    train(**STAGE_TWO)
-    assert not any("frozen" in line for line in logged)
+    assert any("are new, frozen and close together" in line for line in logged)
+    for options in ({}, {"freeze_llm": True, "mask_rows_scale": 1}):
+        logged.clear()
+        train(**options, **STAGE_TWO)
+        assert not any("frozen" in line for line in logged)
 
 
 def test_adapter_without_its_mask_tokenizer_is_refused(lora, answers):
