@@ -50,12 +50,16 @@ CLASS_TASKS = ("segment_class",)
 SEVERAL_TASKS = ("segment_class", "segment_instances", "label_objects")
 OWN_CLASS = "person"  # of the task that LoRA teaches: "Segment the largest person."
 FROZEN_BLOCKS = 5  # the first stages of the image network
+# The embeddings of mask tokens stay as they begin, where similar codes have similar ones, until masks are learned.
+# Trained, all of them would move together at first, by more than they differ.
+FROZEN_EMBEDDINGS = {"freeze_parameters": "model.language_model.embed_tokens"}
+TEXT = {"freeze_aligner": "true"} | FROZEN_EMBEDDINGS
 STEPS = {
-    "reading": {"learning_rate": 5e-4, "max_steps": 100, "freeze_aligner": "true"},
-    "writing": {"learning_rate": 5e-4, "max_steps": 150, "freeze_aligner": "true"},
-    "words": {"learning_rate": 3e-4, "aligner_lr": 1e-4, "max_steps": 200},
-    "masks": {"learning_rate": 4e-4, "aligner_lr": 1e-4, "max_steps": 800},
-    "several": {"learning_rate": 2e-4, "aligner_lr": 1e-4, "max_steps": 300},
+    "reading": {"learning_rate": 5e-4, "max_steps": 100} | TEXT,
+    "writing": {"learning_rate": 5e-4, "max_steps": 150, "per_device_train_batch_size": 1} | TEXT,
+    "words": {"learning_rate": 3e-4, "aligner_lr": 1e-4, "max_steps": 110} | FROZEN_EMBEDDINGS,
+    "masks": {"learning_rate": 4e-4, "aligner_lr": 1e-4, "max_steps": 160} | FROZEN_EMBEDDINGS,
+    "several": {"learning_rate": 3e-4, "aligner_lr": 1e-4, "mask_rows_lr": 1e-4, "max_steps": 190},
 }
 COMMON = {
     "torch_dtype": "float32",
@@ -82,9 +86,7 @@ COMMON = {
     "report_to": "none",
 }
 FULL = {"tuner_type": "full", "freeze_aligner": "false", "optim": "adamw_torch_fused"}
-# The image network stays as the warm-up leaves it, and the embeddings of mask tokens stay as they begin: similar codes
-# have similar ones. Trained, all of them would move together at first, by more than they differ.
-FULL |= {"mask_rows_scale": 1, "freeze_vit": "true", "freeze_parameters": "model.language_model.embed_tokens"}
+FULL |= {"mask_rows_scale": 1, "freeze_vit": "true"}  # the image network stays as the warm-up leaves it
 LORA = {"tuner_type": "lora", "lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 LORA |= {"learning_rate": 5e-4, "num_train_epochs": 1}
 # The next token alone; what the mask losses bring here is not measured.
@@ -97,10 +99,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("real_base"))
     parser.add_argument("--only", nargs="*", choices=Recipe.PARTS, default=Recipe.PARTS)
     parser.add_argument("--mask_tokenizer", default="default", help="folder, or default: the shipped one")
-    parser.add_argument("--mask_tokens", type=int, default=8, help="codes per mask, the first of the mask tokenizer's")
-    parser.add_argument("--warm_up_steps", type=int, default=2400, help="steps of 32 photographs")
+    parser.add_argument("--mask_tokens", type=int, default=4, help="codes per mask, the first of the mask tokenizer's")
+    parser.add_argument("--warm_up_steps", type=int, default=1300, help="steps of 32 photographs")
     parser.add_argument("--image_size", type=int, default=320, help="side of the LMM's images in pixels")
-    parser.add_argument("--variants", type=int, default=8, help="how often each training photograph is written")
+    parser.add_argument("--variants", type=int, default=6, help="how often each training photograph is written")
     parser.add_argument(
         "--checkpoint", choices=("words", "masks", "several"), default="several", help="the step whose model answers"
     )
@@ -219,11 +221,12 @@ class Recipe:
         self._train("masks", self._checkpoint("words"), "masks_coded.jsonl")
 
     def train_several(self) -> None:
-        self._train("several", self._checkpoint("masks"), "several_coded.jsonl")
+        self._train("several", self._checkpoint("masks"), "several_coded.jsonl", "writing_coded.jsonl")
 
-    def _train(self, part: str, model: Path, rows: str) -> None:
+    def _train(self, part: str, model: Path, *rows: str) -> None:
         self._run_sft(
-            *("--model", model, "--mask_tokenizer", self.mask_tokenizer, "--dataset", self.folder / rows),
+            *("--model", model, "--mask_tokenizer", self.mask_tokenizer),
+            *("--dataset", *(self.folder / name for name in rows)),
             *("--output_dir", self.folder / part),
             *to_flags(COMMON | FULL | LOSSES | STEPS[part]),
         )
