@@ -208,17 +208,17 @@ def mask_conversations(words: Words, turns: dict[str, list[Turn]], rng: random.R
 
 
 def list_masks(rows: Iterable[Row], rng: random.Random) -> Iterator[Row]:
-    """Yield rows without an image, each with the sentences about many masks of conversations, in random order."""
+    """Yield rows without an image: many answers, each with one mask, of all conversations in random order."""
     sentences = []
     for row in rows:
-        masks = iter(row["masks"])
-        answers = (message["content"] for message in row["messages"] if message["role"] == "assistant")
-        sentences += [(answer, next(masks)) for answer in answers if answer.count(MASK_PLACEHOLDER) == 1]
+        answers = (message["content"] for message in row["messages"] if MASK_PLACEHOLDER in message["content"])
+        sentences += zip(answers, row["masks"], strict=True)
     rng.shuffle(sentences)
     for start in range(0, len(sentences), LISTED_MASKS):
         chosen = sentences[start : start + LISTED_MASKS]
-        turn = LIST_MASKS_QUESTION, " ".join(answer for answer, _ in chosen), [mask for _, mask in chosen]
-        yield {"messages": to_messages([turn]), "masks": turn[2]}
+        masks = [mask for _, mask in chosen]
+        turn = LIST_MASKS_QUESTION, " ".join(answer for answer, _ in chosen), masks
+        yield {"messages": to_messages([turn]), "masks": masks}
 
 
 def drop_small(rows: Iterable[Row], mask_area: Callable[[Any], float]) -> list[Row]:

@@ -85,8 +85,9 @@ COMMON = {
     "add_version": "false",
     "report_to": "none",
 }
-FULL = {"tuner_type": "full", "freeze_aligner": "false", "optim": "adamw_torch_fused"}
-FULL |= {"mask_rows_scale": 1, "freeze_vit": "true"}  # the image network stays as the warm-up leaves it
+# The image network stays as the warm-up leaves it.
+FULL = {"tuner_type": "full", "freeze_vit": "true", "freeze_aligner": "false", "optim": "adamw_torch_fused"}
+FULL |= {"mask_rows_scale": 1}
 LORA = {"tuner_type": "lora", "lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 LORA |= {"learning_rate": 5e-4, "num_train_epochs": 1}
 # The next token alone; what the mask losses bring here is not measured.

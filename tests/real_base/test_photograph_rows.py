@@ -75,6 +75,19 @@ def test_descriptions_are_read_as_text_before_photographs(modules, tmp_path):
     assert row["messages"][1:] == asked["messages"][1:] and asked["messages"][0]["content"].startswith("<image>")
 
 
+def test_mask_tokens_are_learned_from_answers_without_a_photograph(modules):
+    questions = modules[2]
+    turns = [(f"Segment the {i}.", f"The {i}: <mask>.", [i]) for i in range(13)]
+    rows = [questions.join_turns("a.jpg", [turn, (questions.LIST_QUESTION, "dog.", [])]) for turn in turns]
+    listed = list(questions.list_masks(rows, random.Random(0)))
+    assert [len(row["masks"]) for row in listed] == [12, 1] and all(set(row) == {"messages", "masks"} for row in listed)
+    assert sorted(mask for row in listed for mask in row["masks"]) == list(range(13))
+    for row in listed:
+        question, answer = (message["content"] for message in row["messages"])
+        assert question == questions.LIST_MASKS_QUESTION
+        assert answer == " ".join(f"The {mask}: <mask>." for mask in row["masks"])
+
+
 def test_places_are_named_before_each_mask(modules):
     questions, masks = modules[2], np.zeros((3, 60, 80), np.uint8)
     masks[0, 0, 0] = masks[1, 59, 79] = masks[2, 6:12, 8:17] = 1
