@@ -10,7 +10,7 @@ already, and learns from them what the mask tokens for boxes mean.
 import json
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,24 @@ def prepare_negatives(folder: Path, out: Path, seed: int) -> list[Row]:
     rows = list(found.values())
     write_rows(out, rows)
     return rows
+
+
+def limit_absent(absent: Iterable[Row], present: Iterable[Row], rng: random.Random) -> list[Row]:
+    """Draw questions without a target: of each question, at most half as many as have a target.
+
+    Otherwise, most photographs that a rare class is asked about do not show it, and "There is no …" is the right answer
+    for the question alone.
+    """
+    asked = Counter(row["messages"][0]["content"] for row in present)
+    drawn: Counter[str] = Counter()
+    kept = []
+    rows = list(absent)
+    for row in rng.sample(rows, len(rows)):
+        question = row["messages"][0]["content"]
+        if 2 * (drawn[question] + 1) <= asked[question]:
+            drawn[question] += 1
+            kept.append(row)
+    return kept
 
 
 def turns_by_image(rows: Iterable[Row]) -> dict[str, list[Turn]]:

@@ -12,7 +12,7 @@ projector to describe which class is where.
 
 COCO is a folder with `instances.json` and `images/` in COCO's format, and perhaps `captions.json` (image id → list of
 captions). One photograph of ten is held out, by its id. Parts, in order: base, photographs, rows, codes, warm_up,
-reading, writing, words, masks, several, infer, eval, lora. Each reads from DIR what earlier parts wrote, so
+reading, writing, words, masks, several, infer, eval, picture, lora. Each reads from DIR what earlier parts wrote, so
 `--only` continues a run or repeats a part. Seeds are fixed. docs/real_base.md says how far the training has got.
 """
 
@@ -27,11 +27,13 @@ from pathlib import Path
 import torch
 from base_model import STRIDE, build_base_model
 from photographs import CocoFolder, make_variants, write_photographs
+from picture import draw_picture
 from pycocotools import mask as coco_mask
 from questions import (
     Words,
     ask_for_largest,
     drop_small,
+    limit_absent,
     list_masks,
     mask_conversations,
     prepare,
@@ -135,6 +137,7 @@ class Recipe:
         "several",
         "infer",
         "eval",
+        "picture",
         "lora",
     )
 
@@ -153,7 +156,7 @@ class Recipe:
             *(self.build_base, self.write_photographs, self.write_rows, self.write_codes),
             *(self.warm_up, self.train_reading, self.train_writing),
             *(self.train_words, self.train_masks, self.train_several),
-            *(self.infer, self.evaluate, self.train_lora),
+            *(self.infer, self.evaluate, self.draw_picture, self.train_lora),
         )
         return dict(zip(self.PARTS, functions, strict=True))
 
@@ -174,7 +177,7 @@ class Recipe:
         words = Words(train, self.source.captions, SEED)
         one = drop_small(prepare(train, train / "classes.jsonl", CLASS_TASKS, SEED), area_share)
         several = drop_small(prepare(train, train / "several.jsonl", SEVERAL_TASKS, SEED), area_share)
-        absent = prepare_negatives(train, train / "absent.jsonl", SEED)
+        absent = limit_absent(prepare_negatives(train, train / "absent.jsonl", SEED), one, random.Random(SEED))
         grid = self.arguments.image_size // STRIDE
         one_mask = [*mask_conversations(words, turns_by_image(one), rng)]
         write_rows(self.folder / "reading.jsonl", (words.read(words.questions(path), grid) for path in words.images))
@@ -249,6 +252,9 @@ class Recipe:
 
     def evaluate(self) -> None:
         self._score("out", "scores", "several")
+
+    def draw_picture(self) -> None:
+        draw_picture(self.folder, [*STEPS], self.folder / "out.jsonl", self.folder / "picture.png")
 
     def train_lora(self) -> None:
         """Teach the last checkpoint a task of your own with LoRA, and score its answers before and after."""

@@ -143,7 +143,8 @@ def warm_up(base: Path, train: Path, held_out: Path, out: Path, *, frozen_blocks
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.05, betas=(0.9, 0.98))
     rates = [group["lr"] for group in groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
+    # Of 10 steps or fewer, the schedule would divide by zero.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(steps, 11), pct_start=0.1)
     out.mkdir(parents=True, exist_ok=True)
     batches = repeat(DataLoader(features, BATCH_SIZE, shuffle=True))
     with (out / "warm_up.jsonl").open("w") as log:
@@ -158,7 +159,8 @@ def warm_up(base: Path, train: Path, held_out: Path, out: Path, *, frozen_blocks
                 print(json.dumps({"step": step, "loss": round(loss.item(), 4)}), file=log, flush=True)
             if step % MEASURE_STEPS == 0 or step == steps:
                 write_scores({"step": step, "photographs": "held out"} | measure(encoder, reader, others), log)
-        seen = TensorDataset(*features[: len(others)])
+        spaced = torch.linspace(0, len(features) - 1, len(others)).long()  # neighbours are variants of a photograph
+        seen = TensorDataset(*features[spaced])
         write_scores({"step": steps, "photographs": "train"} | measure(encoder, reader, seen), log)
     model.save_pretrained(out)
     processor.save_pretrained(out)

@@ -15,7 +15,7 @@ def modules(monkeypatch):
     import questions
 
     yield base_model, photographs, questions
-    for name in ("base_model", "descriptions", "photographs", "questions", "warm_up"):
+    for name in ("base_model", "descriptions", "photographs", "picture", "questions", "warm_up"):
         sys.modules.pop(name, None)
 
 

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 
 import numpy as np
 from PIL import Image
@@ -56,6 +57,19 @@ def test_rows_of_a_photograph_are_joined_to_a_conversation(modules, tmp_path):
     texts = [message["content"] for messages in talk for message in messages]
     assert "A dog." in texts and "A dog on the left." not in texts and "Is there an orange?" in "".join(texts)
     assert {f"The dog: rows 0-2, columns {columns}." for columns in ("0-3", "6-9")} < set(texts)  # the second mirrored
+
+
+def test_a_question_has_a_target_twice_as_often_as_none(modules):
+    questions = modules[2]
+
+    def ask(name: str, number: int) -> list[dict]:
+        return [{"messages": [{"role": "user", "content": name}], "images": [f"{i}.jpg"]} for i in range(number)]
+
+    absent = ask("dog", 9) + ask("cat", 1) + ask("cow", 5) + ask("bus", 2)
+    kept = questions.limit_absent(absent, ask("dog", 9) + ask("cat", 20) + ask("cow", 1), random.Random(0))
+    assert Counter(row["messages"][0]["content"] for row in kept) == {"dog": 4, "cat": 1}
+    images = [row["images"][0] for row in kept]
+    assert images != sorted(images)  # not the first ones of each
 
 
 def test_descriptions_are_read_as_text_before_photographs(modules, tmp_path):

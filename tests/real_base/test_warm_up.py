@@ -73,3 +73,14 @@ def test_the_warm_up_trains_the_projector_and_the_last_stages(modules, base, tmp
     assert changed and all("timm_model" in name or "multi_modal_projector" in name for name in changed)
     assert not any("conv_stem" in name or "running" in name for name in changed)
     assert AutoProcessor.from_pretrained(out).patch_size == AutoProcessor.from_pretrained(base).patch_size
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+def test_a_trial_of_the_warm_up_may_be_short(modules, base, tmp_path, steps):
+    import warm_up
+
+    coco_folder(modules[1], tmp_path / "coco")
+    out = tmp_path / "out"
+    warm_up.warm_up(base, tmp_path / "coco", tmp_path / "coco", out, frozen_blocks=1, steps=steps, seed=0)
+    lines = [json.loads(line) for line in (out / "warm_up.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["photographs"]) for line in lines] == [(steps, "held out"), (steps, "train")]
