@@ -159,8 +159,8 @@ def warm_up(base: Path, train: Path, held_out: Path, out: Path, *, frozen_blocks
                 print(json.dumps({"step": step, "loss": round(loss.item(), 4)}), file=log, flush=True)
             if step % MEASURE_STEPS == 0 or step == steps:
                 write_scores({"step": step, "photographs": "held out"} | measure(encoder, reader, others), log)
-        spaced = torch.linspace(0, len(features) - 1, len(others)).long()  # neighbours are variants of a photograph
-        seen = TensorDataset(*features[spaced])
+        every = max(1, len(features) // len(others))  # neighbours are variants of a photograph
+        seen = TensorDataset(*features[::every])
         write_scores({"step": steps, "photographs": "train"} | measure(encoder, reader, seen), log)
     model.save_pretrained(out)
     processor.save_pretrained(out)
