@@ -61,7 +61,7 @@ STEPS = {
     "writing": {"learning_rate": 5e-4, "max_steps": 150, "per_device_train_batch_size": 1} | TEXT,
     "words": {"learning_rate": 3e-4, "aligner_lr": 1e-4, "max_steps": 110} | FROZEN_EMBEDDINGS,
     "masks": {"learning_rate": 4e-4, "aligner_lr": 1e-4, "max_steps": 160} | FROZEN_EMBEDDINGS,
-    "several": {"learning_rate": 3e-4, "aligner_lr": 1e-4, "mask_rows_lr": 1e-4, "max_steps": 190},
+    "several": {"learning_rate": 3e-4, "aligner_lr": 1e-4, "mask_rows_lr": 1e-4, "max_steps": 300},
 }
 COMMON = {
     "torch_dtype": "float32",

@@ -18,6 +18,7 @@ COMMON = {
     **FULL_TRAINING_ON_CPUS,
     "mask_loss_weight": 1,
     "hierarchical_loss_weight": 1,
+    "mask_gradient_ratio": 0.3,
 }
 FLOAT32 = {"torch_dtype": "float32", "fp16": False, "bf16": False}
 BFLOAT16 = {"torch_dtype": "bfloat16", "bf16": True}
