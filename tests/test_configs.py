@@ -160,6 +160,14 @@ def test_stages_two_and_three_have_the_papers_hyperparameters(name, parsed):
     assert read_config(name)["ENV"] == images
 
 
+@pytest.mark.parametrize("name", [n for n in config_names() if get_part(n, "base") not in SMALL])
+def test_the_mask_losses_of_stage_two_slow_down_no_lmm_and_spoil_no_detokenizer(name):
+    config, is_stage_two = read_config(name), get_part(name, "stage") == "2"
+    assert config.get("mask_gradient_ratio") == (0.3 if is_stage_two else None)
+    if is_stage_two:
+        assert config.get("detokenizer_lr", config["learning_rate"]) == 4e-5
+
+
 def read_global_batch(name):
     """Return the global batch size in the header and its factors."""
     found = re.search(r"^Global batch: (\d+) = (.+)$", read_header(name), re.MULTILINE)

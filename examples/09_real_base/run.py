@@ -92,7 +92,7 @@ FULL = {"tuner_type": "full", "freeze_vit": "true", "freeze_aligner": "false", "
 FULL |= {"mask_rows_scale": 1}
 LORA = {"tuner_type": "lora", "lora_rank": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 LORA |= {"learning_rate": 5e-4, "num_train_epochs": 1}
-# The next token alone; what the mask losses bring here is not measured.
+# In so few steps, the mask losses bring nothing (docs/real_base.md, "Which losses").
 LOSSES = {"mask_loss_weight": 0, "hierarchical_loss_weight": 0}
 
 

@@ -58,7 +58,7 @@ class HimTokArguments:
     mask_gradient_ratio: float | None = _option(
         None,
         "Limit on the gradient of the mask losses at each mask's logits, as a multiple of the next-token loss's "
-        "gradient there, >= 0. 0: the mask losses train the de-tokenizer alone. None: no limit.",
+        "gradient there, >= 0. 0: the mask losses train the de-tokenizer alone. None: no limit. Stage 2 uses 0.3.",
     )
     detokenizer_max_grad_norm: float | None = _option(
         None,
