@@ -47,7 +47,7 @@ def test_ms_swift_writes_the_same_tokens_as_the_processor_and_labels_the_answer(
 def test_the_registered_model_is_trained_on_masks_and_segments(base, modules, tmp_path):
     _, photographs, questions = modules
     coco_folder(photographs, tmp_path / "coco")
-    tiny_model().save_pretrained(tmp_path / "mask_tokenizer")
+    tiny_model(codebook_ready=True).save_pretrained(tmp_path / "mask_tokenizer")
     rows = tmp_path / "rows.jsonl"
     questions.prepare(tmp_path / "coco", rows, ("segment_class",), 0)
     plugins = ("--plugin", "himtok", "--external_plugins", FOLDER / "register_fast_vlm.py")
