@@ -81,7 +81,7 @@ def test_killed_evaluation_resumes_and_a_refused_request_is_listed_as_failure(ga
     assert scenes_asked(gate) == list(range(BEFORE_THE_KILL, ROWS))
     report = own_report(run)
     assert report["failures"] == ["scenes: row 8: no prediction"] and report["scores"]["samples"] == ROWS
-    assert "1 failures, in the scores as missing answers" in done.stdout
+    assert "1 failures, in the scores as wrong answers" in done.stdout
     assert report["run"]["further"]["server"] == gate.url and report["protocol"]["name"] == "per-sentence"
 
     gate.let_through(None)
