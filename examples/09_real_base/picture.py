@@ -15,6 +15,8 @@ from matplotlib.patches import Rectangle
 from pycocotools import mask as coco_mask
 from questions import ASKED_NAME, read_rows
 
+from himtok_plugin.data.records import union_rles
+
 COLUMNS, ROWS = 8, 3
 TARGET, ANSWER = "#c9d3e0", "#c8402f"
 
@@ -31,7 +33,7 @@ def draw_picture(folder: Path, steps: Sequence[str], answers: Path, out: Path) -
     cells = [*shapes.subplots(ROWS, COLUMNS).flat]
     for axes in cells:
         axes.set_axis_off()
-    for axes, (row, iou) in zip(cells, choose(read_rows(answers)), strict=False):
+    for axes, (row, iou) in zip(cells, choose(read_rows(answers)), strict=False):  # few questions leave cells empty
         draw_answer(axes, row, iou)
     shapes.suptitle("grey: target, red: answer; evenly spaced by IoU, from the best to the worst", fontsize=9)
     figure.savefig(out, dpi=100)
@@ -58,19 +60,12 @@ def choose(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]
 
 def iou_of(row: dict[str, Any]) -> float:
     """IoU of the union of the answer's masks with the union of the targets; 0 without a mask."""
-    target, answer = union(row["target_masks"]), union(row["masks"])
-    if answer is None or target is None:
+    if not row["masks"]:
         return 0.0
-    return float(coco_mask.iou([answer], [target], [0])[0, 0])
-
-
-def union(masks: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    rles = [{"size": mask["size"], "counts": mask["counts"]} for mask in masks]
-    return coco_mask.merge(rles) if rles else None
+    return float(coco_mask.iou([union_rles(row["masks"])], [union_rles(row["target_masks"])], [0])[0, 0])
 
 
 def draw_answer(axes: Axes, row: dict[str, Any], iou: float) -> None:
-    target, answer = union(row["target_masks"]), union(row["masks"])
     question = row["messages"][0]["content"].replace("<image>", "")
     asked = ASKED_NAME.fullmatch(question)
     axes.set_title(f"{asked[1] if asked else question}: {100 * iou:.0f} %", fontsize=8)
@@ -79,6 +74,6 @@ def draw_answer(axes: Axes, row: dict[str, Any], iou: float) -> None:
     axes.set_xlim(-1, width)
     axes.set_ylim(height, -1)
     axes.add_patch(Rectangle((0, 0), width - 1, height - 1, fill=False, edgecolor="#808080", clip_on=False))
-    axes.contourf(coco_mask.decode(target), levels=[0.5, 1.5], colors=[TARGET])
-    if answer is not None:
-        axes.contour(coco_mask.decode(answer), levels=[0.5], colors=ANSWER, linewidths=1.3)
+    axes.contourf(coco_mask.decode(union_rles(row["target_masks"])), levels=[0.5, 1.5], colors=[TARGET])
+    if row["masks"]:
+        axes.contour(coco_mask.decode(union_rles(row["masks"])), levels=[0.5], colors=ANSWER, linewidths=1.3)

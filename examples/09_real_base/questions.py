@@ -67,7 +67,7 @@ def prepare_negatives(folder: Path, out: Path, seed: int) -> list[Row]:
     return rows
 
 
-def limit_absent(absent: Iterable[Row], present: Iterable[Row], rng: random.Random) -> list[Row]:
+def limit_absent(absent: list[Row], present: Iterable[Row], rng: random.Random) -> list[Row]:
     """Draw questions without a target: of each question, at most half as many as have a target.
 
     Otherwise, most photographs that a rare class is asked about do not show it, and "There is no …" is the right answer
@@ -76,8 +76,7 @@ def limit_absent(absent: Iterable[Row], present: Iterable[Row], rng: random.Rand
     asked = Counter(row["messages"][0]["content"] for row in present)
     drawn: Counter[str] = Counter()
     kept = []
-    rows = list(absent)
-    for row in rng.sample(rows, len(rows)):
+    for row in rng.sample(absent, len(absent)):
         question = row["messages"][0]["content"]
         if 2 * (drawn[question] + 1) <= asked[question]:
             drawn[question] += 1
